@@ -1,0 +1,114 @@
+"""What Shoal knows of an engine: how to start it, and how to read it. All pure; the fleet does the I/O.
+
+An engine's HTTP is vLLM's: `GET /health` answers 200 once it serves, `GET /metrics` is Prometheus text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Device, Exit, Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A Python interpreter that has an engine, apart from Shoal's own.
+
+    `variant` is the kind of device that it was built for: `cpu` or `cuda`.
+    """
+
+    name: str
+    kind: str
+    variant: str
+    python: Path
+    version: str
+    managed: bool = True
+    """Made by `shoal engines install`, or somebody's own interpreter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start one engine process group.
+
+    `env` is added to a small, scrubbed environment: an engine never inherits Shoal's secrets.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Milestone:
+    """A log line that shows how far a start has come: from it on, `phase` runs, at `percent` of the whole."""
+
+    pattern: re.Pattern[str]
+    phase: str
+    percent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do, as started. Nothing is promised that was not seen to work."""
+
+    sleep: bool = False
+    lora: bool = False
+    elastic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMetrics:
+    """Readings of a running engine under one set of names, whatever the engine calls them. None: not reported."""
+
+    requests_running: float | None = None
+    requests_waiting: float | None = None
+    kv_usage: float | None = None  # 0…1
+    prompt_tokens_total: float | None = None
+    generation_tokens_total: float | None = None
+    preemptions_total: float | None = None
+    prefix_queries_total: float | None = None
+    prefix_hits_total: float | None = None
+    steps_total: float | None = None
+    """Grows with every step of the engine; if it stands still while requests run, the engine hangs."""
+
+
+class Engine(Protocol):
+    """One kind of engine."""
+
+    kind: str
+    device_kinds: tuple[str, ...]
+    milestones: Sequence[Milestone]
+
+    def capabilities(self, spec: ModelSpec) -> Capabilities:
+        """What an instance started from `spec` can do."""
+        ...
+
+    def environment(self, spec: ModelSpec, devices: Sequence[Device]) -> Environment:
+        """The interpreter to use. Raises ShoalError (code `engine_not_installed`) if there is none."""
+        ...
+
+    def check(self, spec: ModelSpec) -> None:
+        """Refuse what cannot start, before anything starts: raises ShoalError (`source_not_found`, …)."""
+        ...
+
+    def needs(self, spec: ModelSpec) -> int | None:
+        """Bytes that one device has to have free for a share of this model, or None if unknown."""
+        ...
+
+    def launch(
+        self, spec: ModelSpec, *, instance: str, address: str, devices: Sequence[Device], environment: Environment
+    ) -> Launch:
+        """The command line that serves `spec` at `address` (see `shoal.net`) on `devices`."""
+        ...
+
+    def read_metrics(self, text: str) -> EngineMetrics:
+        """Readings out of the engine's Prometheus text. Unknown or broken lines are skipped."""
+        ...
+
+    def explain(self, spec: ModelSpec, log: Sequence[str], exit: Exit) -> Failure:
+        """Why a start or a run failed, from the end of its log (oldest line first)."""
+        ...

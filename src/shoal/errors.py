@@ -1,0 +1,67 @@
+"""One error type and one JSON shape for everything that Shoal refuses.
+
+The shape is OpenAI's, ``{"error": {"message", "type", "code", "param"}}``, on every path: inference clients
+already know how to show it. The message says what is wrong and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class ShoalError(Exception):
+    """Something that was asked for cannot be done, and why.
+
+    ``status`` is the HTTP status that fits, ``code`` a stable word for programs, ``param`` the field at fault.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str = "invalid_request",
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body that tells a client about this error."""
+        return error_body(self.message, status=self.status, code=self.code, param=self.param)
+
+
+def error_body(message: str, *, status: int, code: str, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's error shape; ``type`` follows from the status as OpenAI's own service does it."""
+    return {"error": {"message": message, "type": error_type(status), "code": code, "param": param}}
+
+
+def error_type(status: int) -> str:
+    """OpenAI's coarse error type for an HTTP status."""
+    return {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        409: "conflict_error",
+        429: "rate_limit_error",
+    }.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+class NotFoundError(ShoalError):
+    """There is no such model, instance, device or path."""
+
+    def __init__(self, message: str, *, code: str = "not_found", param: str | None = None) -> None:
+        super().__init__(message, status=404, code=code, param=param)
+
+
+class ConflictError(ShoalError):
+    """The present state forbids it."""
+
+    def __init__(self, message: str, *, code: str = "conflict", param: str | None = None) -> None:
+        super().__init__(message, status=409, code=code, param=param)

@@ -1,0 +1,83 @@
+"""What a model is: the settings that a user gives it, checked once, kept verbatim everywhere."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from shoal.units import ByteSize
+
+EngineKind = Literal["vllm", "simulated"]
+MAX_NAME = 200
+
+
+class ModelSpec(BaseModel):
+    """A model's settings. Immutable: a change makes a new one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="The name that clients send as `model`.")
+    source: str = Field(min_length=1, description="A local folder, or a Hugging Face hub id.")
+    engine: EngineKind = Field("vllm", description="The software that runs it.")
+    environment: str | None = Field(
+        None,
+        description="The engine environment to use (a name from `shoal engines ls`, or the path of a Python "
+        "interpreter that has the engine). Default: the one installed for the model's device.",
+    )
+    devices: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        "auto", description="Device ids such as `cuda:0` or `host`, or `auto`."
+    )
+    tensor_parallel: int = Field(1, ge=1, le=64, description="Over how many devices one instance is split.")
+    context_length: int | None = Field(None, ge=1, description="Longest context in tokens. Default: the model's own.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Data type of the weights.")
+    kv_cache_memory: ByteSize | None = Field(None, description="Bytes of KV cache per device, such as `1GiB`.")
+    instances: int = Field(1, ge=1, le=64, description="How many instances a load starts.")
+    load_on_start: bool = Field(False, description="Load when `shoal serve` starts.")
+    args: tuple[str, ...] = Field((), description="Further engine arguments, passed on word for word.")
+    env: dict[str, str] = Field(default_factory=dict, description="Further environment variables of the engine.")
+    port: int | None = Field(
+        None, ge=1, le=65535, description="A fixed loopback port for the engine. Default: a Unix socket, never taken."
+    )
+    start_timeout: float = Field(1800, gt=0, description="Seconds that a start may take.")
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        name = unicodedata.normalize("NFC", name)
+        if not name or name != name.strip() or len(name) > MAX_NAME:
+            raise ValueError(f"a name has 1 to {MAX_NAME} characters and no blanks at its ends")
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
+            raise ValueError("a name cannot hold control characters or line breaks")
+        if name in (".", "..") or "//" in name or name.startswith("/") or name.endswith("/"):
+            raise ValueError("a name cannot be a path: no leading, trailing or doubled slash")
+        return name
+
+    @field_validator("args")
+    @classmethod
+    def _args(cls, args: tuple[str, ...]) -> tuple[str, ...]:
+        if any("\0" in arg for arg in args):
+            raise ValueError("an argument cannot hold a NUL character")
+        return args
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, env: dict[str, str]) -> dict[str, str]:
+        for key, value in env.items():
+            if not key or "=" in key or "\0" in key or "\0" in value:
+                raise ValueError(f"{key!r} is not an environment variable")
+            if key.startswith("SHOAL_"):
+                raise ValueError(f"{key} is set by Shoal itself")
+        return env
+
+    @model_validator(mode="after")
+    def _together(self) -> ModelSpec:
+        if self.port is not None and self.instances > 1:
+            raise ValueError("a fixed port serves one instance only; leave out `port` or set `instances: 1`")
+        if self.devices != "auto" and len(self.devices) != self.tensor_parallel:
+            raise ValueError(
+                f"{len(self.devices)} devices are named but tensor_parallel is {self.tensor_parallel}; "
+                "they have to be equal"
+            )
+        return self

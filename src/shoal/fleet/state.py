@@ -1,0 +1,114 @@
+"""What the fleet holds: devices, models, instances. Plain immutable records; decisions are made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from shoal.fleet.spec import ModelSpec
+
+
+class InstanceState(StrEnum):
+    """Where an instance is in its life; `lifecycle.py` says what leads where."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing runs and nothing will without being asked."""
+        return self in (InstanceState.STOPPED, InstanceState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a start has come. `seconds_left` is None until an earlier load of the model taught it."""
+
+    phase: str
+    percent: int
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why something failed, in one sentence, and what to do about it.
+
+    `code` is a stable word for programs: `out_of_memory`, `source_not_found`, `engine_not_installed`, …
+    """
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: an exit code, or the signal that killed it. Both None: nobody saw it."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"killed by signal {self.signal}"
+        return f"exited with code {self.code}" if self.code is not None else "ended unseen"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU, or the host's memory for CPU engines. Sizes in bytes; what cannot be read is None."""
+
+    id: str
+    kind: str  # cuda, host, simulated
+    name: str
+    memory_total: int
+    memory_used: int
+    utilization: float | None = None  # 0…1
+    temperature: float | None = None  # degrees Celsius
+    power: float | None = None  # watts
+    error: str | None = None
+
+    @property
+    def memory_free(self) -> int:
+        """Bytes that nobody uses."""
+        return max(0, self.memory_total - self.memory_used)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One engine process group that serves a model. Times are Unix seconds."""
+
+    id: str
+    model: str
+    engine: str
+    state: InstanceState
+    devices: tuple[str, ...]
+    created_at: float
+    changed_at: float
+    reason: str = ""
+    address: str = ""
+    spec: ModelSpec | None = None
+    environment: str = ""
+    pid: int | None = None
+    ready_at: float | None = None
+    restarts: int = 0
+    restart_at: float | None = None
+    progress: Progress | None = None
+    failure: Failure | None = None
+    memory: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that clients can name. `origin` says who declared it: `api` or `file`."""
+
+    spec: ModelSpec
+    origin: str
+    created_at: float
+    desired: int = 0
+    """How many instances should run; kept over restarts."""

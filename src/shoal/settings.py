@@ -1,0 +1,112 @@
+"""Every setting of `shoal serve`: flags over `SHOAL_…` variables over the YAML file over the defaults here."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path, user_data_path
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shoal.fleet.spec import EngineKind, ModelSpec
+from shoal.units import ByteSize
+
+PREFIX = "SHOAL_"
+
+
+class Settings(BaseSettings):
+    """How `shoal serve` runs. `docs/settings.md` lists every field; a test keeps it complete."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it.")
+    insecure: bool = Field(False, description="Allow an address beyond loopback although nothing asks for a key.")
+    state_dir: Path = Field(
+        default_factory=lambda: user_data_path("shoal"), description="Folder of the database and the logs."
+    )
+    runtime_dir: Path | None = Field(
+        None, description="Folder of sockets and process records. Default: one per state folder under the user's "
+        "runtime folder or /tmp."
+    )
+    engines_dir: Path = Field(
+        default_factory=lambda: user_cache_path("shoal") / "engines", description="Folder of engine environments."
+    )
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL, such as postgresql+psycopg://…; default: SQLite in the state folder."
+    )
+    engine: EngineKind = Field("vllm", description="The engine of models that name none.")
+    restore: bool = Field(True, description="At start, load again the models that were loaded at the last stop.")
+    keep_engines: bool = Field(False, description="Leave engines running when `shoal serve` is stopped.")
+
+    max_body: ByteSize = Field(64 * 2**20, ge=1024, description="Largest request body; beyond it 413.")
+    header_timeout: float = Field(15, gt=0, description="Seconds that a client may take to send its headers.")
+    body_timeout: float = Field(60, gt=0, description="Seconds without a byte that end a client's upload with 408.")
+    connect_timeout: float = Field(5, gt=0, description="Seconds that connecting to an engine may take.")
+
+    drain_timeout: float = Field(30, ge=0, description="Seconds that running requests may take before an unload ends them.")
+    stop_timeout: float = Field(10, ge=0, description="Seconds between SIGTERM and SIGKILL to an engine.")
+    health_interval: float = Field(2, gt=0, description="Seconds between two looks at a running engine.")
+    hang_timeout: float = Field(
+        120, gt=0, description="Seconds without an answer, or without a step while requests run, after which an engine "
+        "counts as hung and is restarted."
+    )
+    restart_limit: int = Field(5, ge=0, description="Crashes in a row after which an instance is given up.")
+    restart_delay: float = Field(1, ge=0, description="Seconds before the first restart; doubled each time.")
+    restart_delay_max: float = Field(60, ge=0, description="Longest wait before a restart, in seconds.")
+    restart_reset: float = Field(300, gt=0, description="Seconds of service after which crashes are forgotten.")
+
+    log_bytes: ByteSize = Field(32 * 2**20, ge=65536, description="Bytes of log kept per instance, in two files.")
+    history: int = Field(200, ge=0, description="Ended instances kept, with their logs.")
+    events_kept: int = Field(10_000, ge=100, description="Events kept in the database.")
+    simulated_devices: tuple[ByteSize, ...] = Field(
+        (), description="Sizes of pretended devices for the simulated engine, such as [80GiB, 80GiB]."
+    )
+    models: dict[str, ModelSpec] = Field(default_factory=dict, description="Models that exist at start, by name.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_models(cls, data: Any) -> Any:
+        """`models: {name: {…}}`: the key is the name, and the `engine` setting is the default engine."""
+        models = data.get("models") if isinstance(data, dict) else None
+        if not isinstance(models, dict):
+            return data
+        engine = data.get("engine", "vllm")
+        named: dict[str, Any] = {}
+        for name, spec in models.items():
+            if isinstance(spec, dict):
+                if spec.get("name", name) != name:
+                    raise ValueError(f"models.{name}.name: the key is the name; leave `name` out")
+                named[str(name)] = {"engine": engine, **spec, "name": str(name)}
+            else:
+                named[str(name)] = spec
+        return {**data, "models": named}
+
+    @field_validator("state_dir", "runtime_dir", "engines_dir")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - keeps symlinks
+
+    @model_validator(mode="after")
+    def _open_only_when_told(self) -> Settings:
+        if not is_loopback(self.host) and not self.insecure:
+            raise ValueError(
+                f"host: {self.host} can be reached from other machines and nothing asks for a key yet; "
+                "listen on 127.0.0.1 behind a proxy of yours, or say --insecure"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
