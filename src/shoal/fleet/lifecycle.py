@@ -1,0 +1,115 @@
+"""The life of an instance as one table: state x event -> next state and effects. What is not in it is refused.
+
+Pure. The manager looks a transition up, writes the new state down, and has the effects carried out in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shoal.errors import ConflictError
+from shoal.fleet.state import InstanceState as S
+
+
+class Event(StrEnum):
+    """What happens to an instance."""
+
+    START = "start"  # its turn on its devices has come
+    REFUSE = "refuse"  # it cannot be started at all
+    HEALTHY = "healthy"  # the engine answers
+    GIVE_UP = "give_up"  # the start took too long
+    HANG = "hang"  # the engine no longer answers, or makes no step
+    UNLOAD = "unload"  # somebody wants it gone
+    DRAINED = "drained"  # no request runs any more, or the limit has passed
+    RETRY = "retry"  # a failed one is asked for again
+    # The process has ended; which of these it is depends on what was meant to happen next:
+    CRASH = "crash"  # by itself, and may be restarted
+    EXHAUST = "exhaust"  # by itself, and has used up its restarts, or never served
+    END = "end"  # as told
+    END_RESTART = "end_restart"  # told so in order to start again
+    END_FAILED = "end_failed"  # told so because it failed
+
+
+class Effect(StrEnum):
+    """What the manager has done outside, in the order given."""
+
+    SPAWN = "spawn"  # start the process group
+    ROUTE = "route"  # publish the routing table anew
+    DRAIN = "drain"  # wait until no request runs on it
+    TERMINATE = "terminate"  # end the process group: SIGTERM, then SIGKILL
+    KILL = "kill"  # end the process group at once
+    EXPLAIN = "explain"  # find out from the log why it failed
+    BACK_OFF = "back_off"  # come back later and start
+    RECORD = "record"  # keep how long the start took
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """Where an event leads, and what has to be done on the way."""
+
+    state: S
+    effects: tuple[Effect, ...] = ()
+
+
+TABLE: dict[tuple[S, Event], Transition] = {
+    (S.QUEUED, Event.START): Transition(S.STARTING, (Effect.SPAWN, Effect.ROUTE)),
+    (S.QUEUED, Event.REFUSE): Transition(S.FAILED, (Effect.ROUTE,)),
+    (S.QUEUED, Event.UNLOAD): Transition(S.STOPPED, (Effect.ROUTE,)),
+    (S.STARTING, Event.HEALTHY): Transition(S.READY, (Effect.ROUTE, Effect.RECORD)),
+    (S.STARTING, Event.REFUSE): Transition(S.FAILED, (Effect.ROUTE,)),
+    (S.STARTING, Event.GIVE_UP): Transition(S.STOPPING, (Effect.KILL,)),
+    (S.STARTING, Event.UNLOAD): Transition(S.STOPPING, (Effect.TERMINATE, Effect.ROUTE)),
+    (S.STARTING, Event.CRASH): Transition(S.QUEUED, (Effect.EXPLAIN, Effect.ROUTE, Effect.BACK_OFF)),
+    (S.STARTING, Event.EXHAUST): Transition(S.FAILED, (Effect.EXPLAIN, Effect.ROUTE, Effect.RECORD)),
+    (S.READY, Event.UNLOAD): Transition(S.DRAINING, (Effect.ROUTE, Effect.DRAIN)),
+    (S.READY, Event.HANG): Transition(S.STOPPING, (Effect.ROUTE, Effect.KILL)),
+    (S.READY, Event.CRASH): Transition(S.QUEUED, (Effect.ROUTE, Effect.EXPLAIN, Effect.BACK_OFF)),
+    (S.READY, Event.EXHAUST): Transition(S.FAILED, (Effect.ROUTE, Effect.EXPLAIN)),
+    (S.DRAINING, Event.DRAINED): Transition(S.STOPPING, (Effect.TERMINATE,)),
+    (S.DRAINING, Event.END): Transition(S.STOPPED, (Effect.ROUTE,)),
+    (S.STOPPING, Event.END): Transition(S.STOPPED, (Effect.ROUTE,)),
+    (S.STOPPING, Event.END_RESTART): Transition(S.QUEUED, (Effect.EXPLAIN, Effect.ROUTE, Effect.BACK_OFF)),
+    (S.STOPPING, Event.END_FAILED): Transition(S.FAILED, (Effect.EXPLAIN, Effect.ROUTE, Effect.RECORD)),
+    (S.FAILED, Event.RETRY): Transition(S.QUEUED, (Effect.ROUTE,)),
+    (S.FAILED, Event.UNLOAD): Transition(S.STOPPED, (Effect.ROUTE,)),
+    # Asked twice is asked once:
+    (S.DRAINING, Event.UNLOAD): Transition(S.DRAINING),
+    (S.STOPPING, Event.UNLOAD): Transition(S.STOPPING),
+    (S.STOPPED, Event.UNLOAD): Transition(S.STOPPED),
+}
+
+WITH_PROCESS = frozenset({S.STARTING, S.READY, S.DRAINING, S.STOPPING})
+"""States in which a process group exists, or may."""
+
+
+def step(state: S, event: Event) -> Transition:
+    """Where `event` leads from `state`. Raises ConflictError, naming both, if the table has no such row."""
+    transition = TABLE.get((state, event))
+    if transition is None:
+        raise ConflictError(
+            f"an instance that is {state.value} cannot {event.value.replace('_', ' ')}", code="wrong_state"
+        )
+    return transition
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When to start a crashed instance again. Seconds."""
+
+    limit: int = 5
+    delay: float = 1.0
+    delay_max: float = 60.0
+    reset: float = 300.0
+
+    def after_crash(self, restarts: int, served_for: float | None) -> tuple[int, float] | None:
+        """Restarts counted anew and the wait before the next one; None to give up.
+
+        `served_for` is how long it was ready before the crash, None if it never was. Long service clears the count.
+        An instance that never served on its first start is not tried again: it would fail the same way.
+        """
+        if served_for is not None and served_for >= self.reset:
+            restarts = 0
+        if restarts >= self.limit or (served_for is None and restarts == 0):
+            return None
+        return restarts + 1, min(self.delay_max, self.delay * 2.0**restarts)

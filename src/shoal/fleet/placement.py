@@ -1,0 +1,130 @@
+"""Where an instance goes, and whose turn it is. Pure functions from a snapshot to an answer with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from shoal.errors import ShoalError
+from shoal.fleet.lifecycle import WITH_PROCESS
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Device, Instance, InstanceState
+from shoal.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What an instance that is queued waits for."""
+
+    instance: str
+    reason: str
+
+
+def place(
+    spec: ModelSpec,
+    needs: int | None,
+    devices: Sequence[Device],
+    kinds: Sequence[str],
+    promised: Mapping[str, int],
+) -> tuple[Device, ...]:
+    """The devices for one instance of `spec`: those that it names, or the ones with the most room.
+
+    `needs` is bytes per device (None: unknown, always taken to fit), `kinds` the device kinds that the engine can
+    use, `promised` bytes by device that instances still starting have not taken yet. Raises ShoalError with the
+    numbers if it does not fit.
+    """
+    by_id = {device.id: device for device in devices}
+    if spec.devices != "auto":
+        chosen = []
+        for name in spec.devices:
+            device = by_id.get(name)
+            if device is None:
+                known = ", ".join(by_id) or "none"
+                raise ShoalError(
+                    f"there is no device {name}; this machine has {known}", code="no_such_device", param="devices"
+                )
+            if device.kind not in kinds:
+                raise ShoalError(
+                    f"{name} is a {device.kind} device; the {spec.engine} engine needs {' or '.join(kinds)}",
+                    code="wrong_device",
+                    param="devices",
+                )
+            _refuse_if_full(spec, needs, device, promised)
+            chosen.append(device)
+        return tuple(chosen)
+
+    # The first kind with any device is the engine's favourite: a GPU engine does not fall back to the host's memory
+    # because its GPUs are full.
+    usable: list[Device] = []
+    for kind in kinds:
+        usable = [device for device in devices if device.kind == kind and device.error is None]
+        if usable:
+            break
+    if len(usable) < spec.tensor_parallel:
+        raise ShoalError(
+            f"{spec.name} needs {spec.tensor_parallel} {' or '.join(kinds)} device(s); "
+            f"this machine has {len(usable)} ready",
+            code="no_device",
+            param="tensor_parallel" if usable else "engine",
+        )
+    usable.sort(key=lambda device: (-_room(device, promised), device.id))
+    picked = usable[: spec.tensor_parallel]
+    for device in picked:
+        _refuse_if_full(spec, needs, device, promised)
+    return tuple(sorted(picked, key=lambda device: device.id))
+
+
+def _room(device: Device, promised: Mapping[str, int]) -> int:
+    return device.memory_free - promised.get(device.id, 0)
+
+
+def _refuse_if_full(spec: ModelSpec, needs: int | None, device: Device, promised: Mapping[str, int]) -> None:
+    room = _room(device, promised)
+    if needs is None or needs <= room:
+        return
+    waiting = promised.get(device.id, 0)
+    beside = f" beside {format_bytes(waiting)} for models that are starting" if waiting else ""
+    raise ShoalError(
+        f"{spec.name} needs {format_bytes(needs)} on {device.id}, which has {format_bytes(max(0, room))} free "
+        f"of {format_bytes(device.memory_total)}{beside}; unload another model, or give it less KV cache",
+        status=409,
+        code="too_little_memory",
+    )
+
+
+def next_starts(instances: Iterable[Instance], now: float) -> tuple[list[str], list[Waiting]]:
+    """Which queued instances may start now, and what the others wait for.
+
+    On one device one start at a time, in the order in which they were asked for, because engines measure free memory
+    while they start; on different devices side by side. A device on which an instance is still ending counts as taken.
+    """
+    ordered = sorted(instances, key=lambda instance: (instance.created_at, instance.id))
+    taken: dict[str, str] = {}
+    for instance in ordered:
+        if instance.state in (InstanceState.STARTING, InstanceState.STOPPING):
+            verb = "start" if instance.state is InstanceState.STARTING else "stop"
+            for device in instance.devices:
+                taken.setdefault(device, f"waits for {instance.model} to {verb} on {device}")
+    starts: list[str] = []
+    waits: list[Waiting] = []
+    for instance in ordered:
+        if instance.state is not InstanceState.QUEUED:
+            continue
+        if instance.restart_at is not None and instance.restart_at > now:
+            waits.append(Waiting(instance.id, instance.reason))
+            continue
+        blocked = next((taken[device] for device in instance.devices if device in taken), None)
+        if blocked is None:
+            starts.append(instance.id)
+            reason = f"waits for {instance.model} to start"
+        else:
+            waits.append(Waiting(instance.id, blocked))
+            reason = f"waits for {instance.model}, which is queued before it"
+        for device in instance.devices:
+            taken.setdefault(device, f"{reason} on {device}")
+    return starts, waits
+
+
+def has_process(instance: Instance) -> bool:
+    """Whether a process group of this instance exists, or may."""
+    return instance.state in WITH_PROCESS

@@ -1,0 +1,123 @@
+"""Where things lie: the state folder survives a reboot, the runtime folder holds sockets and process records."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_runtime_path
+
+from shoal.errors import ShoalError
+from shoal.net import MAX_UNIX_PATH
+from shoal.settings import Settings
+
+# The longest file name below the runtime folder: instances/<id of 40 characters>/engine.sock
+_LONGEST = len("/instances/") + 40 + len("/engine.sock")
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Every file and folder that a running Shoal uses."""
+
+    state: Path
+    runtime: Path
+
+    @property
+    def database(self) -> Path:
+        return self.state / "shoal.db"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    def log(self, instance: str) -> Path:
+        """The engine's output; `….1` beside it holds the older half."""
+        return self.logs / instance / "engine.log"
+
+    @property
+    def instances(self) -> Path:
+        return self.runtime / "instances"
+
+    @property
+    def controller_socket(self) -> Path:
+        return self.runtime / "controller.sock"
+
+    @property
+    def relay_socket(self) -> Path:
+        return self.runtime / "relay.sock"
+
+    @property
+    def routing_table(self) -> Path:
+        return self.runtime / "routes.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.runtime / "lock"
+
+
+def find_paths(settings: Settings) -> Paths:
+    """The paths that `settings` lead to. Nothing is made."""
+    runtime = settings.runtime_dir
+    if runtime is None:
+        # Socket paths are short by law (107 bytes), state folders need not be: so a hash of the folder names it.
+        name = hashlib.sha256(os.fsencode(settings.state_dir)).hexdigest()[:12]
+        base = user_runtime_path("shoal")
+        if not base.parent.is_dir() or len(os.fsencode(base)) + 13 + _LONGEST > MAX_UNIX_PATH:
+            base = Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}"
+        runtime = base / name
+    if len(os.fsencode(runtime)) + _LONGEST > MAX_UNIX_PATH:
+        raise ShoalError(
+            f"runtime_dir: {runtime} is too long for Unix sockets; name a folder of at most "
+            f"{MAX_UNIX_PATH - _LONGEST} bytes",
+            code="invalid_settings",
+        )
+    return Paths(settings.state_dir, runtime)
+
+
+def make_runtime(paths: Paths) -> None:
+    """Make the runtime folder, private to this user. Raises ShoalError if it is somebody else's."""
+    try:
+        for folder in (paths.runtime.parent, paths.runtime, paths.instances):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = paths.runtime.lstat()
+    except OSError as error:
+        raise ShoalError(
+            f"the runtime folder {paths.runtime} cannot be made: {error.strerror}; name another with runtime_dir",
+            code="invalid_settings",
+        ) from None
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+        raise ShoalError(
+            f"the runtime folder {paths.runtime} belongs to somebody else; name another with runtime_dir",
+            code="invalid_settings",
+        )
+    paths.runtime.chmod(0o700)
+
+
+@contextlib.contextmanager
+def hold(lock: Path) -> Iterator[None]:
+    """Hold `lock` while the block runs. Raises ShoalError (409) with the holder's pid if another process has it."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+            raise ShoalError(
+                f"Shoal already runs with this state folder (process {holder}); "
+                "use that one, or name another folder with --state-dir",
+                status=409,
+                code="already_running",
+            ) from None
+        with contextlib.suppress(OSError):  # a full disk must not stop the start
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(fd)
