@@ -1,0 +1,163 @@
+"""Records as rows and back. Pure; rows are plain dictionaries of column values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from pydantic import ValidationError
+
+from shoal.config import explain
+from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Failure, Instance, InstanceState, Model, Progress
+
+Row = Mapping[str, Any]
+
+_COLUMNS = ("id", "model", "engine", "state", "created_at", "changed_at")
+
+
+class UnreadableError(ValueError):
+    """A stored record that this version cannot read, and why."""
+
+
+def model_row(model: Model) -> dict[str, Any]:
+    """The row of a model."""
+    return {
+        "name": model.spec.name,
+        "spec": json.dumps(model.spec.model_dump(mode="json")),
+        "origin": model.origin,
+        "created_at": model.created_at,
+        "desired": model.desired,
+    }
+
+
+def read_model(row: Row) -> Model:
+    """The model of a row. Raises UnreadableError."""
+    spec = _spec(_json(row["spec"]))
+    return Model(spec=spec, origin=row["origin"], created_at=row["created_at"], desired=row["desired"])
+
+
+def instance_row(instance: Instance) -> dict[str, Any]:
+    """The row of an instance: what is searched for in columns, the rest in `record`."""
+    record = {item.name: getattr(instance, item.name) for item in fields(Instance) if item.name not in _COLUMNS}
+    record["spec"] = None if instance.spec is None else instance.spec.model_dump(mode="json")
+    for name in ("progress", "failure"):
+        if record[name] is not None:
+            record[name] = {item.name: getattr(record[name], item.name) for item in fields(record[name])}
+    columns: dict[str, Any] = {name: getattr(instance, name) for name in _COLUMNS}
+    return {**columns, "state": instance.state.value, "record": json.dumps(record)}
+
+
+def read_instance(row: Row) -> tuple[Instance, str | None]:
+    """The instance of a row, and what of it could not be read.
+
+    An instance whose spec this version refuses comes without it: its process may still run. Raises UnreadableError.
+    """
+    record = _json(row["record"])
+    problem = None
+    try:
+        spec = None if record.get("spec") is None else _spec(record["spec"])
+    except UnreadableError as error:
+        spec, problem = None, str(error)
+    try:
+        known = _known(Instance, record) | {
+            "id": row["id"],
+            "model": row["model"],
+            "engine": row["engine"],
+            "state": InstanceState(row["state"]),
+            "created_at": row["created_at"],
+            "changed_at": row["changed_at"],
+            "devices": tuple(record["devices"]),
+            "spec": spec,
+            "progress": _part(Progress, record.get("progress")),
+            "failure": _part(Failure, record.get("failure")),
+        }
+        return Instance(**known), problem
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnreadableError(_reason(error)) from None
+
+
+def load_row(load: LoadRecord) -> dict[str, Any]:
+    """The row of a load."""
+    return {
+        "model": _text(load.model),
+        "instance": _text(load.instance),
+        "engine": _text(load.engine),
+        "environment": _text(load.environment),
+        "version": _text(load.version),
+        "devices": json.dumps(load.devices),
+        "started_at": load.started_at,
+        "seconds": load.seconds,
+        "outcome": _text(load.outcome),
+        "phases": json.dumps(dict(load.phases)),
+        "memory": json.dumps(dict(load.memory)),
+    }
+
+
+def read_load(row: Row) -> LoadRecord:
+    """The load of a row. Raises UnreadableError."""
+    parsed = {
+        "devices": tuple(_json(row["devices"], list)),
+        "phases": _json(row["phases"]),
+        "memory": _json(row["memory"]),
+    }
+    return LoadRecord(**(_known(LoadRecord, row) | parsed))
+
+
+def event_row(event: Event) -> dict[str, Any]:
+    """The row of an event; the database gives it its id."""
+    return {
+        "at": event.at,
+        "level": _text(event.level),
+        "kind": _text(event.kind),
+        "model": None if event.model is None else _text(event.model),
+        "instance": None if event.instance is None else _text(event.instance),
+        "message": _text(event.message),
+    }
+
+
+def read_event(row: Row) -> Event:
+    """The event of a row."""
+    return Event(**_known(Event, row))
+
+
+def _spec(data: Any) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate(data)
+    except ValidationError as error:
+        raise UnreadableError(explain(error, ModelSpec)) from None
+
+
+def _json(text: str, kind: type = dict) -> Any:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise UnreadableError(f"its JSON is broken: {error}") from None
+    if not isinstance(data, kind):
+        raise UnreadableError("its JSON has the wrong shape")
+    return data
+
+
+def _known(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `kind`'s fields; others are another version's and left out."""
+    return {item.name: data[item.name] for item in fields(kind) if item.name in data}
+
+
+def _part(kind: type[Any], data: Any) -> Any:
+    """A nested record; None if it lacks a field that this version needs: it only informs."""
+    if not isinstance(data, dict):
+        return None
+    required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    return kind(**_known(kind, data)) if required <= set(data) else None
+
+
+def _reason(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _text(text: str) -> str:
+    """Text that every database takes: an engine's output may hold NUL, and surrogates of bytes that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
