@@ -36,12 +36,8 @@ class Effect(StrEnum):
 
     SPAWN = "spawn"  # start the process group
     ROUTE = "route"  # publish the routing table anew
-    DRAIN = "drain"  # wait until no request runs on it
     TERMINATE = "terminate"  # end the process group: SIGTERM, then SIGKILL
     KILL = "kill"  # end the process group at once
-    EXPLAIN = "explain"  # find out from the log why it failed
-    BACK_OFF = "back_off"  # come back later and start
-    RECORD = "record"  # keep how long the start took
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +52,21 @@ TABLE: dict[tuple[S, Event], Transition] = {
     (S.QUEUED, Event.START): Transition(S.STARTING, (Effect.SPAWN, Effect.ROUTE)),
     (S.QUEUED, Event.REFUSE): Transition(S.FAILED, (Effect.ROUTE,)),
     (S.QUEUED, Event.UNLOAD): Transition(S.STOPPED, (Effect.ROUTE,)),
-    (S.STARTING, Event.HEALTHY): Transition(S.READY, (Effect.ROUTE, Effect.RECORD)),
+    (S.STARTING, Event.HEALTHY): Transition(S.READY, (Effect.ROUTE,)),
     (S.STARTING, Event.REFUSE): Transition(S.FAILED, (Effect.ROUTE,)),
     (S.STARTING, Event.GIVE_UP): Transition(S.STOPPING, (Effect.KILL,)),
     (S.STARTING, Event.UNLOAD): Transition(S.STOPPING, (Effect.TERMINATE, Effect.ROUTE)),
-    (S.STARTING, Event.CRASH): Transition(S.QUEUED, (Effect.EXPLAIN, Effect.ROUTE, Effect.BACK_OFF)),
-    (S.STARTING, Event.EXHAUST): Transition(S.FAILED, (Effect.EXPLAIN, Effect.ROUTE, Effect.RECORD)),
-    (S.READY, Event.UNLOAD): Transition(S.DRAINING, (Effect.ROUTE, Effect.DRAIN)),
+    (S.STARTING, Event.CRASH): Transition(S.QUEUED, (Effect.ROUTE,)),
+    (S.STARTING, Event.EXHAUST): Transition(S.FAILED, (Effect.ROUTE,)),
+    (S.READY, Event.UNLOAD): Transition(S.DRAINING, (Effect.ROUTE,)),
     (S.READY, Event.HANG): Transition(S.STOPPING, (Effect.ROUTE, Effect.KILL)),
-    (S.READY, Event.CRASH): Transition(S.QUEUED, (Effect.ROUTE, Effect.EXPLAIN, Effect.BACK_OFF)),
-    (S.READY, Event.EXHAUST): Transition(S.FAILED, (Effect.ROUTE, Effect.EXPLAIN)),
+    (S.READY, Event.CRASH): Transition(S.QUEUED, (Effect.ROUTE,)),
+    (S.READY, Event.EXHAUST): Transition(S.FAILED, (Effect.ROUTE,)),
     (S.DRAINING, Event.DRAINED): Transition(S.STOPPING, (Effect.TERMINATE,)),
     (S.DRAINING, Event.END): Transition(S.STOPPED, (Effect.ROUTE,)),
     (S.STOPPING, Event.END): Transition(S.STOPPED, (Effect.ROUTE,)),
-    (S.STOPPING, Event.END_RESTART): Transition(S.QUEUED, (Effect.EXPLAIN, Effect.ROUTE, Effect.BACK_OFF)),
-    (S.STOPPING, Event.END_FAILED): Transition(S.FAILED, (Effect.EXPLAIN, Effect.ROUTE, Effect.RECORD)),
+    (S.STOPPING, Event.END_RESTART): Transition(S.QUEUED, (Effect.ROUTE,)),
+    (S.STOPPING, Event.END_FAILED): Transition(S.FAILED, (Effect.ROUTE,)),
     (S.FAILED, Event.RETRY): Transition(S.QUEUED, (Effect.ROUTE,)),
     (S.FAILED, Event.UNLOAD): Transition(S.STOPPED, (Effect.ROUTE,)),
     # Asked twice is asked once:

@@ -1,0 +1,61 @@
+"""All that the manager has done outside itself. `live.py` does it; tests and the policy simulator put theirs in."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.state import Device, Instance, Model
+from shoal.messages import RoutingTable
+
+
+class Effects(Protocol):
+    """Every call returns at once; what comes of it arrives as a fact."""
+
+    def now(self) -> float:
+        """Unix seconds."""
+        ...
+
+    def prepare(self, instance: Instance) -> None:
+        """Look at the model's files → Prepared."""
+        ...
+
+    def spawn(self, instance: Instance, devices: tuple[Device, ...]) -> None:
+        """Start the process group and watch it → Spawned, Progressed, Healthy, Overdue, Hung, Measured, Exited."""
+        ...
+
+    def terminate(self, instance: str) -> None:
+        """End the process group with grace → Exited."""
+        ...
+
+    def kill(self, instance: str) -> None:
+        """End the process group at once → Exited."""
+        ...
+
+    def discard(self, instance: str) -> None:
+        """Remove what an instance left behind: its log and its folder."""
+        ...
+
+    def wake_at(self, when: float) -> None:
+        """Send a Tick at `when` (Unix seconds)."""
+        ...
+
+    def route(self, table: RoutingTable) -> None:
+        """Give the routing table to every relay."""
+        ...
+
+    def publish(self, event: str, data: object) -> None:
+        """Tell everyone who watches."""
+        ...
+
+    def save_model(self, model: Model) -> None: ...
+
+    def delete_model(self, name: str) -> None: ...
+
+    def save_instance(self, instance: Instance) -> None: ...
+
+    def delete_instance(self, instance: str) -> None: ...
+
+    def add_event(self, event: Event) -> None: ...
+
+    def add_load(self, load: LoadRecord) -> None: ...

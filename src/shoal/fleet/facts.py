@@ -1,0 +1,134 @@
+"""What the outside tells the manager. Commands come from people, facts from processes, devices and the relay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shoal.engines.base import EngineMetrics
+from shoal.fleet.state import Device, Exit, Failure, Progress
+from shoal.messages import RelayReport
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The model's files were looked at. `failure`: it cannot be started. `needs`: bytes a device, None if unknown."""
+
+    instance: str
+    needs: int | None = None
+    kinds: tuple[str, ...] = ()
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The process group exists, or `failure` says why it does not."""
+
+    instance: str
+    address: str = ""
+    environment: str = ""
+    version: str = ""
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """The start has come further."""
+
+    instance: str
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Healthy:
+    """The engine answers. `phases`: seconds that each phase of the start took."""
+
+    instance: str
+    pid: int | None
+    phases: Mapping[str, float]
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """The start has taken longer than the model allows."""
+
+    instance: str
+    phases: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Hung:
+    """A running engine does not get on, for the reason given."""
+
+    instance: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process group is gone. `failure` is what its log says about an end that nobody asked for."""
+
+    instance: str
+    exit: Exit
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An engine's own readings."""
+
+    instance: str
+    metrics: EngineMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesRead:
+    """The devices now, and the host memory of each instance in bytes."""
+
+    devices: tuple[Device, ...]
+    memory: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RelayReported:
+    """A relay, known by its connection, says what it carries."""
+
+    connection: int
+    report: RelayReport
+
+
+@dataclass(frozen=True, slots=True)
+class RelayGone:
+    """A relay's connection has closed."""
+
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreProblem:
+    """What the store could not save, or None when all is saved again."""
+
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A time that the manager asked to be woken at has come."""
+
+
+Fact = (
+    Prepared
+    | Spawned
+    | Progressed
+    | Healthy
+    | Overdue
+    | Hung
+    | Exited
+    | Measured
+    | DevicesRead
+    | RelayReported
+    | RelayGone
+    | StoreProblem
+    | Tick
+)

@@ -1,0 +1,415 @@
+"""What happens to instances: facts become transitions of the lifecycle table, and those become effects.
+
+No I/O and no clock of its own: everything goes through `Effects`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+
+from shoal.errors import NotFoundError, ShoalError
+from shoal.fleet import facts
+from shoal.fleet.effects import Effects
+from shoal.fleet.lifecycle import Effect, Event, RestartPolicy, step
+from shoal.fleet.placement import next_starts, place
+from shoal.fleet.records import Event as Note
+from shoal.fleet.records import LoadRecord
+from shoal.fleet.snapshot import Fleet
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Device, Exit, Failure, Instance, Progress
+from shoal.fleet.state import InstanceState as S
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """The numbers that the fleet keeps to. Seconds, and a count of ended instances kept."""
+
+    restart: RestartPolicy = RestartPolicy()
+    drain: float = 30.0
+    history: int = 200
+
+
+class Life:
+    """The instances of a fleet. `dirty` names the models that have changed since it was last emptied."""
+
+    def __init__(self, fleet: Fleet, effects: Effects, limits: Limits) -> None:
+        self.fleet = fleet
+        self.dirty: set[str] = set()
+        self.routes_changed = False
+        self._effects = effects
+        self._limits = limits
+        self._started: dict[str, float] = {}
+        self._kinds: dict[str, tuple[str, ...]] = {}
+        self._versions: dict[str, str] = {}
+        self._after: dict[str, Event] = {}  # what the end of the process will mean
+        self._why: dict[str, Failure] = {}
+        self._drain_until: dict[str, float] = {}
+
+    # -- what people ask for ------------------------------------------------------------------------------------------
+
+    def create(self, spec: ModelSpec) -> Instance:
+        """A new instance of a model, queued."""
+        now = self._effects.now()
+        instance = Instance(
+            id=self._new_id(spec.name),
+            model=spec.name,
+            engine=spec.engine,
+            state=S.QUEUED,
+            devices=(),
+            created_at=now,
+            changed_at=now,
+            spec=spec,
+        )
+        self._put(instance)
+        self.routes_changed = True
+        self.note(instance, "queued", f"{spec.name} is to be loaded")
+        self._effects.prepare(instance)
+        return instance
+
+    def retry(self, instance: Instance, spec: ModelSpec) -> None:
+        """Load a failed instance again, with the model's present settings."""
+        fresh = dataclasses.replace(
+            instance, spec=spec, engine=spec.engine, devices=(), restarts=0, restart_at=None, failure=None, progress=None
+        )
+        self._kinds.pop(instance.id, None)
+        self._apply(fresh, Event.RETRY, "asked for again")
+        self._effects.prepare(self.fleet.instances[instance.id])
+
+    def unload(self, instance: Instance, *, force: bool = False) -> None:
+        """End an instance, after its running requests unless forced. Asked again, it only becomes more urgent."""
+        before = instance.state
+        self._after[instance.id] = Event.END
+        self._apply(instance, Event.UNLOAD, "unloaded")
+        if before is S.READY:
+            self._drain_until[instance.id] = self._effects.now() + (0.0 if force else self._limits.drain)
+        elif force and before is S.DRAINING:
+            self._drain_until[instance.id] = self._effects.now()
+        elif force and before is S.STOPPING:
+            self._effects.kill(instance.id)
+
+    # -- what the outside tells ---------------------------------------------------------------------------------------
+
+    def on_prepared(self, fact: facts.Prepared) -> None:
+        """The model's files were looked at: it may be placed now, or cannot be started."""
+        instance = self.fleet.instances.get(fact.instance)
+        if instance is None or instance.state is not S.QUEUED:
+            return
+        if fact.failure is not None:
+            self._refuse(instance, fact.failure)
+            return
+        self.fleet.needs[instance.id] = fact.needs
+        self._kinds[instance.id] = fact.kinds
+
+    def on_spawned(self, fact: facts.Spawned) -> None:
+        """The process group runs, or could not be started."""
+        instance = self.fleet.instances.get(fact.instance)
+        if instance is None:
+            return
+        if fact.failure is None:
+            self._versions[instance.id] = fact.version
+            self._put(dataclasses.replace(instance, address=fact.address, environment=fact.environment))
+        elif instance.state is S.STARTING:
+            self._refuse(instance, fact.failure)
+        elif instance.state is S.STOPPING:  # unloaded before it could not be started
+            self._apply(instance, Event.END, "unloaded")
+
+    def on_progressed(self, fact: facts.Progressed) -> None:
+        """A start has come further."""
+        instance = self.fleet.instances.get(fact.instance)
+        if instance is not None and instance.state is S.STARTING:
+            self._put(dataclasses.replace(instance, progress=fact.progress), save=False)
+            self.routes_changed = True
+
+    def on_healthy(self, fact: facts.Healthy) -> None:
+        """The engine answers: requests may come."""
+        instance = self.fleet.instances.get(fact.instance)
+        if instance is None or instance.state is not S.STARTING:
+            return
+        now = self._effects.now()
+        if fact.context_length is not None:
+            self.fleet.context_lengths[instance.model] = fact.context_length
+        instance = dataclasses.replace(
+            instance, pid=fact.pid or instance.pid, ready_at=now, progress=Progress("ready", 100, 0.0), failure=None
+        )
+        seconds = now - self._started.get(instance.id, instance.created_at)
+        self._record(instance, fact.phases, "ready")
+        self._apply(instance, Event.HEALTHY, f"ready after {seconds:.1f} s")
+
+    def on_overdue(self, fact: facts.Overdue) -> None:
+        """A start takes too long: end it."""
+        instance = self.fleet.instances.get(fact.instance)
+        if instance is None or instance.state is not S.STARTING:
+            return
+        limit = instance.spec.start_timeout if instance.spec else 0.0
+        self._why[instance.id] = Failure(
+            "start_timeout",
+            f"{instance.model} was not ready within {limit:.0f} s",
+            "see its log for what it waits for; raise `start_timeout` if it only needs longer",
+        )
+        self._after[instance.id] = Event.END_FAILED
+        self._record(instance, fact.phases, "start_timeout")
+        self._apply(instance, Event.GIVE_UP, self._why[instance.id].message)
+
+    def on_hung(self, fact: facts.Hung) -> None:
+        """A running engine stands still: end it and start it again."""
+        instance = self.fleet.instances.get(fact.instance)
+        if instance is None or instance.state is not S.READY:
+            return
+        self._why[instance.id] = Failure("hung", f"{instance.model} hangs: {fact.reason}", "it is started again")
+        self._after[instance.id] = Event.END_RESTART
+        self._apply(instance, Event.HANG, f"hangs: {fact.reason}")
+
+    def on_exited(self, fact: facts.Exited) -> None:
+        """A process group is gone, as told or by itself."""
+        instance = self.fleet.instances.get(fact.instance)
+        if instance is None or instance.state in (S.QUEUED, S.STOPPED, S.FAILED):
+            return
+        self._drain_until.pop(instance.id, None)
+        why = self._why.pop(instance.id, None)
+        after = self._after.pop(instance.id, Event.END)
+        served_for = self._effects.now() - instance.ready_at if instance.ready_at is not None else None
+        instance = dataclasses.replace(instance, pid=None, memory={}, ready_at=None)
+        if instance.state is S.DRAINING or (instance.state is S.STOPPING and after is Event.END):
+            self._apply(instance, Event.END, "unloaded")
+        elif instance.state is S.STOPPING and after is Event.END_FAILED:
+            self._apply(dataclasses.replace(instance, failure=why or fact.failure), after, (why or fact.failure).message)
+        else:
+            self._crashed(instance, why or fact.failure, fact.exit, served_for)
+
+    def on_measured(self, fact: facts.Measured) -> None:
+        """An engine's readings."""
+        if fact.instance in self.fleet.instances:
+            self.fleet.metrics[fact.instance] = fact.metrics
+
+    def on_devices(self, fact: facts.DevicesRead) -> None:
+        """The devices, read anew."""
+        self.fleet.devices = tuple(self._with_pretended(device) for device in fact.devices)
+        for instance_id, used in fact.memory.items():
+            instance = self.fleet.instances.get(instance_id)
+            if instance is not None and not instance.state.ended:
+                self.fleet.instances[instance_id] = dataclasses.replace(
+                    instance, memory={**instance.memory, "host": used}
+                )
+
+    def adopt(self, instance: Instance) -> None:
+        """Take back an instance whose process group was found alive; it goes on where it was."""
+        self._started[instance.id] = instance.changed_at
+        if instance.state is S.DRAINING:
+            self._drain_until[instance.id] = self._effects.now() + self._limits.drain
+        self._put(instance)
+        self.routes_changed = True
+        self.note(instance, "adopted", f"{instance.id} was found running and taken back as {instance.state.value}")
+
+    def forget(self, instance_id: str) -> None:
+        """Drop an ended instance, its log and its folder."""
+        instance = self.fleet.instances.pop(instance_id)
+        self.fleet.needs.pop(instance_id, None)
+        for remembered in (self._kinds, self._versions, self._started):
+            remembered.pop(instance_id, None)
+        self._effects.delete_instance(instance_id)
+        self._effects.discard(instance_id)
+        self.dirty.add(instance.model)
+
+    # -- what follows from the state ----------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Start whose turn it is, end what has drained, and say what the others wait for."""
+        now = self._effects.now()
+        self._end_drained(now)
+        self._place_queued()
+        placed = [i for i in self.fleet.instances.values() if i.state is not S.QUEUED or i.devices]
+        starts, waits = next_starts(placed, now)
+        for instance_id in starts:
+            self._start(self.fleet.instances[instance_id])
+        for waiting in waits:
+            instance = self.fleet.instances[waiting.instance]
+            if instance.reason != waiting.reason:
+                self._put(dataclasses.replace(instance, reason=waiting.reason), save=False)
+        due = [i.restart_at for i in self.fleet.instances.values() if i.state is S.QUEUED and i.restart_at]
+        upcoming = [at for at in (*due, *self._drain_until.values()) if at > now]
+        if upcoming:
+            self._effects.wake_at(min(upcoming))
+
+    def note(self, instance: Instance, kind: str, message: str, level: str = "info") -> None:
+        """Keep in the history, and tell who watches, what happened and why."""
+        self.say(Note(self._effects.now(), level, kind, message, instance.model, instance.id))
+
+    def say(self, event: Note) -> None:
+        """Keep and tell an event."""
+        self._effects.add_event(event)
+        self._effects.publish("message", event)
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def _start(self, instance: Instance) -> None:
+        now = self._effects.now()
+        self._started[instance.id] = now
+        starting = dataclasses.replace(instance, restart_at=None, progress=Progress("starting", 0), ready_at=None)
+        self._apply(starting, Event.START, f"starts on {', '.join(instance.devices)}")
+
+    def _end_drained(self, now: float) -> None:
+        for instance_id, until in list(self._drain_until.items()):
+            instance = self.fleet.instances.get(instance_id)
+            if instance is None or instance.state is not S.DRAINING:
+                self._drain_until.pop(instance_id)
+                continue
+            left = self.fleet.outstanding(instance_id)
+            if self._relays_know() and left == 0:
+                self._drain_until.pop(instance_id)
+                self._apply(instance, Event.DRAINED, "no request runs any more")
+            elif now >= until:
+                self._drain_until.pop(instance_id)
+                self._apply(instance, Event.DRAINED, f"{left} running request(s) were ended")
+
+    def _relays_know(self) -> bool:
+        """Whether every relay has the present routing table, so that no request can still be on its way."""
+        return not self.routes_changed and all(
+            (report.epoch, report.version) == self.table_id for report in self.fleet.relays.values()
+        )
+
+    table_id: tuple[str, int] = ("", 0)
+    """Epoch and version of the routing table that was published last."""
+
+    def _place_queued(self) -> None:
+        for instance in sorted(self.fleet.instances.values(), key=lambda i: (i.created_at, i.id)):
+            if instance.state is not S.QUEUED or instance.devices or instance.id not in self._kinds:
+                continue
+            spec = instance.spec
+            assert spec is not None
+            try:
+                devices = place(
+                    spec,
+                    self.fleet.needs.get(instance.id),
+                    self.fleet.devices,
+                    self._kinds[instance.id],
+                    self._promised(),
+                )
+            except ShoalError as error:
+                leaving = [i for i in self.fleet.instances.values() if i.state in (S.DRAINING, S.STOPPING)]
+                if error.code == "too_little_memory" and leaving:
+                    reason = f"waits for {leaving[0].model} to give its memory back"
+                    if instance.reason != reason:
+                        self._put(dataclasses.replace(instance, reason=reason), save=False)
+                    continue
+                self._refuse(instance, Failure(error.code, error.message))
+                continue
+            self._put(dataclasses.replace(instance, devices=tuple(device.id for device in devices)))
+
+    def _promised(self) -> Mapping[str, int]:
+        """Bytes by device that placed instances will still take."""
+        promised: dict[str, int] = {}
+        for instance in self.fleet.instances.values():
+            if instance.state not in (S.QUEUED, S.STARTING):
+                continue
+            needs = self.fleet.needs.get(instance.id) or 0
+            rest = max(0, needs - instance.memory.get("host", 0))
+            for device in instance.devices:
+                promised[device] = promised.get(device, 0) + rest
+        return promised
+
+    def _with_pretended(self, device: Device) -> Device:
+        """A simulated device holds what its instances say that they need."""
+        if device.kind != "simulated":
+            return device
+        used = sum(
+            self.fleet.needs.get(i.id) or 0
+            for i in self.fleet.instances.values()
+            if device.id in i.devices and i.state in (S.STARTING, S.READY, S.DRAINING, S.STOPPING)
+        )
+        return dataclasses.replace(device, memory_used=used)
+
+    def _crashed(self, instance: Instance, failure: Failure, exit: Exit, served_for: float | None) -> None:
+        instance = dataclasses.replace(instance, failure=failure)
+        restart = self._limits.restart.after_crash(instance.restarts, served_for)
+        if instance.state is S.STARTING and instance.restarts == 0:
+            self._record(instance, {}, failure.code)
+        if restart is None:
+            event = Event.END_FAILED if instance.state is S.STOPPING else Event.EXHAUST
+            tries = f" after {instance.restarts} restart(s)" if instance.restarts else ""
+            self._apply(instance, event, f"{failure.message}{tries}", level="error")
+            return
+        count, delay = restart
+        event = Event.END_RESTART if instance.state is S.STOPPING else Event.CRASH
+        again = dataclasses.replace(instance, restarts=count, restart_at=self._effects.now() + delay)
+        reason = f"{exit}; restart {count} of {self._limits.restart.limit} in {delay:.0f} s"
+        self._apply(again, event, reason, level="warning")
+
+    def _refuse(self, instance: Instance, failure: Failure) -> None:
+        refused = dataclasses.replace(instance, failure=failure, pid=None)
+        self._apply(refused, Event.REFUSE, failure.message, level="error")
+
+    def _apply(self, instance: Instance, event: Event, reason: str, *, level: str = "info") -> None:
+        transition = step(instance.state, event)
+        if transition.state is instance.state:  # asked twice
+            return
+        changed = dataclasses.replace(instance, state=transition.state, reason=reason, changed_at=self._effects.now())
+        self._put(changed)
+        self.note(changed, transition.state.value, f"{changed.model}: {reason}", level)
+        for effect in transition.effects:
+            self._carry_out(effect, changed)
+        if transition.state.ended:
+            self._prune()
+
+    def _carry_out(self, effect: Effect, instance: Instance) -> None:
+        if effect is Effect.SPAWN:
+            by_id = {device.id: device for device in self.fleet.devices}
+            devices = tuple(by_id[name] for name in instance.devices if name in by_id)
+            self._effects.spawn(instance, devices)
+        elif effect is Effect.ROUTE:
+            self.routes_changed = True
+        elif effect is Effect.TERMINATE:
+            self._effects.terminate(instance.id)
+        elif effect is Effect.KILL:
+            self._effects.kill(instance.id)
+
+    def _record(self, instance: Instance, phases: Mapping[str, float], outcome: str) -> None:
+        started = self._started.get(instance.id, instance.created_at)
+        self._effects.add_load(
+            LoadRecord(
+                model=instance.model,
+                instance=instance.id,
+                engine=instance.engine,
+                environment=instance.environment,
+                version=self._versions.get(instance.id, ""),
+                devices=tuple(sorted({d.kind for d in self.fleet.devices if d.id in instance.devices})),
+                started_at=started,
+                seconds=self._effects.now() - started,
+                outcome=outcome,
+                phases=dict(phases),
+                memory=dict(instance.memory),
+            )
+        )
+
+    def _put(self, instance: Instance, *, save: bool = True) -> None:
+        self.fleet.instances[instance.id] = instance
+        self.dirty.add(instance.model)
+        if save:
+            self._effects.save_instance(instance)
+
+    def _prune(self) -> None:
+        ended = sorted((i for i in self.fleet.instances.values() if i.state is S.STOPPED), key=lambda i: i.changed_at)
+        for instance in ended[: max(0, len(ended) - self._limits.history)]:
+            self.forget(instance.id)
+
+    def _new_id(self, model: str) -> str:
+        slug = re.sub(r"[^a-z0-9]+", "-", model.rsplit("/", 1)[-1].lower()).strip("-")[:24].strip("-") or "model"
+        while (new := f"{slug}-{secrets.token_hex(4)}") in self.fleet.instances:
+            pass
+        return new
+
+    def get(self, instance_id: str) -> Instance:
+        """The instance of that id. Raises NotFoundError."""
+        instance = self.fleet.instances.get(instance_id)
+        if instance is None:
+            raise NotFoundError(f"there is no instance {instance_id}; `shoal ps --all` lists them", param="instance")
+        return instance
+
+    def end_all(self, instances: Iterable[Instance], *, force: bool) -> list[Instance]:
+        """Unload each; those that had not ended before."""
+        live = [instance for instance in instances if instance.state is not S.STOPPED]
+        for instance in live:
+            self.unload(instance, force=force)
+        return live

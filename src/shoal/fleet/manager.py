@@ -1,0 +1,310 @@
+"""The one task that owns the fleet's state. Everything else sends it commands and facts, and reads what it publishes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from shoal.errors import ConflictError, NotFoundError, ShoalError
+from shoal.fleet import facts
+from shoal.fleet.effects import Effects
+from shoal.fleet.facts import Fact
+from shoal.fleet.life import Life, Limits
+from shoal.fleet.records import Event as Note
+from shoal.fleet.snapshot import Fleet, ModelView
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Instance, Model
+from shoal.fleet.state import InstanceState as S
+from shoal.messages import RoutingTable
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command led to: the model as it is now, and whether anything was set in motion."""
+
+    model: ModelView
+    changed: bool
+
+
+class Manager:
+    """The fleet. `start` runs its loop; `do` runs a command inside it; `tell` hands it a fact."""
+
+    def __init__(self, effects: Effects, limits: Limits, fleet: Fleet | None = None) -> None:
+        self.fleet = fleet if fleet is not None else Fleet()
+        self._effects = effects
+        self._life = Life(self.fleet, effects, limits)
+        self._inbox: asyncio.Queue[Fact | Callable[[], None]] = asyncio.Queue()
+        self._epoch = secrets.token_hex(8)
+        self._version = 0
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Take one thing after the other out of the inbox, for ever. A fault in one does not end the loop."""
+        while True:
+            self.handle(await self._inbox.get())
+
+    def handle(self, item: Fact | Callable[[], None]) -> None:
+        """Take one command or fact, and do all that follows from it."""
+        try:
+            if callable(item):
+                item()
+            else:
+                self._take(item)
+            self._life.settle()
+        except Exception:  # the fleet must go on whatever one event does to us
+            _log.exception("while handling %r", item)
+        self._tell_all()
+
+    def tell(self, fact: Fact) -> None:
+        """Hand over a fact. Never blocks."""
+        self._inbox.put_nowait(fact)
+
+    async def do(self, command: Callable[[], T]) -> T:
+        """Run `command` (a bound method of this class with its arguments) inside the loop; its result or error."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def run() -> None:
+            try:
+                result = command()
+            except ShoalError as error:
+                if not future.done():
+                    future.set_exception(error)
+            except BaseException as error:
+                if not future.done():
+                    future.set_exception(error)
+                raise
+            else:
+                if not future.done():
+                    future.set_result(result)
+
+        self._inbox.put_nowait(run)
+        return await future
+
+    def table(self) -> RoutingTable:
+        """The routing table that was published last."""
+        return self._table
+
+    # -- commands: call them through `do` -----------------------------------------------------------------------------
+
+    def add_model(self, spec: ModelSpec, origin: str = "api") -> Outcome:
+        """Declare a model. The same one again changes nothing; another under its name is refused."""
+        known = self.fleet.models.get(spec.name)
+        if known is not None:
+            if known.spec == spec:
+                return Outcome(self.fleet.model_view(spec.name), changed=False)
+            raise ConflictError(
+                f"there is a model {spec.name} with other settings; change or remove it, or take another name",
+                code="model_exists",
+                param="name",
+            )
+        self._put_model(Model(spec, origin, self._effects.now()))
+        self._life.say(self._note("model_added", f"{spec.name} was added", spec.name))
+        return Outcome(self.fleet.model_view(spec.name), changed=True)
+
+    def change_model(self, name: str, make: Callable[[ModelSpec], ModelSpec]) -> Outcome:
+        """Give a model other settings. Instances that run keep theirs until they are loaded anew."""
+        model = self._model(name)
+        self._refuse_if_declared(model)
+        spec = make(model.spec)
+        if spec.name != name:
+            raise ShoalError("a model cannot be renamed; add it under its new name", code="immutable", param="name")
+        if spec == model.spec:
+            return Outcome(self.fleet.model_view(name), changed=False)
+        self._put_model(dataclasses.replace(model, spec=spec))
+        self._life.say(self._note("model_changed", f"{name} has new settings", name))
+        return Outcome(self.fleet.model_view(name), changed=True)
+
+    def remove_model(self, name: str, *, unload: bool = False, force: bool = False) -> bool:
+        """Forget a model. While instances run it is refused, unless they are to be unloaded first: then False,
+        and it has to be asked again once they have ended."""
+        model = self._model(name)
+        self._refuse_if_declared(model)
+        live = [i for i in self.fleet.of_model(name) if not i.state.ended]
+        if live and not unload:
+            raise ConflictError(
+                f"{name} has {len(live)} running instance(s); unload it first, or remove it with --unload",
+                code="model_in_use",
+            )
+        if live:
+            self._put_model(dataclasses.replace(model, desired=0))
+            self._life.end_all(live, force=force)
+            return False
+        self._drop_model(name)
+        return True
+
+    def load(self, name: str, instances: int | None = None) -> Outcome:
+        """Have so many instances of a model (its own number if None). Those that run already count."""
+        model = self._model(name)
+        wanted = instances if instances is not None else model.spec.instances
+        if not 1 <= wanted <= 64:
+            raise ShoalError("instances has to be from 1 to 64", code="invalid_request", param="instances")
+        if wanted > 1 and model.spec.port is not None:
+            raise ShoalError(
+                f"{name} has the fixed port {model.spec.port}, which serves one instance only", param="instances"
+            )
+        present = self.fleet.of_model(name)
+        live = [i for i in present if i.state in (S.QUEUED, S.STARTING, S.READY)]
+        missing = max(0, wanted - len(live))
+        if model.desired != max(wanted, len(live)):
+            self._put_model(dataclasses.replace(model, desired=max(wanted, len(live))))
+        failed = [i for i in present if i.state is S.FAILED]
+        for instance in failed[:missing]:
+            self._life.retry(instance, model.spec)
+        for _ in range(missing - len(failed)):
+            self._life.create(model.spec)
+        return Outcome(self.fleet.model_view(name), changed=missing > 0)
+
+    def unload(self, name: str, *, force: bool = False) -> Outcome:
+        """End every instance of a model; running requests may finish first unless forced."""
+        model = self._model(name)
+        if model.desired:
+            self._put_model(dataclasses.replace(model, desired=0))
+        ended = self._life.end_all(self.fleet.of_model(name), force=force)
+        return Outcome(self.fleet.model_view(name), changed=bool(ended))
+
+    def stop_instance(self, instance_id: str, *, force: bool = False) -> tuple[Instance, bool]:
+        """End one instance; the instance as it is now, and whether anything was set in motion."""
+        instance = self._life.get(instance_id)
+        changed = instance.state is not S.STOPPED
+        model = self.fleet.models.get(instance.model)
+        if changed and model is not None and model.desired and instance.state not in (S.DRAINING, S.STOPPING):
+            self._put_model(dataclasses.replace(model, desired=model.desired - 1))
+        if changed:
+            self._life.unload(instance, force=force)
+        return self._life.get(instance_id), changed
+
+    def declare(self, specs: Mapping[str, ModelSpec], origin: str) -> dict[str, list[str]]:
+        """Make the models of one origin exactly these. Those gone from it are forgotten once they do not run."""
+        added, changed, removed, restart = [], [], [], []
+        for name, spec in specs.items():
+            model = self.fleet.models.get(name)
+            if model is None:
+                self._put_model(Model(spec, origin, self._effects.now()))
+                added.append(name)
+            elif model.spec != spec or model.origin != origin:
+                self._put_model(dataclasses.replace(model, spec=spec, origin=origin))
+                changed.append(name)
+                if any(view.outdated for view in self.fleet.model_view(name).instances):
+                    restart.append(name)
+        for name in [m.spec.name for m in self.fleet.models.values() if m.origin == origin]:
+            if name not in specs:
+                removed.append(name)
+                if any(not i.state.ended for i in self.fleet.of_model(name)):
+                    # It serves somebody: it stays, as one that may be removed by hand.
+                    self._put_model(dataclasses.replace(self.fleet.models[name], origin="api"))
+                    restart.append(name)
+                else:
+                    self._drop_model(name)
+        return {"added": added, "changed": changed, "removed": removed, "restart_needed": restart}
+
+    def adopt(self, instances: Iterable[Instance], ended: Iterable[tuple[Instance, facts.Exited]]) -> None:
+        """At start: take back what was found running, and say how the rest ended while nobody looked."""
+        for instance in instances:
+            self._life.adopt(instance)
+        for instance, fact in ended:
+            self.fleet.instances[instance.id] = instance
+            self._life.on_exited(fact)
+
+    def stop_all(self, *, force: bool = False) -> list[str]:
+        """End every instance because Shoal stops; what is loaded stays wanted. The instances that still run."""
+        live = [i for i in self.fleet.instances.values() if not i.state.ended]
+        self._life.end_all(live, force=force)
+        return [i.id for i in self.fleet.instances.values() if not i.state.ended]
+
+    # -- facts --------------------------------------------------------------------------------------------------------
+
+    def _take(self, fact: Fact) -> None:
+        match fact:
+            case facts.Prepared():
+                self._life.on_prepared(fact)
+            case facts.Spawned():
+                self._life.on_spawned(fact)
+            case facts.Progressed():
+                self._life.on_progressed(fact)
+            case facts.Healthy():
+                self._life.on_healthy(fact)
+            case facts.Overdue():
+                self._life.on_overdue(fact)
+            case facts.Hung():
+                self._life.on_hung(fact)
+            case facts.Exited():
+                self._life.on_exited(fact)
+            case facts.Measured():
+                self._life.on_measured(fact)
+            case facts.DevicesRead():
+                before = self.fleet.device_views()
+                self._life.on_devices(fact)
+                after = self.fleet.device_views()
+                if before != after:
+                    self._effects.publish("devices", {"devices": after})
+            case facts.RelayReported():
+                self.fleet.relays[fact.connection] = fact.report
+            case facts.RelayGone():
+                self.fleet.relays.pop(fact.connection, None)
+            case facts.StoreProblem():
+                self.fleet.store_problem = fact.problem
+                level, text = ("error", fact.problem) if fact.problem else ("info", "everything is saved again")
+                self._effects.publish("message", self._note("store", text or "", None, level))
+            case facts.Tick():
+                pass  # `settle` follows every fact
+
+    # -- helpers ------------------------------------------------------------------------------------------------------
+
+    _table = RoutingTable("", 0)
+
+    def _tell_all(self) -> None:
+        dirty, self._life.dirty = self._life.dirty, set()
+        for name in sorted(dirty):
+            if name in self.fleet.models:
+                self._effects.publish("model", self.fleet.model_view(name))
+        if self._life.routes_changed:
+            self._life.routes_changed = False
+            routes = tuple(self.fleet.route(name) for name in sorted(self.fleet.models))
+            if routes != self._table.routes or not self._version:
+                self._version += 1
+                self._table = RoutingTable(self._epoch, self._version, routes)
+                self._life.table_id = (self._epoch, self._version)
+                self._effects.route(self._table)
+
+    def _model(self, name: str) -> Model:
+        model = self.fleet.models.get(name)
+        if model is None:
+            raise NotFoundError(
+                f"there is no model {name}; `shoal models ls` lists them", code="model_not_found", param="model"
+            )
+        return model
+
+    def _refuse_if_declared(self, model: Model) -> None:
+        if model.origin == "file":
+            raise ConflictError(
+                f"{model.spec.name} is declared in the configuration file; change it there, then `shoal reload`",
+                code="declared_in_file",
+            )
+
+    def _put_model(self, model: Model) -> None:
+        self.fleet.models[model.spec.name] = model
+        self._effects.save_model(model)
+        self._life.dirty.add(model.spec.name)
+        self._life.routes_changed = True
+
+    def _drop_model(self, name: str) -> None:
+        for instance in [i for i in self.fleet.instances.values() if i.model == name]:
+            self._life.forget(instance.id)
+        del self.fleet.models[name]
+        self.fleet.context_lengths.pop(name, None)
+        self._effects.delete_model(name)
+        self._effects.publish("model_removed", {"name": name})
+        self._life.routes_changed = True
+        self._life.say(self._note("model_removed", f"{name} was removed", name))
+
+    def _note(self, kind: str, message: str, model: str | None, level: str = "info") -> Note:
+        return Note(self._effects.now(), level, kind, message, model, None)
+

@@ -1,0 +1,208 @@
+"""The fleet's state, owned by the manager's task alone, and the pure views of it: what people see, where requests go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shoal.engines.base import EngineMetrics
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Device, Failure, Instance, InstanceState, Model, Progress
+from shoal.messages import RelayReport, Route, Target
+
+UNLOADED = "unloaded"
+# A model's state is that of its instance nearest to serving.
+_NEAREST = (
+    InstanceState.READY,
+    InstanceState.STARTING,
+    InstanceState.QUEUED,
+    InstanceState.DRAINING,
+    InstanceState.STOPPING,
+    InstanceState.FAILED,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """An instance as people see it. Times are Unix seconds, memory bytes."""
+
+    id: str
+    model: str
+    engine: str
+    state: InstanceState
+    reason: str
+    devices: tuple[str, ...]
+    created_at: float
+    changed_at: float
+    ready_at: float | None
+    pid: int | None
+    address: str
+    environment: str
+    restarts: int
+    restart_at: float | None
+    progress: Progress | None
+    failure: Failure | None
+    memory: dict[str, int]
+    outdated: bool
+    """The model's settings have changed since this instance started."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """A model as people see it, with its instances."""
+
+    name: str
+    origin: str
+    created_at: float
+    desired: int
+    state: str
+    spec: ModelSpec
+    instances: tuple[InstanceView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A device and the instances on it. Sizes in bytes."""
+
+    id: str
+    kind: str
+    name: str
+    memory_total: int
+    memory_used: int
+    utilization: float | None
+    temperature: float | None
+    power: float | None
+    error: str | None
+    instances: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Fleet:
+    """All that the manager knows. Ended instances stay until newer ones push them out."""
+
+    models: dict[str, Model] = field(default_factory=dict)
+    instances: dict[str, Instance] = field(default_factory=dict)
+    devices: tuple[Device, ...] = ()
+    needs: dict[str, int | None] = field(default_factory=dict)
+    context_lengths: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, EngineMetrics] = field(default_factory=dict)
+    relays: dict[int, RelayReport] = field(default_factory=dict)
+    store_problem: str | None = None
+
+    def of_model(self, name: str) -> list[Instance]:
+        """The model's instances that have not been stopped, oldest first."""
+        return sorted(
+            (i for i in self.instances.values() if i.model == name and i.state is not InstanceState.STOPPED),
+            key=lambda i: (i.created_at, i.id),
+        )
+
+    def outstanding(self, instance: str) -> int:
+        """Requests that run on an instance, over all relays."""
+        return sum(report.outstanding.get(instance, 0) for report in self.relays.values())
+
+    def model_state(self, name: str) -> str:
+        """The state of the model's instance nearest to serving, or `unloaded`."""
+        states = {instance.state for instance in self.of_model(name)}
+        return next((state.value for state in _NEAREST if state in states), UNLOADED)
+
+    def instance_view(self, instance: Instance) -> InstanceView:
+        """What people see of an instance."""
+        model = self.models.get(instance.model)
+        return InstanceView(
+            id=instance.id,
+            model=instance.model,
+            engine=instance.engine,
+            state=instance.state,
+            reason=instance.reason,
+            devices=instance.devices,
+            created_at=instance.created_at,
+            changed_at=instance.changed_at,
+            ready_at=instance.ready_at,
+            pid=instance.pid,
+            address=instance.address,
+            environment=instance.environment,
+            restarts=instance.restarts,
+            restart_at=instance.restart_at,
+            progress=instance.progress,
+            failure=instance.failure,
+            memory=instance.memory,
+            outdated=model is not None and not instance.state.ended and _runs_other(instance.spec, model.spec),
+        )
+
+    def model_view(self, name: str) -> ModelView:
+        """What people see of a model. Raises KeyError."""
+        model = self.models[name]
+        return ModelView(
+            name=name,
+            origin=model.origin,
+            created_at=model.created_at,
+            desired=model.desired,
+            state=self.model_state(name),
+            spec=model.spec,
+            instances=tuple(self.instance_view(instance) for instance in self.of_model(name)),
+        )
+
+    def device_views(self) -> tuple[DeviceView, ...]:
+        """What people see of the devices."""
+        return tuple(
+            DeviceView(
+                id=device.id,
+                kind=device.kind,
+                name=device.name,
+                memory_total=device.memory_total,
+                memory_used=device.memory_used,
+                utilization=device.utilization,
+                temperature=device.temperature,
+                power=device.power,
+                error=device.error,
+                instances=tuple(
+                    i.id for i in self.instances.values() if device.id in i.devices and not i.state.ended
+                ),
+            )
+            for device in self.devices
+        )
+
+    def route(self, name: str) -> Route:
+        """Where requests for the model go, or why they cannot go anywhere and when to come back."""
+        model = self.models[name]
+        instances = self.of_model(name)
+        targets = tuple(Target(i.id, i.address) for i in instances if i.state is InstanceState.READY)
+        detail, retry = ("", None) if targets else _why_not(name, instances)
+        return Route(
+            model=name,
+            state=self.model_state(name),
+            created=int(model.created_at),
+            targets=targets,
+            detail=detail,
+            retry_after=retry,
+            context_length=self.context_lengths.get(name) or model.spec.context_length,
+        )
+
+
+def _runs_other(running: ModelSpec | None, wanted: ModelSpec) -> bool:
+    """Whether an instance started from other settings than the model has now; those of the fleet do not count."""
+    keep = {"instances": 1, "load_on_start": False}
+    return running is not None and running.model_copy(update=keep) != wanted.model_copy(update=keep)
+
+
+def _why_not(name: str, instances: list[Instance]) -> tuple[str, int | None]:
+    """A sentence for the client, and the seconds after which it may try again (None: not by itself)."""
+    by_state = {instance.state: instance for instance in instances}
+    if (starting := by_state.get(InstanceState.STARTING)) is not None:
+        progress = starting.progress
+        if progress is None:
+            return f"{name} is starting; try again shortly", 5
+        left = progress.seconds_left
+        wait = f", about {left:.0f} s left" if left is not None else ""
+        return f"{name} is starting ({progress.phase}, {progress.percent} %{wait}); try again shortly", (
+            max(1, min(60, round(left))) if left is not None else 5
+        )
+    if (queued := by_state.get(InstanceState.QUEUED)) is not None:
+        reason = f": {queued.reason}" if queued.reason else ""
+        wait_for = max(1, round(queued.restart_at - queued.changed_at)) if queued.restart_at else 5
+        return f"{name} is queued{reason}; try again shortly", wait_for
+    if (failed := by_state.get(InstanceState.FAILED)) is not None:
+        why = failed.failure.message if failed.failure else failed.reason
+        return f"{name} could not be run: {why}; see `shoal logs {name}`, then `shoal load {name}`", None
+    if instances:
+        return f"{name} is being unloaded; load it again with `shoal load {name}`", None
+    return f"{name} is not loaded; load it with `shoal load {name}`", None
