@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +68,15 @@ def read_file(path: Path) -> dict[str, Any]:
     return data
 
 
-def load_settings(
-    flags: Mapping[str, Any] | None = None, *, file: Path | None = None, environ: Mapping[str, str] | None = None
-) -> Settings:
+def load_settings(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) -> Settings:
     """Settings from flags (those not None), variables, and a file, in that order of precedence.
 
     `SHOAL_CONFIG` names the file if no flag does. Raises ConfigError.
     """
-    environ = os.environ if environ is None else environ
-    if file is None and environ.get("SHOAL_CONFIG"):
-        file = Path(environ["SHOAL_CONFIG"])
+    file = file or config_file()
     from_file = read_file(file) if file is not None else {}
     given = {key: value for key, value in (flags or {}).items() if value is not None}
-    _refuse_unknown_variables(environ)
+    _refuse_unknown_variables(os.environ)
 
     class Loaded(Settings):
         @classmethod
@@ -100,14 +97,41 @@ def load_settings(
     return Settings.model_construct(**{name: getattr(merged, name) for name in Settings.model_fields})
 
 
-def dump_settings(settings: Settings) -> str:
-    """JSON from which `restore_settings` makes the same settings in a child process."""
-    return settings.model_dump_json()
+def config_file() -> Path | None:
+    """The file that `SHOAL_CONFIG` names."""
+    named = os.environ.get("SHOAL_CONFIG")
+    return Path(named) if named else None
 
 
-def restore_settings(text: str) -> Settings:
-    """What `dump_settings` wrote."""
-    return Settings(**json.loads(text))
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What `shoal serve` hands to its controller: settings, where they came from, and models named on the command
+    line."""
+
+    settings: Settings
+    config_file: Path | None = None
+    models: tuple[ModelSpec, ...] = ()
+
+    def dump(self) -> str:
+        """JSON for the child's environment."""
+        return json.dumps(
+            {
+                "settings": self.settings.model_dump(mode="json"),
+                "config_file": str(self.config_file) if self.config_file else None,
+                "models": [model.model_dump(mode="json") for model in self.models],
+            }
+        )
+
+    @classmethod
+    def restore(cls, text: str) -> Handover:
+        """What `dump` wrote."""
+        data = json.loads(text)
+        file = data["config_file"]
+        return cls(
+            Settings(**data["settings"]),
+            Path(file) if file else None,
+            tuple(ModelSpec.model_validate(model) for model in data["models"]),
+        )
 
 
 def parse_spec(data: Mapping[str, Any]) -> ModelSpec:

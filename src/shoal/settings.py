@@ -20,9 +20,7 @@ PREFIX = "SHOAL_"
 class Settings(BaseSettings):
     """How `shoal serve` runs. `docs/settings.md` lists every field; a test keeps it complete."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it.")
@@ -31,8 +29,9 @@ class Settings(BaseSettings):
         default_factory=lambda: user_data_path("shoal"), description="Folder of the database and the logs."
     )
     runtime_dir: Path | None = Field(
-        None, description="Folder of sockets and process records. Default: one per state folder under the user's "
-        "runtime folder or /tmp."
+        None,
+        description="Folder of sockets and process records. Default: one per state folder under the user's "
+        "runtime folder or /tmp.",
     )
     engines_dir: Path = Field(
         default_factory=lambda: user_cache_path("shoal") / "engines", description="Folder of engine environments."
@@ -49,12 +48,14 @@ class Settings(BaseSettings):
     body_timeout: float = Field(60, gt=0, description="Seconds without a byte that end a client's upload with 408.")
     connect_timeout: float = Field(5, gt=0, description="Seconds that connecting to an engine may take.")
 
-    drain_timeout: float = Field(30, ge=0, description="Seconds that running requests may take before an unload ends them.")
+    drain_timeout: float = Field(30, ge=0, description="Seconds that an unload gives to running requests.")
     stop_timeout: float = Field(10, ge=0, description="Seconds between SIGTERM and SIGKILL to an engine.")
     health_interval: float = Field(2, gt=0, description="Seconds between two looks at a running engine.")
     hang_timeout: float = Field(
-        120, gt=0, description="Seconds without an answer, or without a step while requests run, after which an engine "
-        "counts as hung and is restarted."
+        120,
+        gt=0,
+        description="Seconds without an answer, or without a step while requests run, after which an engine "
+        "counts as hung and is restarted.",
     )
     restart_limit: int = Field(5, ge=0, description="Crashes in a row after which an instance is given up.")
     restart_delay: float = Field(1, ge=0, description="Seconds before the first restart; doubled each time.")

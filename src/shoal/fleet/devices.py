@@ -46,7 +46,7 @@ class Devices:
 
     def open(self) -> None:
         """Find the GPUs. Raises pynvml.NVMLError where there is no driver."""
-        import pynvml  # noqa: PLC0415 - not needed on a machine without GPUs
+        import pynvml
 
         pynvml.nvmlInit()
         self._nvml = pynvml
@@ -74,7 +74,7 @@ class Devices:
 def _no_driver(devices: Devices) -> str | None:
     try:
         devices.open()
-    except Exception as error:  # noqa: BLE001 - pynvml raises a class per fault, and OSError for a broken library
+    except Exception as error:
         return str(error)
     return None
 

@@ -46,7 +46,14 @@ class Healthy:
     instance: str
     pid: int | None
     phases: Mapping[str, float]
-    context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What an engine says of the model that it serves."""
+
+    instance: str
+    context_length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +129,7 @@ Fact = (
     | Spawned
     | Progressed
     | Healthy
+    | Described
     | Overdue
     | Hung
     | Exited

@@ -27,7 +27,7 @@ from shoal.fleet.state import InstanceState as S
 class Limits:
     """The numbers that the fleet keeps to. Seconds, and a count of ended instances kept."""
 
-    restart: RestartPolicy = RestartPolicy()
+    restart: RestartPolicy = dataclasses.field(default_factory=RestartPolicy)
     drain: float = 30.0
     history: int = 200
 
@@ -72,7 +72,14 @@ class Life:
     def retry(self, instance: Instance, spec: ModelSpec) -> None:
         """Load a failed instance again, with the model's present settings."""
         fresh = dataclasses.replace(
-            instance, spec=spec, engine=spec.engine, devices=(), restarts=0, restart_at=None, failure=None, progress=None
+            instance,
+            spec=spec,
+            engine=spec.engine,
+            devices=(),
+            restarts=0,
+            restart_at=None,
+            failure=None,
+            progress=None,
         )
         self._kinds.pop(instance.id, None)
         self._apply(fresh, Event.RETRY, "asked for again")
@@ -129,8 +136,6 @@ class Life:
         if instance is None or instance.state is not S.STARTING:
             return
         now = self._effects.now()
-        if fact.context_length is not None:
-            self.fleet.context_lengths[instance.model] = fact.context_length
         instance = dataclasses.replace(
             instance, pid=fact.pid or instance.pid, ready_at=now, progress=Progress("ready", 100, 0.0), failure=None
         )
@@ -168,16 +173,23 @@ class Life:
         if instance is None or instance.state in (S.QUEUED, S.STOPPED, S.FAILED):
             return
         self._drain_until.pop(instance.id, None)
-        why = self._why.pop(instance.id, None)
+        failure = self._why.pop(instance.id, fact.failure)
         after = self._after.pop(instance.id, Event.END)
         served_for = self._effects.now() - instance.ready_at if instance.ready_at is not None else None
         instance = dataclasses.replace(instance, pid=None, memory={}, ready_at=None)
         if instance.state is S.DRAINING or (instance.state is S.STOPPING and after is Event.END):
             self._apply(instance, Event.END, "unloaded")
         elif instance.state is S.STOPPING and after is Event.END_FAILED:
-            self._apply(dataclasses.replace(instance, failure=why or fact.failure), after, (why or fact.failure).message)
+            self._apply(dataclasses.replace(instance, failure=failure), after, failure.message)
         else:
-            self._crashed(instance, why or fact.failure, fact.exit, served_for)
+            self._crashed(instance, failure, fact.exit, served_for)
+
+    def on_described(self, fact: facts.Described) -> None:
+        """What the engine says of the model that it serves."""
+        instance = self.fleet.instances.get(fact.instance)
+        if instance is not None:
+            self.fleet.context_lengths[instance.model] = fact.context_length
+            self.routes_changed = True
 
     def on_measured(self, fact: facts.Measured) -> None:
         """An engine's readings."""

@@ -1,4 +1,4 @@
-"""The one task that owns the fleet's state. Everything else sends it commands and facts, and reads what it publishes."""
+"""The one task that owns the fleet's state. All others send it commands and facts, and read what it publishes."""
 
 from __future__ import annotations
 
@@ -205,13 +205,28 @@ class Manager:
                     self._drop_model(name)
         return {"added": added, "changed": changed, "removed": removed, "restart_needed": restart}
 
-    def adopt(self, instances: Iterable[Instance], ended: Iterable[tuple[Instance, facts.Exited]]) -> None:
-        """At start: take back what was found running, and say how the rest ended while nobody looked."""
+    def recover(
+        self, models: Iterable[Model], instances: Iterable[Instance], running: set[str], ended: Iterable[facts.Exited]
+    ) -> None:
+        """At start: know again what was known, take back what runs, and see how the rest ended meanwhile."""
+        self.fleet.models.update({model.spec.name: model for model in models})
         for instance in instances:
-            self._life.adopt(instance)
-        for instance, fact in ended:
-            self.fleet.instances[instance.id] = instance
+            if instance.id in running:
+                self._life.adopt(instance)
+            else:
+                self.fleet.instances[instance.id] = instance
+                if instance.state is S.QUEUED:
+                    self._effects.prepare(instance)
+        for fact in ended:
             self._life.on_exited(fact)
+        self._life.routes_changed = True
+
+    def restore(self, *, remembered: bool) -> None:
+        """Load what is to be loaded at every start and, if `remembered`, what was wanted when Shoal stopped."""
+        for model in list(self.fleet.models.values()):
+            wanted = max(model.desired if remembered else 0, model.spec.instances if model.spec.load_on_start else 0)
+            if wanted:
+                self.load(model.spec.name, wanted)
 
     def stop_all(self, *, force: bool = False) -> list[str]:
         """End every instance because Shoal stops; what is loaded stays wanted. The instances that still run."""
@@ -231,6 +246,8 @@ class Manager:
                 self._life.on_progressed(fact)
             case facts.Healthy():
                 self._life.on_healthy(fact)
+            case facts.Described():
+                self._life.on_described(fact)
             case facts.Overdue():
                 self._life.on_overdue(fact)
             case facts.Hung():
@@ -307,4 +324,3 @@ class Manager:
 
     def _note(self, kind: str, message: str, model: str | None, level: str = "info") -> Note:
         return Note(self._effects.now(), level, kind, message, model, None)
-

@@ -1,4 +1,4 @@
-"""The fleet's state, owned by the manager's task alone, and the pure views of it: what people see, where requests go."""
+"""The fleet's state, owned by the manager's task alone, and pure views of it: what people see, where requests go."""
 
 from __future__ import annotations
 
@@ -154,9 +154,7 @@ class Fleet:
                 temperature=device.temperature,
                 power=device.power,
                 error=device.error,
-                instances=tuple(
-                    i.id for i in self.instances.values() if device.id in i.devices and not i.state.ended
-                ),
+                instances=tuple(i.id for i in self.instances.values() if device.id in i.devices and not i.state.ended),
             )
             for device in self.devices
         )

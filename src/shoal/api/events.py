@@ -1,0 +1,52 @@
+"""What changes, as it changes; and what has happened."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from shoal.api.context import Context
+from shoal.fleet.records import Event, LoadRecord
+
+router = APIRouter(prefix="/api/v1", tags=["events"])
+
+
+class Events(BaseModel):
+    """Events, the newest last."""
+
+    events: list[Event]
+
+
+class Loads(BaseModel):
+    """Starts of instances, the newest first."""
+
+    loads: list[LoadRecord]
+
+
+@router.get("/events", response_class=StreamingResponse)
+async def stream_events(
+    controller: Context, last_event_id: Annotated[str | None, Header()] = None
+) -> StreamingResponse:
+    """Server-sent events: `snapshot` first, then `model`, `model_removed`, `devices` and `message`. Resumable."""
+    return StreamingResponse(
+        controller.hub.stream(last_event_id),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+    )
+
+
+@router.get("/events/history")
+async def list_events(
+    controller: Context, limit: int = Query(100, ge=1, le=10_000), before: int | None = None, model: str | None = None
+) -> Events:
+    """What has happened, the newest last; `before` is the id of an event, for the page before it."""
+    return Events(events=await controller.store.events(limit, before, model))
+
+
+@router.get("/loads")
+async def list_loads(controller: Context, model: str | None = None, limit: int = Query(100, ge=1, le=1000)) -> Loads:
+    """How long starts took, phase by phase, and how they ended."""
+    return Loads(loads=await controller.store.loads(model, limit))

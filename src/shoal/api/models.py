@@ -1,0 +1,111 @@
+"""Models: declare, look at, change, remove, load, unload."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Body, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from shoal.api.context import Context
+from shoal.config import parse_spec
+from shoal.errors import NotFoundError
+from shoal.fleet.snapshot import ModelView
+from shoal.fleet.spec import ModelSpec
+
+router = APIRouter(prefix="/api/v1", tags=["models"])
+REMOVAL = 60.0
+# The body is checked by `parse_spec`, whose errors name the nearest setting; the schema is for the documentation.
+_BODY = {"requestBody": {"content": {"application/json": {"schema": ModelSpec.model_json_schema()}}, "required": True}}
+
+
+class Models(BaseModel):
+    """Every model."""
+
+    models: list[ModelView]
+
+
+class LoadRequest(BaseModel):
+    """How many instances to have; the model's own number if left out."""
+
+    model_config = ConfigDict(extra="forbid")
+    instances: int | None = Field(None, ge=1, le=64)
+
+
+class UnloadRequest(BaseModel):
+    """Whether running requests are ended at once."""
+
+    model_config = ConfigDict(extra="forbid")
+    force: bool = False
+
+
+@router.get("/models")
+async def list_models(controller: Context) -> Models:
+    """Every model, by name."""
+    fleet = controller.manager.fleet
+    return Models(models=[fleet.model_view(name) for name in sorted(fleet.models)])
+
+
+@router.post("/models", status_code=201, openapi_extra=_BODY)
+async def add_model(controller: Context, response: Response, data: dict[str, Any] = Body()) -> ModelView:
+    """Declare a model. The same one again answers 200, another one under its name 409."""
+    spec = parse_spec({"engine": controller.settings.engine, **data})
+    outcome = await controller.manager.do(lambda: controller.manager.add_model(spec))
+    if not outcome.changed:
+        response.status_code = 200
+    return outcome.model
+
+
+@router.post("/models/{name:path}/load", status_code=202)
+async def load_model(
+    controller: Context, name: str, response: Response, request: LoadRequest | None = None
+) -> ModelView:
+    """Start what is missing of the wanted instances; 200 if nothing is."""
+    wanted = request.instances if request is not None else None
+    outcome = await controller.manager.do(lambda: controller.manager.load(name, wanted))
+    if not outcome.changed:
+        response.status_code = 200
+    return outcome.model
+
+
+@router.post("/models/{name:path}/unload", status_code=202)
+async def unload_model(
+    controller: Context, name: str, response: Response, request: UnloadRequest | None = None
+) -> ModelView:
+    """End every instance, after their running requests unless forced; 200 if none runs."""
+    force = request is not None and request.force
+    outcome = await controller.manager.do(lambda: controller.manager.unload(name, force=force))
+    if not outcome.changed:
+        response.status_code = 200
+    return outcome.model
+
+
+@router.get("/models/{name:path}")
+async def get_model(controller: Context, name: str) -> ModelView:
+    """One model with its instances."""
+    fleet = controller.manager.fleet
+    if name not in fleet.models:
+        raise NotFoundError(f"there is no model {name}", code="model_not_found", param="model")
+    return fleet.model_view(name)
+
+
+@router.patch("/models/{name:path}")
+async def change_model(controller: Context, name: str, data: dict[str, Any] = Body()) -> ModelView:
+    """Change some settings. Running instances keep theirs (`outdated`) until the model is loaded anew."""
+
+    def make(spec: ModelSpec) -> ModelSpec:
+        return parse_spec({**spec.model_dump(), **data})
+
+    outcome = await controller.manager.do(lambda: controller.manager.change_model(name, make))
+    return outcome.model
+
+
+@router.delete("/models/{name:path}", status_code=204)
+async def remove_model(controller: Context, name: str, unload: bool = False, force: bool = False) -> None:
+    """Forget a model; 409 while it runs, unless it is to be unloaded first."""
+    async with asyncio.timeout(REMOVAL + controller.settings.drain_timeout):
+        while not await controller.manager.do(
+            lambda: controller.manager.remove_model(name, unload=unload, force=force)
+        ):
+            await asyncio.sleep(0.05)

@@ -1,0 +1,309 @@
+"""The controller process: puts the fleet together, finds again what runs, serves the admin API, and ends in order.
+
+Started by `supervisor.py` as `python -m shoal.controller`, with its settings in `SHOAL_SETTINGS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import uvloop
+
+from shoal import __version__
+from shoal.api.server import serve_api
+from shoal.config import Handover, load_settings
+from shoal.engines.base import Engine
+from shoal.engines.registry import engines as find_engines
+from shoal.errors import ShoalError
+from shoal.fleet import facts
+from shoal.fleet.devices import Devices
+from shoal.fleet.hub import Hub
+from shoal.fleet.life import Limits
+from shoal.fleet.lifecycle import WITH_PROCESS, RestartPolicy
+from shoal.fleet.live import LiveEffects
+from shoal.fleet.manager import Manager
+from shoal.fleet.relays import Relays
+from shoal.fleet.snapshot import DeviceView, ModelView
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Instance, Model
+from shoal.fleet.state import InstanceState as S
+from shoal.paths import Paths, find_paths, make_runtime
+from shoal.settings import Settings
+from shoal.store.store import Store
+
+_log = logging.getLogger("shoal.controller")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """Whether everything is saved; if not, what is not and why."""
+
+    ok: bool
+    problem: str | None
+    unsaved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How Shoal itself is."""
+
+    version: str
+    started_at: float
+    models: int
+    instances: dict[str, int]
+    relays: int
+    store: StoreStatus
+    config_file: str | None
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that a watcher has to know before the first change."""
+
+    version: int
+    status: Status
+    models: list[ModelView]
+    devices: tuple[DeviceView, ...]
+
+
+@dataclass(slots=True)
+class Controller:
+    """Everything that the admin API works with."""
+
+    settings: Settings
+    config_file: Path | None
+    paths: Paths
+    engines: Mapping[str, Engine]
+    store: Store
+    devices: Devices
+    command_models: tuple[ModelSpec, ...] = ()
+    started_at: float = field(default_factory=time.time)
+    problems: list[str] = field(default_factory=list)
+    manager: Manager = field(init=False)
+    effects: LiveEffects = field(init=False)
+    hub: Hub = field(init=False)
+    relays: Relays = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hub = Hub(self.snapshot)
+        self.relays = Relays(self.paths.relay_socket, self._tell)
+        self.effects = LiveEffects(
+            self.settings,
+            self.paths,
+            fleet_id(self.paths),
+            engines=self.engines,
+            store=self.store,
+            hub=self.hub,
+            relays=self.relays,
+            tell=self._tell,
+        )
+        limits = Limits(
+            RestartPolicy(
+                self.settings.restart_limit,
+                self.settings.restart_delay,
+                self.settings.restart_delay_max,
+                self.settings.restart_reset,
+            ),
+            self.settings.drain_timeout,
+            self.settings.history,
+        )
+        self.manager = Manager(self.effects, limits)
+        self.store.on_problem = lambda problem: self._tell(facts.StoreProblem(problem))
+
+    def _tell(self, fact: facts.Fact) -> None:
+        self.manager.tell(fact)
+
+    def status(self) -> Status:
+        """How Shoal itself is, now."""
+        counts: dict[str, int] = {}
+        for instance in self.manager.fleet.instances.values():
+            counts[instance.state.value] = counts.get(instance.state.value, 0) + 1
+        store = StoreStatus(self.store.problem is None, self.store.problem, self.store.unsaved)
+        warnings = list(self.problems)
+        if store.problem:
+            warnings.append(store.problem)
+        if not self.relays.connected:
+            warnings.append("no relay is connected: no request can be served now")
+        return Status(
+            version=__version__,
+            started_at=self.started_at,
+            models=len(self.manager.fleet.models),
+            instances=counts,
+            relays=self.relays.connected,
+            store=store,
+            config_file=str(self.config_file) if self.config_file else None,
+            warnings=warnings,
+        )
+
+    def snapshot(self) -> Snapshot:
+        """The whole fleet, as people see it."""
+        fleet = self.manager.fleet
+        models = [fleet.model_view(name) for name in sorted(fleet.models)]
+        return Snapshot(1, self.status(), models, fleet.device_views())
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Read the configuration file again. Models follow at once; other settings need a restart, and are named."""
+        if self.config_file is None:
+            raise ShoalError("Shoal was started without a configuration file; there is nothing to reload", status=409)
+        new = await asyncio.to_thread(load_settings, {}, file=self.config_file)
+        before, after = self.settings.model_dump(), new.model_dump()
+        # What flags or variables set stays as they set it, so only what the file changed is compared.
+        changed = [key for key in new.model_fields_set if key != "models" and before[key] != after[key]]
+        result = await self.manager.do(lambda: self.manager.declare(new.models, "file"))
+        return {**result, "restart_needed": sorted({*result["restart_needed"], *changed})}
+
+    @contextlib.asynccontextmanager
+    async def running(self, *, first: bool) -> AsyncIterator[None]:
+        """Run the fleet while the block runs. `first`: Shoal itself starts, not only its controller anew."""
+        await self.store.open()
+        saved = await self.store.load()
+        self.problems.extend(saved.problems)
+        self.manager.handle(facts.DevicesRead(await asyncio.to_thread(self.devices.read), {}))
+        await self._recover(saved.models, saved.instances)
+        self.manager.handle(lambda: self._declare(first=first))
+        await self.relays.start()
+        tasks = [
+            asyncio.create_task(self.manager.run()),
+            asyncio.create_task(self.effects.watch_devices(self.devices)),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.relays.stop()
+            await self.effects.close()
+            await self.store.close()
+            self.devices.close()
+
+    def _declare(self, *, first: bool) -> None:
+        self.manager.declare(self.settings.models, "file")
+        if first:
+            self.manager.declare({spec.name: spec for spec in self.command_models}, "command")
+            self.manager.restore(remembered=self.settings.restore)
+
+    async def _recover(self, models: Sequence[Model], instances: Sequence[Instance]) -> None:
+        """Find process groups again: take back those that are known, end those that are provably ours but unknown."""
+        processes = self.effects.processes
+        known = {instance.id: instance for instance in instances}
+        found = {item.instance: item for item in processes.find()}
+        running = {
+            id
+            for id, item in found.items()
+            if id in known and known[id].state in WITH_PROCESS and processes.adopt(item)
+        }
+        for id, item in found.items():
+            if id not in running and processes.adopt(item):
+                _log.warning("ending %s (process %d): it is ours, but nothing knows of it", id, item.pid)
+                processes.kill(id)
+        if ended := processes.sweep({*running, *found}):
+            _log.warning("ended processes %s: an engine that is gone left them", ended)
+        exits = []
+        for instance in instances:
+            if instance.state in WITH_PROCESS and instance.id not in running:
+                how = processes.last_exit(instance.id)
+                exits.append(facts.Exited(instance.id, how, await self.effects.failure_of(instance, how)))
+        self.manager.handle(lambda: self.manager.recover(models, instances, running, exits))
+        for id in running:
+            instance = known[id]
+            engine = self.engines[instance.engine]
+            if instance.spec is not None:
+                with contextlib.suppress(ShoalError, OSError, ValueError):
+                    self.manager.fleet.needs[id] = await asyncio.to_thread(engine.needs, instance.spec)
+            if instance.state is S.STOPPING:
+                self.effects.terminate(id)
+            elif instance.state in (S.STARTING, S.READY):
+                self.effects.watch(instance)
+
+
+def fleet_id(paths: Paths) -> str:
+    """What marks this fleet's processes; the same as long as the state folder is."""
+    for folder in (paths.state, paths.runtime):
+        with contextlib.suppress(OSError):
+            if id := (folder / "fleet-id").read_text(encoding="ascii").strip():
+                return id
+    id = secrets.token_hex(16)
+    for folder in (paths.state, paths.runtime):  # a state folder that cannot be written must not stop the start
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "fleet-id").write_text(id, encoding="ascii")
+            break
+    return id
+
+
+async def serve(handover: Handover, *, first: bool, notify_fd: int | None) -> None:
+    """Run until SIGTERM, then unload all (unless `keep_engines`). A second SIGTERM does not wait for requests."""
+    settings = handover.settings
+    paths = find_paths(settings)
+    make_runtime(paths)
+    store = Store(settings.database_url, paths.database, history=settings.history, events_kept=settings.events_kept)
+    controller = Controller(
+        settings,
+        handover.config_file,
+        paths,
+        find_engines(settings),
+        store,
+        Devices(settings.simulated_devices),
+        handover.models,
+    )
+    loop = asyncio.get_running_loop()
+    stops: asyncio.Queue[None] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stops.put_nowait, None)
+
+    def reload() -> None:
+        task = asyncio.create_task(_reload(controller))
+        task.add_done_callback(lambda _: None)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    async with controller.running(first=first), serve_api(controller):
+        if notify_fd is not None:
+            os.write(notify_fd, b"ready\n")
+            os.close(notify_fd)
+        await stops.get()
+        if not settings.keep_engines:
+            await _stop_engines(controller, stops)
+
+
+async def _reload(controller: Controller) -> None:
+    try:
+        _log.info("reloaded: %s", await controller.reload())
+    except ShoalError as error:
+        _log.error("not reloaded: %s", error.message)
+
+
+async def _stop_engines(controller: Controller, stops: asyncio.Queue[None]) -> None:
+    force = False
+    while await controller.manager.do(partial(controller.manager.stop_all, force=force)):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await stops.get()
+                force = True
+
+
+def main() -> None:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(prog="shoal.controller")
+    parser.add_argument("--notify-fd", type=int)
+    parser.add_argument("--again", action="store_true", help="the supervisor starts it anew after it ended")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s controller %(levelname)s %(message)s")
+    handover = Handover.restore(os.environ["SHOAL_SETTINGS"])
+    uvloop.run(serve(handover, first=not options.again, notify_fd=options.notify_fd))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""The effects for real: processes, probes, the disk, the store. What comes of them is told to the manager."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from shoal.engines.base import Engine
+from shoal.errors import ShoalError
+from shoal.fleet import facts
+from shoal.fleet.devices import Devices
+from shoal.fleet.hub import Hub
+from shoal.fleet.logs import tail
+from shoal.fleet.monitor import Monitor
+from shoal.fleet.processes import Processes
+from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.relays import Relays
+from shoal.fleet.state import Device, Exit, Failure, Instance, Model
+from shoal.messages import RoutingTable
+from shoal.net import TcpAddress, UnixAddress
+from shoal.paths import Paths
+from shoal.settings import Settings
+from shoal.store.store import Store
+
+EXPLAIN_LINES = 400
+DEVICE_INTERVAL = 2.0
+MEMORY_EVERY = 5  # looks at the devices between two at the processes' memory
+_log = logging.getLogger(__name__)
+
+
+class LiveEffects:
+    """Carries the manager's decisions out on this machine."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        paths: Paths,
+        fleet_id: str,
+        *,
+        engines: Mapping[str, Engine],
+        store: Store,
+        hub: Hub,
+        relays: Relays,
+        tell: Callable[[facts.Fact], None],
+    ) -> None:
+        self._settings = settings
+        self._paths = paths
+        self._engines = engines
+        self._store = store
+        self._hub = hub
+        self._relays = relays
+        self._tell = tell
+        self.processes = Processes(
+            paths.instances,
+            fleet_id,
+            log_bytes=settings.log_bytes,
+            grace=settings.stop_timeout,
+            on_exit=self._on_exit,
+        )
+        self._specs: dict[str, Instance] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._monitors: dict[str, asyncio.Task[None]] = {}
+        self._spawning: set[str] = set()
+        self._alarm: asyncio.TimerHandle | None = None
+
+    # -- the interface ------------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return time.time()
+
+    def prepare(self, instance: Instance) -> None:
+        self._in_background(self._prepare(instance))
+
+    def spawn(self, instance: Instance, devices: tuple[Device, ...]) -> None:
+        self._spawning.add(instance.id)
+        self._in_background(self._spawn(instance, devices))
+
+    def terminate(self, instance: str) -> None:
+        self._end(instance, self.processes.terminate)
+
+    def kill(self, instance: str) -> None:
+        self._end(instance, self.processes.kill)
+
+    def discard(self, instance: str) -> None:
+        self._specs.pop(instance, None)
+        self.processes.forget(instance)
+        self._in_background(asyncio.to_thread(shutil.rmtree, self._paths.log(instance).parent, True))
+
+    def wake_at(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_later(
+            max(0.0, when - self.now()) + 0.001, self._tell, facts.Tick()
+        )
+
+    def route(self, table: RoutingTable) -> None:
+        self._relays.route(table)
+
+    def publish(self, event: str, data: object) -> None:
+        self._hub.publish(event, data)
+
+    def save_model(self, model: Model) -> None:
+        self._store.save_model(model)
+
+    def delete_model(self, name: str) -> None:
+        self._store.delete_model(name)
+
+    def save_instance(self, instance: Instance) -> None:
+        self._specs[instance.id] = instance
+        self._store.save_instance(instance)
+
+    def delete_instance(self, instance: str) -> None:
+        self._store.delete_instance(instance)
+
+    def add_event(self, event: Event) -> None:
+        log = {"error": _log.error, "warning": _log.warning}.get(event.level, _log.info)
+        log("%s", event.message)
+        self._store.add_event(event)
+
+    def add_load(self, load: LoadRecord) -> None:
+        self._store.add_load(load)
+
+    # -- beside it ----------------------------------------------------------------------------------------------------
+
+    def watch(self, instance: Instance) -> None:
+        """Watch an instance whose process group runs."""
+        self._specs[instance.id] = instance
+        monitor = Monitor(
+            self._engines[instance.engine],
+            self._paths.log(instance.id),
+            self._tell,
+            engine_pid=lambda: self.processes.engine_pid(instance.id),
+            interval=self._settings.health_interval,
+            hang_timeout=self._settings.hang_timeout,
+        )
+
+        async def run() -> None:
+            earlier = await self._store.loads(instance.model, limit=20)
+            await monitor.run(instance, [load.phases for load in earlier if load.outcome == "ready"])
+
+        self._monitors[instance.id] = self._in_background(run())
+
+    async def failure_of(self, instance: Instance, exit: Exit) -> Failure:
+        """Why a process group ended, by the end of its log."""
+        lines = await asyncio.to_thread(tail, self._paths.log(instance.id), EXPLAIN_LINES)
+        engine = self._engines[instance.engine]
+        assert instance.spec is not None
+        try:
+            return engine.explain(instance.spec, lines, exit)
+        except Exception:  # what an engine prints must not stop the fleet
+            _log.exception("while explaining the end of %s", instance.id)
+            return Failure("engine_ended", f"the engine {exit}", f"see `shoal logs {instance.id}`")
+
+    async def watch_devices(self, devices: Devices) -> None:
+        """Read the devices for ever."""
+        memory: dict[str, int] = {}
+        looks = 0
+        while True:
+            if looks % MEMORY_EVERY == 0:
+                memory = await asyncio.to_thread(self.processes.memory) if self._monitors else {}
+            looks += 1
+            self._tell(facts.DevicesRead(await asyncio.to_thread(devices.read), memory))
+            await asyncio.sleep(DEVICE_INTERVAL)
+
+    async def close(self) -> None:
+        """Stop watching. Process groups go on."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.processes.close()
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    async def _prepare(self, instance: Instance) -> None:
+        engine = self._engines[instance.engine]
+        spec = instance.spec
+        assert spec is not None
+        try:
+            await asyncio.to_thread(engine.check, spec)
+            needs = await asyncio.to_thread(engine.needs, spec)
+        except ShoalError as error:
+            self._tell(facts.Prepared(instance.id, failure=_failure(error)))
+        except Exception as error:
+            _log.exception("while looking at %s", spec.source)
+            failure = Failure("source_unreadable", f"{spec.source} cannot be read: {error}", "mend its files")
+            self._tell(facts.Prepared(instance.id, failure=failure))
+        else:
+            self._tell(facts.Prepared(instance.id, needs, engine.device_kinds))
+
+    async def _spawn(self, instance: Instance, devices: tuple[Device, ...]) -> None:
+        engine = self._engines[instance.engine]
+        spec = instance.spec
+        assert spec is not None
+        try:
+            environment = await asyncio.to_thread(engine.environment, spec, devices)
+            address = str(
+                TcpAddress("127.0.0.1", spec.port)
+                if spec.port is not None
+                else UnixAddress(self.processes.socket(instance.id))
+            )
+            launch = engine.launch(
+                spec, instance=instance.id, address=address, devices=devices, environment=environment
+            )
+            # A process that the store does not know would be taken for an orphan after a crash of this one.
+            await self._store.flush(1.0)
+            if instance.id not in self._spawning:  # unloaded meanwhile
+                self._tell(facts.Exited(instance.id, Exit(), Failure("unloaded", "unloaded before it started")))
+                return
+            self.processes.spawn(instance.id, launch, self._paths.log(instance.id))
+        except ShoalError as error:
+            self._tell(facts.Spawned(instance.id, failure=_failure(error)))
+        except OSError as error:
+            failure = Failure(
+                "cannot_start",
+                f"the engine's process could not be started: {error.strerror or error}",
+                f"is there room in {self._paths.runtime}?",
+            )
+            self._tell(facts.Spawned(instance.id, failure=failure))
+        else:
+            self._tell(facts.Spawned(instance.id, address, environment.name, environment.version))
+            self.watch(dataclasses.replace(instance, address=address))
+        finally:
+            self._spawning.discard(instance.id)
+
+    def _end(self, instance: str, end: Callable[[str], bool]) -> None:
+        if (monitor := self._monitors.pop(instance, None)) is not None:
+            monitor.cancel()
+        self._spawning.discard(instance)
+        end(instance)
+
+    def _on_exit(self, instance_id: str, exit: Exit) -> None:
+        if (monitor := self._monitors.pop(instance_id, None)) is not None:
+            monitor.cancel()
+        instance = self._specs.get(instance_id)
+        if instance is not None:
+            self._in_background(self._tell_exit(instance, exit))
+
+    async def _tell_exit(self, instance: Instance, exit: Exit) -> None:
+        self._tell(facts.Exited(instance.id, exit, await self.failure_of(instance, exit)))
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a background task failed", exc_info=error)
+
+
+def _failure(error: ShoalError) -> Failure:
+    return Failure(error.code, error.message)

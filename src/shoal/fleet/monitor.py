@@ -1,0 +1,142 @@
+"""Watching one engine from outside: its log while it starts, then its health and its readings."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import aiohttp
+
+from shoal.engines.base import Engine
+from shoal.engines.progress import ProgressTracker
+from shoal.fleet import facts
+from shoal.fleet.hang import HangDetector
+from shoal.fleet.logs import Follower
+from shoal.fleet.state import Instance, InstanceState, Progress
+from shoal.net import UnixAddress, parse_address
+
+FIRST_LOOK = 0.02
+SLOWEST_LOOK = 0.5
+ANSWER = 5.0
+_log = logging.getLogger(__name__)
+
+
+class Probe:
+    """Asks an engine over HTTP. No answer is an answer: None."""
+
+    def __init__(self, address: str) -> None:
+        where = parse_address(address)
+        if isinstance(where, UnixAddress):
+            self._connector: aiohttp.BaseConnector = aiohttp.UnixConnector(str(where.path), force_close=True)
+            self._base = "http://engine"
+            self._socket: Path | None = where.path
+        else:
+            self._connector = aiohttp.TCPConnector(force_close=True)
+            self._base = f"http://{where.host}:{where.port}"
+            self._socket = None
+        self._session = aiohttp.ClientSession(
+            connector=self._connector, timeout=aiohttp.ClientTimeout(total=ANSWER), trust_env=False
+        )
+
+    async def get(self, path: str) -> str | None:
+        """The body of a 200, or None."""
+        if self._socket is not None and not self._socket.exists():
+            return None
+        try:
+            async with self._session.get(self._base + path) as response:
+                return await response.text(errors="replace") if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return None
+
+    async def context_length(self) -> int | None:
+        """The longest context that the engine serves, as its list of models says."""
+        try:
+            length = json.loads(await self.get("/v1/models") or "")["data"][0]["max_model_len"]
+            return int(length) if length else None
+        except (ValueError, KeyError, IndexError, TypeError):
+            return None
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._session.close()
+
+
+class Monitor:
+    """Watches one instance until cancelled, and tells what it sees."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        log: Path,
+        tell: Callable[[facts.Fact], None],
+        *,
+        engine_pid: Callable[[], int | None],
+        interval: float,
+        hang_timeout: float,
+    ) -> None:
+        self._engine = engine
+        self._log = log
+        self._tell = tell
+        self._engine_pid = engine_pid
+        self._interval = interval
+        self._hang_timeout = hang_timeout
+
+    async def run(self, instance: Instance, earlier: Sequence[Mapping[str, float]]) -> None:
+        """From the start, or from readiness on where the instance is there already."""
+        probe = Probe(instance.address)
+        try:
+            if instance.state is InstanceState.STARTING and not await self._until_ready(instance, probe, earlier):
+                return
+            await self._while_ready(instance.id, probe)
+        finally:
+            await probe.close()
+
+    async def _until_ready(self, instance: Instance, probe: Probe, earlier: Sequence[Mapping[str, float]]) -> bool:
+        tracker = ProgressTracker(self._engine.milestones, earlier)
+        follower = Follower(self._log)
+        shown: Progress | None = None
+        pause = FIRST_LOOK
+        limit = instance.spec.start_timeout if instance.spec is not None else float("inf")
+        deadline = time.monotonic() + limit
+        tracker.progress(time.monotonic())  # its clock starts now
+        try:
+            while True:
+                while lines := follower.read():
+                    for line in lines:
+                        tracker.feed(line, time.monotonic())
+                    await asyncio.sleep(0)  # a flood of lines must not hold up everyone else
+                if await probe.get("/health") is not None:
+                    self._tell(facts.Healthy(instance.id, self._engine_pid(), tracker.phases(time.monotonic())))
+                    return True
+                now = time.monotonic()
+                if now > deadline:
+                    self._tell(facts.Overdue(instance.id, tracker.phases(now)))
+                    return False
+                progress = tracker.progress(now)
+                if shown is None or (progress.phase, progress.percent) != (shown.phase, shown.percent):
+                    shown = progress
+                    self._tell(facts.Progressed(instance.id, progress))
+                await asyncio.sleep(pause)
+                pause = min(SLOWEST_LOOK, pause * 1.2)
+        finally:
+            follower.close()
+
+    async def _while_ready(self, instance: str, probe: Probe) -> None:
+        if (length := await probe.context_length()) is not None:
+            self._tell(facts.Described(instance, length))
+        detector = HangDetector(self._hang_timeout)
+        while True:
+            alive = await probe.get("/health") is not None
+            text = await probe.get("/metrics") if alive else None
+            metrics = self._engine.read_metrics(text) if text is not None else None
+            if metrics is not None:
+                self._tell(facts.Measured(instance, metrics))
+            reason = detector.look(time.monotonic(), metrics)
+            if reason is not None:
+                self._tell(facts.Hung(instance, reason))
+                return
+            await asyncio.sleep(self._interval)

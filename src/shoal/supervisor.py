@@ -1,0 +1,286 @@
+"""`shoal serve`: owns the public port, and keeps one controller and one relay running.
+
+The supervisor holds the listening socket, so a relay that dies loses no connection that waits to be accepted, and it is
+the parent that orphaned engines fall to and are reaped by. If it is killed, controller and relay die with it, engines
+live on, and the next `shoal serve` takes them back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from shoal.config import Handover
+from shoal.errors import ShoalError
+from shoal.paths import Paths, find_paths, hold, make_runtime
+from shoal.settings import Settings
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+BACKLOG = 2048
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 5.0
+CALM = 30.0
+"""Seconds of life after which a child's earlier crashes are forgotten."""
+RELAY_GRACE = 10.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_log = logging.getLogger("shoal.supervisor")
+
+
+class StartError(ShoalError):
+    """`shoal serve` cannot start; nothing was changed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=409, code="cannot_start")
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The public socket. Raises StartError if the port is taken."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise StartError(f"host: {settings.host} is not an address of this machine: {error.strerror}") from None
+    listener = socket.socket(family, kind, proto)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"port {settings.port} on {settings.host} cannot be used: {(error.strerror or '').lower()}; "
+            "does another Shoal run there? take another with --port"
+        ) from None
+    return listener
+
+
+class _Child:
+    """One process that is started again whenever it ends."""
+
+    def __init__(self, name: str, start: Callable[[int, bool], subprocess.Popen[bytes]]) -> None:
+        self.name = name
+        self._start = start
+        self.process: subprocess.Popen[bytes] | None = None
+        self.notify = -1
+        self.ready = False
+        self._started_at = 0.0
+        self._delay = FIRST_DELAY
+        self.due: float | None = 0.0
+
+    def start(self, *, again: bool) -> None:
+        """Start it; `notify` becomes readable once it serves."""
+        self.notify, write = os.pipe()
+        try:
+            self.process = self._start(write, again)
+        finally:
+            os.close(write)
+        self._started_at = time.monotonic()
+        self.due = None
+        self.ready = False
+
+    def ended(self, status: int) -> None:
+        """It has ended; when to start it again."""
+        code = os.waitstatus_to_exitcode(status)
+        if self.process is not None:
+            self.process.returncode = code
+        self.process = None
+        if time.monotonic() - self._started_at > CALM:
+            self._delay = FIRST_DELAY
+        _log.warning("the %s ended (%s); starting it again in %.1f s", self.name, code, self._delay)
+        self.due = time.monotonic() + self._delay
+        self._delay = min(LONGEST_DELAY, self._delay * 2)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it runs."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
+
+class Supervisor:
+    """Runs until SIGTERM or SIGINT; a second one does not wait for running requests."""
+
+    def __init__(
+        self, handover: Handover, listener: socket.socket, paths: Paths, on_ready: Callable[[str], None]
+    ) -> None:
+        self._handover = handover
+        self._settings = handover.settings
+        self._listener = listener
+        self._paths = paths
+        self._on_ready = on_ready
+        self._controller = _Child("controller", self._start_controller)
+        self._relay = _Child("relay", self._start_relay)
+        self._children = (self._controller, self._relay)
+        self._selector = selectors.DefaultSelector()
+        self._signals: list[int] = []
+        self._told = False
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it."""
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def run(self) -> None:
+        """Serve until told to stop; on return no process is left, engines included unless they are to be kept."""
+        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        wake_r, wake_w = os.pipe()
+        for fd in (wake_r, wake_w):
+            os.set_blocking(fd, False)
+        self._selector.register(wake_r, selectors.EVENT_READ)
+        old_wakeup = signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+        old = {number: signal.signal(number, self._note_signal) for number in numbers}
+        try:
+            for child in self._children:
+                self._launch(child, again=False)
+            while not self._stop_asked():
+                self._wait(wake_r)
+                self._reap()
+                for child in self._children:
+                    if child.due is not None and child.due <= time.monotonic():
+                        self._launch(child, again=True)
+            self._stop(self._controller, wake_r, None)
+            self._stop(self._relay, wake_r, RELAY_GRACE)
+        finally:
+            for child in self._children:
+                child.signal(signal.SIGKILL)
+            signal.set_wakeup_fd(old_wakeup)
+            for number, handler in old.items():
+                signal.signal(number, handler)
+            os.close(wake_r)
+            os.close(wake_w)
+            self._selector.close()
+
+    def _note_signal(self, number: int, _frame: object) -> None:
+        self._signals.append(number)
+
+    def _stop_asked(self) -> bool:
+        asked = False
+        while self._signals:
+            number = self._signals.pop(0)
+            if number in (signal.SIGTERM, signal.SIGINT):
+                asked = True
+            elif number == signal.SIGHUP:
+                self._controller.signal(signal.SIGHUP)
+        return asked
+
+    def _stop(self, child: _Child, wake: int, grace: float | None) -> None:
+        child.signal(signal.SIGTERM)
+        deadline = None if grace is None else time.monotonic() + grace
+        while child.process is not None:
+            if deadline is not None and time.monotonic() >= deadline:
+                child.signal(signal.SIGKILL)
+            self._wait(wake, limit=0.5)
+            if self._stop_asked():
+                child.signal(signal.SIGTERM)  # asked again: more urgent
+            self._reap(restart=False)
+
+    def _wait(self, wake: int, limit: float | None = None) -> None:
+        dues = [child.due - time.monotonic() for child in self._children if child.due is not None]
+        timeout = max(0.0, min(dues)) if dues and limit is None else limit
+        for key, _ in self._selector.select(timeout):
+            if key.fd == wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake, 4096)
+            else:
+                child: _Child = key.data
+                child.ready = os.read(key.fd, 64).startswith(b"ready")
+                self._unwatch(child)
+        if not self._told and all(child.ready for child in self._children):
+            self._told = True
+            self._on_ready(self.url)
+
+    def _reap(self, *, restart: bool = True) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for child in self._children:
+                if child.process is not None and child.process.pid == pid:
+                    self._unwatch(child)
+                    if restart:
+                        child.ended(status)
+                    else:
+                        child.process.returncode = os.waitstatus_to_exitcode(status)
+                        child.process = None
+                        child.due = None
+
+    def _launch(self, child: _Child, *, again: bool) -> None:
+        child.start(again=again)
+        self._selector.register(child.notify, selectors.EVENT_READ, child)
+
+    def _unwatch(self, child: _Child) -> None:
+        if child.notify >= 0:
+            self._selector.unregister(child.notify)
+            os.close(child.notify)
+            child.notify = -1
+
+    def _start_controller(self, notify: int, again: bool) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "shoal.controller", "--notify-fd", str(notify)]
+        if again:
+            argv.append("--again")
+        return _popen(argv, (notify,), {"SHOAL_SETTINGS": self._handover.dump()})
+
+    def _start_relay(self, notify: int, _again: bool) -> subprocess.Popen[bytes]:
+        fd = self._listener.fileno()
+        settings = self._settings
+        argv = [
+            *(sys.executable, "-m", "shoal.gateway", "--fd", str(fd), "--notify-fd", str(notify)),
+            *("--controller", str(self._paths.controller_socket)),
+            *("--relay-socket", str(self._paths.relay_socket)),
+            *("--table", str(self._paths.routing_table)),
+            *("--max-body", str(settings.max_body)),
+            *("--header-timeout", str(settings.header_timeout)),
+            *("--body-timeout", str(settings.body_timeout)),
+            *("--connect-timeout", str(settings.connect_timeout)),
+        ]
+        return _popen(argv, (fd, notify), {})
+
+
+def _popen(argv: list[str], fds: tuple[int, ...], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    parent = os.getpid()
+
+    def die_with_supervisor() -> None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return subprocess.Popen(
+        argv,
+        pass_fds=fds,
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        # Ctrl-C in a terminal reaches the whole foreground group; only the supervisor is to act on it.
+        start_new_session=True,
+        preexec_fn=die_with_supervisor,
+    )
+
+
+def serve(handover: Handover, on_ready: Callable[[str], None]) -> None:
+    """Run `shoal serve` in this process. Raises ShoalError if it cannot start, touching nothing."""
+    paths = find_paths(handover.settings)
+    make_runtime(paths)
+    with hold(paths.lock), listen(handover.settings) as listener:
+        listener.set_inheritable(True)
+        port = listener.getsockname()[1]
+        settings = handover.settings.model_copy(update={"port": port})
+        # A table left by an earlier run would name engines that may be gone.
+        paths.routing_table.unlink(missing_ok=True)
+        Supervisor(dataclasses.replace(handover, settings=settings), listener, paths, on_ready).run()
