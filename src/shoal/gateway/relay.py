@@ -1,0 +1,38 @@
+"""The seam of the relay: what any implementation of it offers, and its settings."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """How a relay runs. Times in seconds, sizes in bytes; the defaults are those of `shoal.settings`."""
+
+    controller: Path
+    """Unix socket of the controller's HTTP: every path that is not inference goes there."""
+    relay_socket: Path
+    """Unix socket on which the controller sends routing tables (see `shoal.messages`)."""
+    table: Path
+    """File of the last table, so that a relay that starts while the controller is away can serve."""
+    max_body: int = 64 * 2**20
+    header_timeout: float = 15
+    body_timeout: float = 60
+    connect_timeout: float = 5
+    idle_timeout: float = 75
+    """How long a client's connection may stay open between two requests."""
+
+
+class Relay(Protocol):
+    """A running data plane. It is used once: start, stop."""
+
+    async def start(self, sock: socket.socket) -> None:
+        """Serve on the TCP socket `sock`, which is bound and belongs to the relay from now on."""
+        ...
+
+    async def stop(self, grace: float) -> None:
+        """Accept nothing more, let running requests end for up to `grace` seconds, then end them."""
+        ...
