@@ -4,6 +4,7 @@ Importing this is cheap: SQLAlchemy is imported when a store opens, Alembic only
 """
 
 from shoal.store.errors import StoreError
-from shoal.store.store import Saved, Store
+from shoal.store.saved import Saved
+from shoal.store.store import Store
 
 __all__ = ["Saved", "Store", "StoreError"]

@@ -47,15 +47,9 @@ class Pending:
     def __len__(self) -> int:
         return len(self._batch)
 
-    @property
-    def events(self) -> list[Event]:
-        """Events that wait, oldest first."""
-        return self._batch.events
-
-    @property
-    def loads(self) -> list[LoadRecord]:
-        """Loads that wait, oldest first."""
-        return self._batch.loads
+    def peek(self) -> Batch:
+        """Everything that waits; not to be changed."""
+        return self._batch
 
     def put(self, key: Key, change: Change) -> None:
         """The newest version of a record."""
@@ -85,12 +79,17 @@ class Pending:
 
     def _bound(self) -> None:
         batch = self._batch
-        for waiting in (batch.events, batch.loads):
-            if (excess := len(waiting) - self.most) > 0:  # type: ignore[arg-type]
-                del waiting[:excess]  # type: ignore[attr-defined]
-                self.dropped += excess
+        excess_events, excess_loads = len(batch.events) - self.most, len(batch.loads) - self.most
+        if excess_events > 0:
+            del batch.events[:excess_events]
+            self.dropped += excess_events
+        if excess_loads > 0:
+            del batch.loads[:excess_loads]
+            self.dropped += excess_loads
         if (excess := len(batch.records) - self.most) > 0:
-            for key in [key for key, change in batch.records.items() if key[0] == "instance" and _over(change)][:excess]:
+            for key in [key for key, change in batch.records.items() if key[0] == "instance" and _over(change)][
+                :excess
+            ]:
                 del batch.records[key]
                 self.dropped += 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Integer, cast, func, inspect, insert, literal, select
+from sqlalchemy import Connection, Integer, cast, func, insert, inspect, literal, select
 
 from shoal.store.errors import StoreError
 from shoal.store.tables import HEAD, VERSION_TABLE, metadata, schema_version

@@ -51,7 +51,7 @@ class Worker:
             failure: Exception | None = None
             try:
                 result = call()
-            except Exception as error:  # noqa: BLE001 - it is the caller's
+            except Exception as error:
                 failure = error
             if self._loop.is_closed():
                 continue

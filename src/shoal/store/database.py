@@ -1,0 +1,220 @@
+"""The store's side of the database: open it whatever its condition, write batches, read. Runs in one thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
+
+from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.state import Instance
+from shoal.store import queries, schema
+from shoal.store.connect import Target, connect
+from shoal.store.errors import StoreError
+from shoal.store.faults import DamagedError, cause, damaged, why
+from shoal.store.pending import Batch
+from shoal.store.saved import Saved
+from shoal.store.tables import HEAD
+
+log = logging.getLogger(__name__)
+
+PRUNE_EVERY = 100
+"""Events between two prunings: so many more than `events_kept` may stand in the table."""
+
+
+class Database:
+    """One database. Blocking; every call from one thread."""
+
+    def __init__(self, target: Target, *, history: int, events_kept: int) -> None:
+        self.target = target
+        self._history = history
+        self._events_kept = events_kept
+        self._engine: Engine | None = None
+        self._writable = False
+        self._since_prune = PRUNE_EVERY  # whatever an earlier process left is pruned with the first events
+        self._notes: list[str] = []
+
+    def open(self) -> str | None:
+        """Open for writing, or else for reading, or else not at all. Returns why it cannot be written, or None.
+
+        A damaged SQLite file is moved aside. Raises StoreError where going on would harm or mislead: the database
+        is a newer Shoal's or another program's, or the PostgreSQL server cannot be reached.
+        """
+        try:
+            self._open_for_writing()
+        except (OSError, SQLAlchemyError) as error:
+            if self.target.file is None:
+                raise self._unusable(error) from None
+            return self._open_for_reading(error)
+        return None
+
+    def close(self) -> None:
+        """Give the connection back; SQLite folds its log into the file."""
+        if self._engine is not None:
+            self._engine.dispose()
+        self._engine, self._writable = None, False
+
+    def write(self, batch: Batch) -> list[str]:
+        """Write a batch in one transaction, and prune. Returns what the database refuses for good, a clause each.
+
+        Raises OSError, SQLAlchemyError or StoreError if nothing was written and it may work later.
+        """
+        if not self._writable:
+            self._open_for_writing()
+        if not batch:
+            return []
+        refused: list[str] = []
+        try:
+            with self._begin(write=True) as connection:
+                queries.write(connection, batch)
+                pruned = self._prune(connection, batch)
+        except (DataError, IntegrityError, StatementError, ValueError, TypeError, OverflowError) as error:
+            if isinstance(error, DBAPIError) and not isinstance(error, (DataError, IntegrityError)):
+                raise
+            with self._begin(write=True) as connection:
+                refused = _write_singly(connection, batch)
+                pruned = self._prune(connection, batch)
+        self._since_prune = 0 if pruned else self._since_prune + len(batch.events)
+        return refused
+
+    def load(self) -> Saved:
+        """Every model and instance, and what was noticed while opening."""
+        if self._engine is None:
+            return Saved(problems=list(self._notes))
+        with self._begin() as connection:
+            models, instances, problems = queries.read_all(connection)
+        return Saved(models, instances, self._notes + problems)
+
+    def events(self, limit: int, before: int | None, model: str | None) -> list[Event]:
+        """The newest events, oldest of them first."""
+        if self._engine is None:
+            return []
+        with self._begin() as connection:
+            return queries.read_events(connection, limit, before, model)
+
+    def loads(self, limit: int, model: str | None) -> list[LoadRecord]:
+        """The newest loads, oldest of them first."""
+        if self._engine is None:
+            return []
+        with self._begin() as connection:
+            return queries.read_loads(connection, limit, model)
+
+    def _prune(self, connection: Connection, batch: Batch) -> bool:
+        if any(isinstance(change, Instance) and change.state.ended for change in batch.records.values()):
+            queries.prune_instances(connection, self._history)
+        if batch.loads:
+            queries.prune_loads(connection, {load.model for load in batch.loads})
+        if not batch.events or self._since_prune + len(batch.events) < PRUNE_EVERY:
+            return False
+        queries.prune_events(connection, self._events_kept)
+        return True
+
+    @contextmanager
+    def _begin(self, *, write: bool = False) -> Iterator[Connection]:
+        assert self._engine is not None
+        with self._engine.execution_options(shoal_write=write).begin() as connection:
+            yield connection
+
+    def _open_for_writing(self) -> None:
+        self.close()
+        if self.target.file is not None:
+            _make_file(self.target)
+        self._engine = connect(self.target)
+        try:
+            with self._begin(write=True) as connection:
+                if self.target.file is not None:
+                    _check(connection)
+                schema.prepare(connection, self.target.label)
+        except (SQLAlchemyError, DamagedError) as error:
+            self.close()
+            if self.target.file is None or not damaged(error):
+                raise
+            self._move_aside()
+            self._open_for_writing()
+        except BaseException:
+            self.close()
+            raise
+        self._writable = True
+
+    def _move_aside(self) -> None:
+        file = self.target.file
+        assert file is not None
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        aside, n = file.with_name(f"{file.name}.corrupt-{stamp}"), 1
+        while aside.exists():
+            aside, n = file.with_name(f"{file.name}.corrupt-{stamp}-{n}"), n + 1
+        for end in ("", "-wal", "-shm"):
+            part = file.with_name(file.name + end)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + end))
+        note = f"The database {file} was damaged: it was moved to {aside} and a new, empty one begun."
+        log.error(note)
+        self._notes.append(note)
+
+    def _open_for_reading(self, error: Exception) -> str:
+        """After writing failed with `error`."""
+        engine = connect(self.target, read_only=True)
+        try:
+            with engine.begin() as connection:
+                _check(connection)
+                revision = schema.current(connection)
+                if revision != HEAD:
+                    schema.check_known(revision, self.target.label)
+                    raise DamagedError("it needs an upgrade, which it cannot get while it cannot be written")
+        except (OSError, SQLAlchemyError, DamagedError):
+            engine.dispose()
+            return (
+                f"Nothing can be saved in {self.target.label}, and nothing was read from it: {why(error)}. "
+                "Shoal goes on with what it holds in memory and keeps trying."
+            )
+        except BaseException:
+            engine.dispose()
+            raise
+        self._engine = engine
+        return (
+            f"{self.target.label} can be read but nothing can be saved in it: {why(error)}. "
+            "Shoal goes on and keeps trying."
+        )
+
+    def _unusable(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"the database {self.target.label} cannot be used: {why(error)}; "
+            "start it or correct database_url (leave it out for a SQLite file in the state folder)"
+        )
+
+
+def _make_file(target: Target) -> None:
+    """The folder and an empty file that only its owner may read: models can carry tokens in their environment."""
+    file = target.file
+    assert file is not None
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not file.exists():
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+
+def _check(connection: Connection) -> None:
+    answer = connection.scalar(text("PRAGMA quick_check(1)"))
+    if answer != "ok":
+        raise DamagedError(str(answer))
+
+
+def _write_singly(connection: Connection, batch: Batch) -> list[str]:
+    """Write each item under a savepoint of its own, so that one bad item does not keep back the others."""
+    refused = []
+    singles = [(f"{kind} {name}", Batch(records={(kind, name): c})) for (kind, name), c in batch.records.items()]
+    singles += [(f"the load of {load.model}", Batch(loads=[load])) for load in batch.loads]
+    singles += [(f"an event ({event.kind})", Batch(events=[event])) for event in batch.events]
+    for name, single in singles:
+        try:
+            with connection.begin_nested():
+                queries.write(connection, single)
+        except (DataError, IntegrityError, StatementError, ValueError, TypeError, OverflowError) as error:
+            if isinstance(error, DBAPIError) and not isinstance(error, (DataError, IntegrityError)):
+                raise
+            refused.append(f"{name} ({why(cause(error))})")
+    return refused

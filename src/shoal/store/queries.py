@@ -1,0 +1,131 @@
+"""Every statement that the store runs, over an open transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sqlalchemy import Connection, Select, Table, delete, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.state import Instance, InstanceState, Model
+from shoal.store import codec
+from shoal.store.pending import Batch
+from shoal.store.tables import events, instances, loads, models
+
+LOADS_PER_MODEL = 50
+LOADS_KEPT = 5_000
+
+_ENDED = [state.value for state in InstanceState if state.ended]
+
+
+def write(connection: Connection, batch: Batch) -> None:
+    """Write everything of a batch. Raises ValueError, TypeError or a database error; nothing is half done then,
+    if the transaction or savepoint around it is rolled back."""
+    changes = batch.records.items()
+    _upsert(connection, models, [codec.model_row(c) for _, c in changes if isinstance(c, Model)])
+    _upsert(connection, instances, [codec.instance_row(c) for _, c in changes if isinstance(c, Instance)])
+    for table, kind in ((models, "model"), (instances, "instance")):
+        gone = [name for (what, name), change in changes if what == kind and change is None]
+        if gone:
+            connection.execute(delete(table).where(_key(table).in_(gone)))
+    if batch.loads:
+        connection.execute(insert(loads), [codec.load_row(load) for load in batch.loads])
+    if batch.events:
+        connection.execute(insert(events), [codec.event_row(event) for event in batch.events])
+
+
+def read_all(connection: Connection) -> tuple[list[Model], list[Instance], list[str]]:
+    """Models by name, instances by age, and a sentence for each that could not be read; those stay stored."""
+    found, running, problems = [], [], []
+    for row in _rows(connection, select(models).order_by(models.c.name)):
+        try:
+            found.append(codec.read_model(row))
+        except codec.UnreadableError as error:
+            problems.append(
+                f"The stored model {row['name']} was left out: {error}. "
+                "It stays in the database; add it again with settings of this version."
+            )
+    for row in _rows(connection, select(instances).order_by(instances.c.created_at, instances.c.id)):
+        try:
+            instance, problem = codec.read_instance(row)
+        except codec.UnreadableError as error:
+            problems.append(f"The stored instance {row['id']} was left out: {error}.")
+            continue
+        running.append(instance)
+        if problem is not None:
+            problems.append(f"The stored settings of instance {row['id']} were left out: {problem}.")
+    return found, running, problems
+
+
+def read_events(connection: Connection, limit: int, before: int | None, model: str | None) -> list[Event]:
+    """The newest `limit` events with an id below `before`, oldest of them first."""
+    query = _newest(events, limit, model)
+    if before is not None:
+        query = query.where(events.c.id < before)
+    return [codec.read_event(row) for row in _rows(connection, query)][::-1]
+
+
+def read_loads(connection: Connection, limit: int, model: str | None) -> list[LoadRecord]:
+    """The newest `limit` loads, oldest of them first. Those that this version cannot read are skipped."""
+    found = []
+    for row in _rows(connection, _newest(loads, limit, model)):
+        try:
+            found.append(codec.read_load(row))
+        except codec.UnreadableError:
+            continue  # history only teaches estimates; there will be more
+    return found[::-1]
+
+
+def prune_instances(connection: Connection, kept: int) -> None:
+    """Delete ended instances but the `kept` that ended last."""
+    ended = instances.c.state.in_(_ENDED)
+    newest = select(instances.c.id).where(ended).order_by(instances.c.changed_at.desc(), instances.c.id.desc())
+    connection.execute(delete(instances).where(ended, instances.c.id.not_in(newest.limit(kept))))
+
+
+def prune_loads(connection: Connection, names: Iterable[str]) -> None:
+    """Delete the oldest loads: of each model in `names`, and of all models together."""
+    for name in names:
+        _prune_by_id(connection, loads, LOADS_PER_MODEL, name)
+    _prune_by_id(connection, loads, LOADS_KEPT)
+
+
+def prune_events(connection: Connection, kept: int) -> None:
+    """Delete events but the newest `kept`."""
+    _prune_by_id(connection, events, kept)
+
+
+def _prune_by_id(connection: Connection, table: Table, kept: int, model: str | None = None) -> None:
+    beyond = select(table.c.id).order_by(table.c.id.desc()).offset(kept).limit(1)
+    doomed = delete(table)
+    if model is not None:
+        beyond = beyond.where(table.c.model == model)
+        doomed = doomed.where(table.c.model == model)
+    connection.execute(doomed.where(table.c.id <= beyond.scalar_subquery()))
+
+
+def _newest(table: Table, limit: int, model: str | None) -> Select[Any]:
+    query = select(table).order_by(table.c.id.desc()).limit(limit)
+    return query if model is None else query.where(table.c.model == model)
+
+
+def _rows(connection: Connection, query: Select[Any]) -> Iterator[dict[str, Any]]:
+    for row in connection.execute(query).mappings():
+        yield {str(name): value for name, value in row.items()}
+
+
+def _upsert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table)
+    key = _key(table)
+    changed = {column.name: column for column in statement.excluded if column.name != key.name}
+    connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=changed), rows)
+
+
+def _key(table: Table) -> Any:
+    (key,) = table.primary_key.columns
+    return key
