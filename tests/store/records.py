@@ -1,0 +1,123 @@
+"""Hypothesis strategies for what the store keeps, and small records to write by hand."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+from hypothesis import strategies as st
+
+from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Failure, Instance, InstanceState, Model, Progress
+
+times = st.floats(0, 4e9)
+texts = st.text(max_size=20)
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+numbers = st.floats(allow_nan=False)
+
+
+@st.composite
+def names(draw: st.DrawFn) -> str:
+    """Names that a ModelSpec takes."""
+    part = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/."), min_size=1)
+    name = unicodedata.normalize("NFC", "/".join(draw(st.lists(part.map(lambda s: s[:30]), min_size=1, max_size=3))))
+    return name if name == name.strip() else "x"
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> ModelSpec:
+    """Settings of a model, of every kind."""
+    n = draw(st.integers(1, 4))
+    keys = st.from_regex(r"[A-RT-Z_][A-Z_]{0,8}", fullmatch=True)
+    port = draw(st.none() | st.integers(1, 65535))
+    return ModelSpec(
+        name=draw(names()),
+        source=draw(st.text(min_size=1, max_size=20)),
+        engine=draw(st.sampled_from(["vllm", "simulated"])),
+        environment=draw(st.none() | texts),
+        devices=draw(st.just("auto") | st.just(tuple(f"cuda:{i}" for i in range(n)))),
+        tensor_parallel=n,
+        context_length=draw(st.none() | st.integers(1, 10**7)),
+        dtype=draw(st.sampled_from(["auto", "bfloat16"])),
+        kv_cache_memory=draw(st.none() | st.integers(0, 2**50)),
+        instances=1 if port else draw(st.integers(1, 64)),
+        load_on_start=draw(st.booleans()),
+        args=tuple(draw(st.lists(texts.map(lambda s: s.replace("\0", "")), max_size=3))),
+        env=draw(st.dictionaries(keys, words, max_size=3)),
+        port=port,
+        start_timeout=draw(st.floats(min_value=0, exclude_min=True)),
+    )
+
+
+models = st.builds(Model, specs(), st.sampled_from(["api", "file", "command"]), times, st.integers(0, 64))
+
+instances = st.builds(
+    Instance,
+    id=st.from_regex(r"[a-z0-9-]{1,12}", fullmatch=True),
+    model=names(),
+    engine=st.sampled_from(["vllm", "simulated"]),
+    state=st.sampled_from(InstanceState),
+    devices=st.lists(words, max_size=3).map(tuple),
+    created_at=times,
+    changed_at=times,
+    reason=texts,
+    address=texts,
+    spec=st.none() | specs(),
+    environment=texts,
+    pid=st.none() | st.integers(1, 2**22),
+    ready_at=st.none() | times,
+    restarts=st.integers(0, 10**6),
+    restart_at=st.none() | times,
+    progress=st.none() | st.builds(Progress, texts, st.integers(0, 100), st.none() | numbers),
+    failure=st.none() | st.builds(Failure, texts, texts, texts),
+    memory=st.dictionaries(texts, st.integers(0, 2**60), max_size=3),
+)
+
+events = st.builds(
+    Event,
+    at=times,
+    level=st.sampled_from(["info", "warning", "error"]),
+    kind=words,
+    message=words,
+    model=st.none() | words,
+    instance=st.none() | words,
+)
+
+loads = st.builds(
+    LoadRecord,
+    model=words,
+    instance=words,
+    engine=words,
+    environment=words,
+    version=words,
+    devices=st.lists(words, max_size=3).map(tuple),
+    started_at=times,
+    seconds=st.floats(0, 1e6),
+    outcome=words,
+    phases=st.dictionaries(texts, st.floats(0, 1e6), max_size=3),
+    memory=st.dictionaries(texts, st.integers(0, 2**60), max_size=3),
+)
+
+
+def model(name: str = "m", **changes: Any) -> Model:
+    """A plain model."""
+    return Model(**{"spec": ModelSpec(name=name, source="/models/m"), "origin": "api", "created_at": 1.0, **changes})
+
+
+def instance(id: str = "i", state: InstanceState = InstanceState.READY, **changes: Any) -> Instance:
+    """A plain instance."""
+    plain = {"model": "m", "engine": "simulated", "devices": ("host",), "created_at": 1.0, "changed_at": 1.0}
+    return Instance(id=id, state=state, **{**plain, **changes})
+
+
+def event(message: str = "something happened", **changes: Any) -> Event:
+    """A plain event."""
+    return Event(**{"at": 1.0, "level": "info", "kind": "test", "message": message, **changes})
+
+
+def load(model: str = "m", **changes: Any) -> LoadRecord:
+    """A plain load."""
+    plain = {"instance": "i", "engine": "vllm", "environment": "e", "version": "1", "devices": ("cuda",)}
+    times = {"started_at": 1.0, "seconds": 2.5, "outcome": "ready", "phases": {"weights": 2.0}, "memory": {"cuda:0": 5}}
+    return LoadRecord(model=model, **{**plain, **times, **changes})

@@ -1,0 +1,250 @@
+"""What is saved comes back as it was, on both databases."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, select, text
+
+from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.state import Instance, InstanceState, Model
+from shoal.store import StoreError, codec
+from shoal.store.connect import connect, find_target
+from shoal.store.database import Database
+from shoal.store.pending import Batch
+from shoal.store.queries import LOADS_PER_MODEL
+from shoal.store.tables import instances, models
+
+from . import records
+from .conftest import MakeStore
+
+
+@given(records.models)
+def test_a_model_survives_its_row(model: Model) -> None:
+    assert codec.read_model(codec.model_row(model)) == model
+
+
+@given(records.instances)
+def test_an_instance_survives_its_row(instance: Instance) -> None:
+    assert codec.read_instance(codec.instance_row(instance)) == (instance, None)
+
+
+@given(records.loads)
+def test_a_load_survives_its_row(load: LoadRecord) -> None:
+    assert codec.read_load(codec.load_row(load)) == load
+
+
+def _in_memory() -> Database:
+    database = Database(find_target("sqlite://", Path("unused")), history=10_000, events_kept=10_000)
+    assert database.open() is None
+    return database
+
+
+def _check_database(
+    database: Database, models: list[Model], instances: list[Instance], events: list[Event], loads: list[LoadRecord]
+) -> None:
+    batch = Batch(events=events, loads=loads)
+    batch.records.update({("model", model.spec.name): model for model in models})
+    batch.records.update({("instance", instance.id): instance for instance in instances})
+    before = len(database.events(10_000, None, None))
+    assert database.write(batch) == []
+    saved = database.load()
+    assert saved.problems == []
+    assert {model.spec.name: model for model in saved.models} == {m.spec.name: m for m in models}
+    assert {instance.id: instance for instance in saved.instances} == {i.id: i for i in instances}
+    assert database.events(10_000, None, None)[before:] == events
+    assert database.loads(len(loads), None) == loads
+    gone = Batch(records=dict.fromkeys(batch.records))
+    assert database.write(gone) == []
+    assert database.load().models == []
+    assert database.load().instances == []
+
+
+_few = settings(max_examples=40, deadline=None)
+_lists = (
+    st.lists(records.models, max_size=3),
+    st.lists(records.instances, max_size=3),
+    st.lists(records.events, max_size=3),
+    st.lists(records.loads, max_size=3),
+)
+
+
+def test_sqlite_gives_back_what_it_got() -> None:
+    database = _in_memory()
+
+    @_few
+    @given(*_lists)
+    def check(m: list[Model], i: list[Instance], e: list[Event], lo: list[LoadRecord]) -> None:
+        _check_database(database, m, i, e, lo)
+
+    check()
+    database.close()
+
+
+def test_postgresql_gives_back_what_it_got(postgres: str) -> None:
+    database = Database(find_target(postgres, Path("unused")), history=10_000, events_kept=10_000)
+    assert database.open() is None
+
+    @_few
+    @given(*_lists)
+    def check(m: list[Model], i: list[Instance], e: list[Event], lo: list[LoadRecord]) -> None:
+        _check_database(database, m, i, e, lo)
+
+    check()
+    database.close()
+
+
+async def test_a_restart_finds_what_was_saved(make_store: MakeStore, url: str | None) -> None:
+    store = make_store(url)
+    await store.open()
+    store.save_model(records.model("a", desired=2))
+    store.save_model(records.model("gone"))
+    store.save_instance(records.instance("i1"))
+    store.save_instance(records.instance("i2", InstanceState.FAILED))
+    store.add_event(records.event("first", model="a"))
+    store.add_event(records.event("second", model="b"))
+    store.add_load(records.load("a"))
+    store.delete_model("gone")
+    assert store.unsaved == 7
+    await store.close()
+    assert store.unsaved == 0
+    assert store.problem is None
+
+    again = make_store(url)
+    await again.open()
+    saved = await again.load()
+    assert saved.models == [records.model("a", desired=2)]
+    assert saved.instances == [records.instance("i1"), records.instance("i2", InstanceState.FAILED)]
+    assert saved.problems == []
+    assert [event.message for event in await again.events()] == ["first", "second"]
+    assert [event.message for event in await again.events(model="a")] == ["first"]
+    assert await again.loads("a") == [records.load("a")]
+    assert await again.loads("b") == []
+    await again.close()
+
+
+async def test_events_page_backwards(make_store: MakeStore, url: str | None) -> None:
+    store = make_store(url)
+    await store.open()
+    for n in range(10):
+        store.add_event(records.event(str(n)))
+    assert [event.message for event in await store.events(3)] == ["7", "8", "9"]  # saved or not
+    assert await store.flush(30)
+    page = await store.events(3)
+    assert [event.message for event in page] == ["7", "8", "9"]
+    assert page[0].id is not None
+    assert [event.message for event in await store.events(100, before=page[0].id)] == [str(n) for n in range(7)]
+    await store.close()
+
+
+async def test_history_is_bounded(make_store: MakeStore, url: str | None) -> None:
+    store = make_store(url, history=3, events_kept=100)
+    await store.open()
+    for n in range(10):
+        ended = InstanceState.STOPPED if n % 2 else InstanceState.FAILED
+        store.save_instance(records.instance(f"old{n}", ended, changed_at=float(n)))
+    store.save_instance(records.instance("alive", changed_at=0.5))
+    for _ in range(2):
+        for n in range(150):
+            store.add_event(records.event(str(n)))
+        assert await store.flush(60)
+    for n in range(LOADS_PER_MODEL + 5):
+        store.add_load(records.load(seconds=float(n)))
+    store.add_load(records.load("other"))
+    assert await store.flush(60)
+    saved = await store.load()
+    assert {instance.id for instance in saved.instances} == {"old7", "old8", "old9", "alive"}
+    assert len(await store.events(1000)) == 100
+    loads = await store.loads("m", 1000)
+    assert [load.seconds for load in loads] == [float(n) for n in range(5, LOADS_PER_MODEL + 5)]
+    assert len(await store.loads(None, 1000)) == LOADS_PER_MODEL + 1
+    await store.close()
+
+
+async def test_text_that_no_database_takes_is_kept_in_substance(make_store: MakeStore, url: str | None) -> None:
+    store = make_store(url)
+    await store.open()
+    store.add_event(records.event("a\0b \udcff c"))
+    assert await store.flush(30)
+    (event,) = await store.events()
+    assert event.message == "a\N{REPLACEMENT CHARACTER}b ? c"
+    await store.close()
+
+
+async def test_a_record_that_cannot_be_stored_does_not_keep_back_the_others(
+    make_store: MakeStore, url: str | None
+) -> None:
+    store = make_store(url)
+    await store.open()
+    store.save_instance(records.instance("bad", created_at=None))
+    store.save_instance(records.instance("good"))
+    store.add_event(records.event())
+    assert not await store.flush(30)
+    assert store.unsaved == 0
+    assert store.dropped == 1
+    assert "instance bad" in (store.problem or "")
+    assert [instance.id for instance in (await store.load()).instances] == ["good"]
+    assert len(await store.events()) == 1
+    store.add_event(records.event())
+    assert await store.flush(30)
+    assert store.problem is None
+    await store.close()
+
+
+async def test_settings_of_another_version_are_left_out_but_kept(make_store: MakeStore, url: str | None) -> None:
+    store = make_store(url)
+    await store.open()
+    store.save_model(records.model("fine"))
+    store.save_model(records.model("odd"))
+    store.save_model(records.model("broken"))
+    spec = records.model().spec
+    store.save_instance(replace(records.instance("runs"), spec=spec))
+    store.save_instance(records.instance("strange"))
+    await store.close()
+
+    engine = connect(find_target(url, Path(store._path)))
+    with engine.execution_options(shoal_write=True).begin() as connection:
+        odd = {**spec.model_dump(mode="json"), "name": "odd", "sleep_level": 2}
+        change = models.update().values(spec=json.dumps(odd)).where(models.c.name == "odd")
+        connection.execute(change)
+        connection.execute(models.update().values(spec="{").where(models.c.name == "broken"))
+        record = {"devices": ["host"], "spec": odd, "reason": "old", "colour": "blue", "progress": {"phase": "x"}}
+        runs = instances.update().values(record=json.dumps(record)).where(instances.c.id == "runs")
+        connection.execute(runs)
+        connection.execute(instances.update().values(state="levitating").where(instances.c.id == "strange"))
+    engine.dispose()
+
+    again = make_store(url)
+    await again.open()
+    saved = await again.load()
+    assert [model.spec.name for model in saved.models] == ["fine"]
+    assert saved.instances == [records.instance("runs", reason="old")]
+    problems = "\n".join(saved.problems)
+    assert len(saved.problems) == 4
+    assert "odd was left out: sleep_level: there is no such setting" in problems
+    assert "broken was left out" in problems
+    assert "settings of instance runs were left out" in problems
+    assert "instance strange was left out" in problems
+    await again.close()
+    engine = connect(find_target(url, Path(store._path)))
+    with engine.begin() as connection:
+        assert connection.scalars(select(models.c.name).order_by(models.c.name)).all() == ["broken", "fine", "odd"]
+    engine.dispose()
+
+
+async def test_a_shared_postgresql_database_with_a_foreign_table_is_refused(
+    make_store: MakeStore, postgres: str
+) -> None:
+    engine = create_engine(postgres)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE models (id integer)"))
+        connection.execute(text("INSERT INTO models VALUES (1)"))
+    engine.dispose()
+    store = make_store(postgres)
+    with pytest.raises(StoreError, match="that Shoal did not make"):
+        await store.open()
