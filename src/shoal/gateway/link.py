@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -55,8 +56,12 @@ def _check(table: RoutingTable) -> RoutingTable:
 class Link:
     """Keeps `routes` up to date and the controller informed, for as long as `run` runs."""
 
-    def __init__(self, routes: Routes, socket: Path, table_file: Path) -> None:
+    def __init__(
+        self, routes: Routes, socket: Path, table_file: Path, on_table: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_table` is called whenever `routes` took a new table."""
         self._routes = routes
+        self._on_table = on_table
         self._socket = socket
         self._file = table_file
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -72,8 +77,8 @@ class Link:
     def restore(self) -> None:
         """Take the table of the file, if there is one."""
         table = load_table(self._file)
-        if table is not None:
-            self._routes.replace(table)
+        if table is not None and self._routes.replace(table):
+            self._on_table()
 
     async def run(self) -> None:
         """Connect, and connect again whenever the controller goes away, until cancelled."""
@@ -101,6 +106,7 @@ class Link:
                 taken = self._routes.replace(table)
                 await self._report(writer)
                 if taken:
+                    self._on_table()
                     await self._save(table)
         except ValueError as error:  # a line that is too long, no JSON, or of another protocol
             log.warning("The controller sent something that is no routing table; connecting again: %s", error)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RelayConfig:
     """How a relay runs. Times in seconds, sizes in bytes; the defaults are those of `shoal.settings`."""
 

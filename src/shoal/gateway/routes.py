@@ -85,9 +85,7 @@ class Routes:
                 param="model",
                 headers={} if route.retry_after is None else {"Retry-After": str(route.retry_after)},
             )
-        target = min(
-            targets, key=lambda t: (self._outstanding.get(t.instance, 0), self._last_turn.get(t.instance, 0))
-        )
+        target = min(targets, key=lambda t: (self._outstanding.get(t.instance, 0), self._last_turn.get(t.instance, 0)))
         self._turn += 1
         self._last_turn[target.instance] = self._turn
         return target

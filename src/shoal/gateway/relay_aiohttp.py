@@ -1,0 +1,332 @@
+"""The relay on aiohttp: simple enough to be trusted, and the oracle for faster ones behind the same seam.
+
+What aiohttp cannot pass on as it came: a chunked request body leaves with a Content-Length, chunk borders and
+trailers of responses are lost, 1xx responses of engines are not passed on, whitespace around header values goes,
+and heads with bytes that are not UTF-8 are refused (in requests; responses keep them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
+
+from shoal.errors import ShoalError, error_body
+from shoal.gateway import heads
+from shoal.gateway.aiohttp_client import BrokenResponseError, NotConnectedError, Upstreams
+from shoal.gateway.aiohttp_server import ConnectionServer, RawResponse, error_response, json_response
+from shoal.gateway.inspect import MODEL_HEADER, model_of
+from shoal.gateway.link import Link
+from shoal.gateway.local import controller_away, health_without_controller, model_list, model_view
+from shoal.gateway.relay import RelayConfig
+from shoal.gateway.routes import UNKNOWN, Outcome, Routes
+from shoal.messages import Target
+from shoal.net import UnixAddress
+
+log = logging.getLogger(__name__)
+
+HEALTH_TIMEOUT = 2.0
+"""Seconds after which a controller that does not answer a health probe counts as away."""
+BACKLOG = 2048
+
+
+@dataclass
+class _Exchange:
+    """One inference request: what it names, and how it ended."""
+
+    model: str = UNKNOWN
+    outcome: Outcome = "cancelled"
+
+
+class AiohttpRelay:
+    """`shoal.gateway.relay.Relay` on aiohttp's low-level server and its client."""
+
+    def __init__(self, config: RelayConfig) -> None:
+        self._config = config
+        self._controller = str(UnixAddress(config.controller))
+        self._stopping = False
+        self._ending = False
+        self._running: set[asyncio.Task[object]] = set()
+
+    async def start(self, sock: socket.socket) -> None:
+        self._routes = Routes(changed=self._on_change)
+        self._link = Link(self._routes, self._config.relay_socket, self._config.table, on_table=self._on_table)
+        self._upstreams = Upstreams(self._config.connect_timeout)
+        self._link.restore()
+        self._server = ConnectionServer(
+            self._handle, header_timeout=self._config.header_timeout, idle_timeout=self._config.idle_timeout
+        )
+        self._listener = await asyncio.get_running_loop().create_server(self._server, sock=sock, backlog=BACKLOG)
+        self._link_task = asyncio.create_task(self._link.run())
+
+    async def stop(self, grace: float) -> None:
+        self._stopping = True
+        self._listener.close()
+        self._server.close_idle()
+        if self._running and grace > 0:
+            await asyncio.wait(set(self._running), timeout=grace)
+        self._ending = True
+        for task in set(self._running):
+            task.cancel()
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=5)
+        await self._server.shutdown(timeout=0.5)
+        self._link_task.cancel()
+        await asyncio.gather(self._link_task, return_exceptions=True)
+        await self._upstreams.close()
+
+    def _on_change(self) -> None:
+        self._link.changed()
+
+    def _on_table(self) -> None:
+        targets = (target for route in self._routes.table.routes for target in route.targets)
+        self._upstreams.keep_only({self._controller, *(target.address for target in targets)})
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; nothing that a client or an engine does makes it raise."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            response = await self._dispatch(request)
+        except ShoalError as error:
+            response = error_response(error)
+            if not request.content.is_eof():
+                response.force_close()
+        except asyncio.CancelledError:
+            if not self._ending or request.transport is None or request.writer.output_size:
+                raise
+            task.uncancel()
+            response = error_response(
+                ShoalError("The relay is stopping; send the request again.", status=503, code="relay_stopping")
+            )
+        finally:
+            self._running.discard(task)
+        if self._stopping:
+            response.force_close()
+        return response
+
+    async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+        target = heads.origin_form(request.raw_path)
+        path = heads.path_of(target)
+        if "websocket" in request.headers.get("Upgrade", "").lower():
+            raise ShoalError(
+                "WebSockets are not relayed; use the HTTP endpoints.", status=501, code="websocket_not_supported"
+            )
+        if path == "/v1/models" or heads.model_in_path(path) is not None:
+            return self._models(request, path)
+        if heads.is_inference(path):
+            return await self._infer(request, target)
+        return await self._administer(request, target, path)
+
+    def _models(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+        if request.method not in ("GET", "HEAD"):
+            raise ShoalError(
+                f"{request.method} is not possible here; models are changed under /api/v1/models.",
+                status=405,
+                code="method_not_allowed",
+                headers={"Allow": "GET, HEAD"},
+            )
+        model = heads.model_in_path(path)
+        if model is None:
+            return json_response(200, model_list(self._routes))
+        return json_response(200, model_view(self._routes.route(model)))
+
+    async def _infer(self, request: web.BaseRequest, target: str) -> web.StreamResponse:
+        exchange = _Exchange()
+        try:
+            async with self._engine_response(request, target, exchange) as upstream:
+                return await self._pass_back(request, upstream, exchange)
+        except ShoalError as error:
+            if exchange.outcome == "cancelled":
+                exchange.outcome = "client_error" if error.status < 500 else "engine_error"
+            raise
+        finally:
+            self._routes.count(exchange.model, exchange.outcome)
+
+    @contextlib.asynccontextmanager
+    async def _engine_response(
+        self, request: web.BaseRequest, path_and_query: str, exchange: _Exchange
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The response of the engine that the request goes to, which counts as its outstanding one until the end.
+
+        An engine that cannot be connected to is passed over for another one, once: nothing else proves that the
+        request has not run.
+        """
+        body: bytearray | None = await self._read_body(request)
+        exchange.model = model_of(
+            path_and_query,
+            body or b"",
+            content_type=request.headers.get("Content-Type", ""),
+            content_encoding=request.headers.get("Content-Encoding", ""),
+            model_header=request.headers.get(MODEL_HEADER),
+        )
+        headers = heads.request_headers(request.raw_headers, None if body is None else len(body))
+        passed_over: list[str] = []
+        while True:
+            engine = self._pick(exchange, passed_over)
+            with self._routes.carrying(engine.instance), self._upstreams.using(engine.address):
+                try:
+                    upstream = await self._upstreams.send(engine.address, request.method, path_and_query, headers, body)
+                except NotConnectedError as error:
+                    log.warning("No connection to instance %s of %r: %s", engine.instance, exchange.model, error)
+                    passed_over.append(engine.instance)
+                    continue
+                except BrokenResponseError as error:
+                    log.warning("Instance %s of %r broke off: %s", engine.instance, exchange.model, error)
+                    raise ShoalError(
+                        f"The engine of {exchange.model!r} broke off before it answered; send the request again.",
+                        status=502,
+                        code="engine_died",
+                    ) from None
+                except ValueError as error:
+                    raise ShoalError(f"The request cannot be passed on: {error}.", code="invalid_header") from None
+                body = None  # a stream may run for minutes; its request need not stay in memory
+                try:
+                    yield upstream
+                finally:
+                    upstream.close()
+                return
+
+    def _pick(self, exchange: _Exchange, passed_over: list[str]) -> Target:
+        try:
+            if len(passed_over) < 2:
+                return self._routes.pick(exchange.model, without=passed_over)
+        except ShoalError as error:
+            if not passed_over:
+                exchange.outcome = "unavailable" if error.status == 503 else "client_error"
+                raise
+        raise ShoalError(
+            f"The engine of {exchange.model!r} does not take connections; send the request again in a moment.",
+            status=502,
+            code="engine_connection_failed",
+        ) from None
+
+    async def _administer(self, request: web.BaseRequest, target: str, path: str) -> web.StreamResponse:
+        """Hand a request to the controller, as transparently as to an engine."""
+        body: bytearray | None = await self._read_body(request)
+        headers = heads.request_headers(request.raw_headers, None if body is None else len(body))
+        health = health_without_controller(path, self._routes)
+        sent = True
+        with self._upstreams.using(self._controller):
+            try:
+                async with asyncio.timeout(None if health is None else HEALTH_TIMEOUT):
+                    upstream = await self._upstreams.send(self._controller, request.method, target, headers, body)
+            except (NotConnectedError, BrokenResponseError, TimeoutError) as error:
+                sent = not isinstance(error, NotConnectedError)
+            except ValueError as error:
+                raise ShoalError(f"The request cannot be passed on: {error}.", code="invalid_header") from None
+            else:
+                body = None
+                try:
+                    return await self._pass_back(request, upstream, _Exchange())
+                finally:
+                    upstream.close()
+        if health is not None:
+            return json_response(*health)
+        raise controller_away(sent=sent)
+
+    async def _read_body(self, request: web.BaseRequest) -> bytearray | None:
+        """The whole body, or None if the request has none. Raises ShoalError 400, 408, 413 or 417."""
+        limit, patience = self._config.max_body, self._config.body_timeout
+        length = request.content_length
+        if length is not None and length > limit:
+            raise _too_large(limit)
+        if not request.can_read_body:
+            return None
+        expect = request.headers.get("Expect")
+        if expect is not None and request.version >= (1, 1):
+            if expect.strip().lower() != "100-continue":
+                raise ShoalError("Only `Expect: 100-continue` is known.", status=417, code="expectation_failed")
+            if request.transport is not None:
+                request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = bytearray()
+        try:
+            while True:
+                async with asyncio.timeout(patience):
+                    chunk = await request.content.readany()
+                if not chunk:
+                    return body
+                body += chunk
+                if len(body) > limit:
+                    raise _too_large(limit)
+        except TimeoutError:
+            raise ShoalError(
+                f"The request body stood still for {patience:g} s; send it without pauses.",
+                status=408,
+                code="body_timeout",
+            ) from None
+        except RequestPayloadError as error:
+            raise ShoalError(
+                f"The request body is broken: {' '.join(str(error).split())[:200]}", code="invalid_body"
+            ) from None
+
+    async def _pass_back(
+        self, request: web.BaseRequest, upstream: aiohttp.ClientResponse, exchange: _Exchange
+    ) -> web.StreamResponse:
+        """Stream a response to the client as it comes, and record how it ended."""
+        headers = heads.end_to_end(upstream.raw_headers)
+        response = RawResponse(upstream.status, upstream.reason or "", headers)
+        if self._stopping:
+            response.force_close()
+        tail = b""
+        try:
+            await response.prepare(request)
+            while True:
+                try:
+                    chunk = await upstream.content.readany()
+                except (aiohttp.ClientError, OSError) as error:
+                    exchange.outcome = "engine_error"
+                    log.warning("A response broke off (model %r): %s", exchange.model, error)
+                    await _break_off(response, headers, tail, "The engine broke off while it answered.", "engine_died")
+                    return response
+                if not chunk:
+                    break
+                tail = (tail + chunk[-4:])[-4:]
+                await response.write(chunk)
+            await response.write_eof()
+        except ConnectionError:
+            response.abort()  # the client has left
+            return response
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._ending or request.transport is None or task is None or not response.prepared:
+                raise
+            task.uncancel()
+            await _break_off(response, headers, tail, "The relay is stopping.", "relay_stopping")
+            return response
+        exchange.outcome = _outcome(upstream.status)
+        return response
+
+
+def _too_large(limit: int) -> ShoalError:
+    return ShoalError(
+        f"The request body is larger than {limit} bytes; send less, or raise the setting `max_body`.",
+        status=413,
+        code="body_too_large",
+    )
+
+
+def _outcome(status: int) -> Outcome:
+    return "ok" if status < 400 else "client_error" if status < 500 else "engine_error"
+
+
+async def _break_off(response: RawResponse, headers: heads.RawHeaders, tail: bytes, message: str, code: str) -> None:
+    """End a response that its source did not finish: an error event where that is possible, and never a clean end."""
+    kind = (heads.header(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
+    encoding = heads.header(headers, b"content-encoding") or b"identity"
+    sized = heads.header(headers, b"content-length") is not None
+    if kind != b"text/event-stream" or encoding.lower() != b"identity" or sized:
+        response.abort()
+        return
+    between = b"" if not tail or tail.endswith((b"\n\n", b"\r\r", b"\r\n\r\n")) else b"\n\n"
+    event = msgspec.json.encode(error_body(f"{message} Send the request again.", status=502, code=code))
+    await response.end_with(between + b"data: " + event + b"\n\n")
