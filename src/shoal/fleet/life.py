@@ -47,6 +47,10 @@ class Life:
         self._after: dict[str, Event] = {}  # what the end of the process will mean
         self._why: dict[str, Failure] = {}
         self._drain_until: dict[str, float] = {}
+        # A reading of the devices may have been under way when a process ended, so the next one may still show what
+        # that process held: a refusal for want of memory counts after two.
+        self._stale_readings = 0
+        self._ended_last = ""
 
     # -- what people ask for ------------------------------------------------------------------------------------------
 
@@ -173,6 +177,7 @@ class Life:
         if instance is None or instance.state in (S.QUEUED, S.STOPPED, S.FAILED):
             return
         self._drain_until.pop(instance.id, None)
+        self._stale_readings, self._ended_last = 2, instance.model
         failure = self._why.pop(instance.id, fact.failure)
         after = self._after.pop(instance.id, Event.END)
         served_for = self._effects.now() - instance.ready_at if instance.ready_at is not None else None
@@ -198,6 +203,7 @@ class Life:
 
     def on_devices(self, fact: facts.DevicesRead) -> None:
         """The devices, read anew."""
+        self._stale_readings = max(0, self._stale_readings - 1)
         self.fleet.devices = tuple(self._with_pretended(device) for device in fact.devices)
         for instance_id, used in fact.memory.items():
             instance = self.fleet.instances.get(instance_id)
@@ -300,9 +306,11 @@ class Life:
                     self._promised(),
                 )
             except ShoalError as error:
-                leaving = [i for i in self.fleet.instances.values() if i.state in (S.DRAINING, S.STOPPING)]
+                leaving = [i.model for i in self.fleet.instances.values() if i.state in (S.DRAINING, S.STOPPING)]
+                if self._stale_readings:
+                    leaving.append(self._ended_last)
                 if error.code == "too_little_memory" and leaving:
-                    reason = f"waits for {leaving[0].model} to give its memory back"
+                    reason = f"waits for {leaving[0]} to give its memory back"
                     if instance.reason != reason:
                         self._put(dataclasses.replace(instance, reason=reason), save=False)
                     continue

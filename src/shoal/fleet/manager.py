@@ -58,6 +58,7 @@ class Manager:
                 item()
             else:
                 self._take(item)
+            self._tell_relays()  # draining looks at what the relays were told
             self._life.settle()
         except Exception:  # the fleet must go on whatever one event does to us
             _log.exception("while handling %r", item)
@@ -282,6 +283,9 @@ class Manager:
         for name in sorted(dirty):
             if name in self.fleet.models:
                 self._effects.publish("model", self.fleet.model_view(name))
+        self._tell_relays()
+
+    def _tell_relays(self) -> None:
         if self._life.routes_changed:
             self._life.routes_changed = False
             routes = tuple(self.fleet.route(name) for name in sorted(self.fleet.models))

@@ -1,0 +1,169 @@
+"""Effects that only write down what was asked of them, with a clock that tests move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shoal.fleet import facts
+from shoal.fleet.life import Limits
+from shoal.fleet.lifecycle import RestartPolicy
+from shoal.fleet.manager import Manager
+from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Device, Exit, Failure, Instance, InstanceState, Model
+from shoal.messages import RelayReport, RoutingTable
+
+GIB = 2**30
+HOST = Device("host", "host", "memory", 64 * GIB, 4 * GIB)
+
+
+def gpu(index: int, free: int = 80 * GIB) -> Device:
+    """A GPU of 80 GiB with so much free."""
+    return Device(f"cuda:{index}", "cuda", "GPU", 80 * GIB, 80 * GIB - free)
+
+
+def spec(name: str = "m", **settings: object) -> ModelSpec:
+    """A model's settings."""
+    return ModelSpec.model_validate({"name": name, "source": "somewhere", "engine": "simulated", **settings})
+
+
+@dataclass
+class FakeEffects:
+    """Writes everything down. `alive` is the set of process groups that exist."""
+
+    clock: float = 1000.0
+    prepared: list[str] = field(default_factory=list)
+    alive: set[str] = field(default_factory=set)
+    terminated: list[str] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    discarded: list[str] = field(default_factory=list)
+    alarms: list[float] = field(default_factory=list)
+    tables: list[RoutingTable] = field(default_factory=list)
+    published: list[tuple[str, object]] = field(default_factory=list)
+    models: dict[str, Model] = field(default_factory=dict)
+    instances: dict[str, Instance] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    loads: list[LoadRecord] = field(default_factory=list)
+
+    def now(self) -> float:
+        return self.clock
+
+    def prepare(self, instance: Instance) -> None:
+        self.prepared.append(instance.id)
+
+    def spawn(self, instance: Instance, devices: tuple[Device, ...]) -> None:
+        assert instance.id not in self.alive, "two process groups of one instance"
+        assert devices, "an instance without a device"
+        self.alive.add(instance.id)
+
+    def terminate(self, instance: str) -> None:
+        self.terminated.append(instance)
+
+    def kill(self, instance: str) -> None:
+        self.killed.append(instance)
+
+    def discard(self, instance: str) -> None:
+        assert instance not in self.alive
+        self.discarded.append(instance)
+
+    def wake_at(self, when: float) -> None:
+        self.alarms.append(when)
+
+    def route(self, table: RoutingTable) -> None:
+        self.tables.append(table)
+
+    def publish(self, event: str, data: object) -> None:
+        self.published.append((event, data))
+
+    def save_model(self, model: Model) -> None:
+        self.models[model.spec.name] = model
+
+    def delete_model(self, name: str) -> None:
+        self.models.pop(name, None)
+
+    def save_instance(self, instance: Instance) -> None:
+        self.instances[instance.id] = instance
+
+    def delete_instance(self, instance: str) -> None:
+        self.instances.pop(instance, None)
+
+    def add_event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def add_load(self, load: LoadRecord) -> None:
+        self.loads.append(load)
+
+
+class World:
+    """A manager on fake effects, and short words for what happens to it."""
+
+    def __init__(self, *devices: Device, limits: Limits | None = None) -> None:
+        self.effects = FakeEffects()
+        self.manager = Manager(
+            self.effects, limits or Limits(RestartPolicy(limit=3, delay=1, delay_max=10, reset=60), drain=30, history=5)
+        )
+        self.tell(facts.DevicesRead(devices or (HOST,), {}))
+
+    def tell(self, fact: facts.Fact) -> None:
+        self.manager.handle(fact)
+
+    def add(self, name: str = "m", **settings: object) -> None:
+        self.manager.handle(lambda: void(self.manager.add_model(spec(name, **settings))))
+
+    def load(self, name: str = "m", instances: int | None = None) -> None:
+        self.manager.handle(lambda: void(self.manager.load(name, instances)))
+
+    def unload(self, name: str = "m", *, force: bool = False) -> None:
+        self.manager.handle(lambda: void(self.manager.unload(name, force=force)))
+
+    def prepare(self, needs: int | None = GIB, kinds: tuple[str, ...] = ("cuda", "host")) -> None:
+        """Everything that waits to be prepared is."""
+        waiting, self.effects.prepared = self.effects.prepared, []
+        for instance in waiting:
+            self.tell(facts.Prepared(instance, needs, kinds))
+
+    def spawned(self, instance: str) -> None:
+        self.tell(facts.Spawned(instance, f"unix:/run/{instance}.sock", "simulated", "1"))
+
+    def healthy(self, instance: str) -> None:
+        self.tell(facts.Healthy(instance, 42, {"starting": 1.0}))
+
+    def exit(self, instance: str, exit: Exit | None = None) -> None:
+        """The process group is gone."""
+        self.effects.alive.discard(instance)
+        failure = Failure("engine_crashed", "the engine crashed", "look at its log")
+        self.tell(facts.Exited(instance, exit or Exit(code=1), failure))
+
+    def ready(self, name: str = "m", needs: int | None = GIB) -> str:
+        """Add and load a model until it serves; the instance's id."""
+        self.add(name)
+        self.load(name)
+        self.prepare(needs)
+        id = self.only(name).id
+        self.spawned(id)
+        self.healthy(id)
+        assert self.only(name).state is InstanceState.READY
+        return id
+
+    def report(self, outstanding: dict[str, int] | None = None, connection: int = 1) -> None:
+        """The relay says that it has the newest table."""
+        table = self.effects.tables[-1]
+        report = RelayReport("relay", table.epoch, table.version, outstanding or {})
+        self.tell(facts.RelayReported(connection, report))
+
+    def only(self, name: str = "m") -> Instance:
+        """The one instance of a model that was not stopped."""
+        (instance,) = self.manager.fleet.of_model(name)
+        return instance
+
+    def get(self, id: str) -> Instance:
+        return self.manager.fleet.instances[id]
+
+    def after(self, seconds: float) -> None:
+        """Time passes."""
+        self.effects.clock += seconds
+        self.tell(facts.Tick())
+
+
+def void(_: object) -> None:
+    """Commands return something; the inbox wants nothing."""

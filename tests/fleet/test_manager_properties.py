@@ -1,0 +1,166 @@
+"""Anything may happen in any order; what the fleet promises holds after every step."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from shoal.errors import ShoalError
+from shoal.fleet import facts
+from shoal.fleet.lifecycle import WITH_PROCESS
+from shoal.fleet.state import Exit, Failure
+from shoal.fleet.state import InstanceState as S
+from tests.fleet.fakes import GIB, World, gpu, spec, void
+
+NAMES = st.sampled_from(["a", "b", "c"])
+
+
+class Fleet(RuleBasedStateMachine):
+    """Commands from people and facts from processes, in any order that processes can produce."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(gpu(0), gpu(1))
+
+    def _command(self, run: object) -> None:
+        assert callable(run)
+
+        def attempt() -> None:
+            try:
+                run()
+            except ShoalError as error:
+                assert error.message
+
+        self.world.manager.handle(attempt)
+
+    @rule(name=NAMES)
+    def add(self, name: str) -> None:
+        self._command(lambda: void(self.world.manager.add_model(spec(name))))
+
+    @rule(name=NAMES, count=st.integers(1, 3))
+    def load(self, name: str, count: int) -> None:
+        self._command(lambda: void(self.world.manager.load(name, count)))
+
+    @rule(name=NAMES, force=st.booleans())
+    def unload(self, name: str, force: bool) -> None:
+        self._command(lambda: void(self.world.manager.unload(name, force=force)))
+
+    @rule(name=NAMES, unload=st.booleans())
+    def remove(self, name: str, unload: bool) -> None:
+        self._command(lambda: void(self.world.manager.remove_model(name, unload=unload)))
+
+    @rule(needs=st.sampled_from([None, GIB, 60 * GIB, 100 * GIB]))
+    def prepare(self, needs: int | None) -> None:
+        self.world.prepare(needs)
+
+    @rule(seconds=st.sampled_from([0.5, 5, 40, 400]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.after(seconds)
+
+    @rule(data=st.data(), number=st.integers(0, 3))
+    def relay_reports(self, data: st.DataObject, number: int) -> None:
+        if self.world.effects.tables:
+            busy = {id: number for id in self.world.manager.fleet.instances if number and data.draw(st.booleans())}
+            self.world.report(busy)
+
+    @precondition(lambda self: self.world.effects.alive)
+    @rule(data=st.data())
+    def spawned(self, data: st.DataObject) -> None:
+        self.world.spawned(self._one(data))
+
+    @precondition(lambda self: self.world.effects.alive)
+    @rule(data=st.data())
+    def healthy(self, data: st.DataObject) -> None:
+        self.world.healthy(self._one(data))
+
+    @precondition(lambda self: self.world.effects.alive)
+    @rule(data=st.data())
+    def hung(self, data: st.DataObject) -> None:
+        self.world.tell(facts.Hung(self._one(data), "stands still"))
+
+    @precondition(lambda self: self.world.effects.alive)
+    @rule(data=st.data())
+    def overdue(self, data: st.DataObject) -> None:
+        self.world.tell(facts.Overdue(self._one(data), {}))
+
+    @precondition(lambda self: self.world.effects.alive)
+    @rule(data=st.data())
+    def exits(self, data: st.DataObject) -> None:
+        self.world.exit(self._one(data), Exit(signal=9))
+
+    @precondition(lambda self: self.world.effects.alive)
+    @rule(data=st.data())
+    def cannot_be_spawned(self, data: st.DataObject) -> None:
+        id = self._one(data)
+        if self.world.get(id).address:
+            return  # it was spawned
+        self.world.effects.alive.discard(id)
+        self.world.tell(facts.Spawned(id, failure=Failure("cannot_start", "no room")))
+
+    def _one(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(sorted(self.world.effects.alive)))
+
+    @invariant()
+    def processes_and_states_agree(self) -> None:
+        for instance in self.world.manager.fleet.instances.values():
+            assert (instance.id in self.world.effects.alive) == (instance.state in WITH_PROCESS)
+        assert self.world.effects.alive <= set(self.world.manager.fleet.instances), "a leaked process"
+
+    @invariant()
+    def everything_that_stops_was_told_to(self) -> None:
+        told = {*self.world.effects.terminated, *self.world.effects.killed}
+        for instance in self.world.manager.fleet.instances.values():
+            assert instance.state is not S.STOPPING or instance.id in told
+
+    @invariant()
+    def one_start_a_device(self) -> None:
+        starting = [
+            device
+            for instance in self.world.manager.fleet.instances.values()
+            if instance.state is S.STARTING
+            for device in instance.devices
+        ]
+        assert len(starting) == len(set(starting))
+
+    @invariant()
+    def routes_are_true(self) -> None:
+        if not self.world.effects.tables:
+            return
+        fleet = self.world.manager.fleet
+        table = self.world.effects.tables[-1]
+        assert [route.model for route in table.routes] == sorted(fleet.models)
+        for route in table.routes:
+            ready = {i.id for i in fleet.of_model(route.model) if i.state is S.READY}
+            assert {target.instance for target in route.targets} == ready
+            assert route.targets or route.detail
+
+    @invariant()
+    def what_is_known_is_saved(self) -> None:
+        fleet = self.world.manager.fleet
+        assert self.world.effects.models == fleet.models
+        saved = self.world.effects.instances
+        assert set(saved) == set(fleet.instances)
+        for id, instance in fleet.instances.items():
+            assert saved[id].state is instance.state
+
+    @invariant()
+    def failures_have_reasons(self) -> None:
+        for instance in self.world.manager.fleet.instances.values():
+            if instance.state is S.FAILED:
+                assert instance.failure is not None
+                assert instance.reason
+
+    def teardown(self) -> None:
+        """However it went, an unload of everything ends everything."""
+        self.world.manager.handle(lambda: void(self.world.manager.stop_all(force=True)))
+        for _ in range(3):
+            for id in sorted(self.world.effects.alive):
+                self.world.exit(id)
+            self.world.manager.handle(lambda: void(self.world.manager.stop_all(force=True)))
+        assert not self.world.effects.alive
+        assert all(i.state.ended for i in self.world.manager.fleet.instances.values())
+
+
+TestFleet = Fleet.TestCase
+TestFleet.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
