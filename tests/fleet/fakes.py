@@ -11,7 +11,7 @@ from shoal.fleet.manager import Manager
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure, Instance, InstanceState, Model
-from shoal.messages import RelayReport, RoutingTable
+from shoal.messages import RelayReport, RoutingTable, Target
 
 GIB = 2**30
 HOST = Device("host", "host", "memory", 64 * GIB, 4 * GIB)
@@ -155,6 +155,11 @@ class World:
         """The one instance of a model that was not stopped."""
         (instance,) = self.manager.fleet.of_model(name)
         return instance
+
+    def targets(self) -> list[Target]:
+        """Where requests for the only model go."""
+        (route,) = self.effects.tables[-1].routes
+        return list(route.targets)
 
     def get(self, id: str) -> Instance:
         return self.manager.fleet.instances[id]

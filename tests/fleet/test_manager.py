@@ -24,10 +24,10 @@ def test_a_load_goes_through_its_states_to_a_route() -> None:
     assert instance.state is S.STARTING
     assert instance.devices == ("host",)
     world.spawned(instance.id)
-    assert world.effects.tables[-1].routes[0].targets == ()
+    assert world.targets() == []
     world.healthy(instance.id)
     assert world.only().state is S.READY
-    (target,) = world.effects.tables[-1].routes[0].targets
+    (target,) = world.targets()
     assert target.address == f"unix:/run/{instance.id}.sock"
     assert world.effects.instances[instance.id] == world.only(), "what is known is saved"
     assert [load.outcome for load in world.effects.loads] == ["ready"]
@@ -64,7 +64,7 @@ def test_an_unload_drains_first() -> None:
     world.report({id: 2})
     world.unload()
     assert world.get(id).state is S.DRAINING
-    assert world.effects.tables[-1].routes[0].targets == ()
+    assert world.targets() == []
     world.tell(facts.RelayReported(1, world.manager.fleet.relays[1]))
     assert world.get(id).state is S.DRAINING, "the relay still has the old table"
     world.report({id: 1})
@@ -104,7 +104,7 @@ def test_a_crash_is_restarted_with_growing_delays_and_then_given_up() -> None:
         assert crashed.state is S.QUEUED
         assert crashed.restart_at == pytest.approx(world.effects.clock + delay)
         assert "killed by signal 9" in crashed.reason
-        assert world.effects.tables[-1].routes[0].targets == ()
+        assert world.targets() == []
         world.after(delay - 0.5)
         assert world.get(id).state is S.QUEUED
         world.after(0.5)
@@ -218,10 +218,10 @@ def test_several_instances_of_one_model_are_all_routed() -> None:
     for instance in world.manager.fleet.of_model("m"):
         world.spawned(instance.id)
         world.healthy(instance.id)
-    assert len(world.effects.tables[-1].routes[0].targets) == 2
+    assert len(world.targets()) == 2
     first = world.manager.fleet.of_model("m")[0]
     world.manager.handle(lambda: void(world.manager.stop_instance(first.id)))
-    assert len(world.effects.tables[-1].routes[0].targets) == 1
+    assert len(world.targets()) == 1
     assert world.manager.fleet.models["m"].desired == 1
 
 
@@ -255,9 +255,8 @@ def test_changed_settings_mark_running_instances_as_outdated() -> None:
     outcome = world.manager.change_model("m", lambda old: old.model_copy(update={"context_length": 128}))
     assert outcome.model.instances[0].outdated
     assert outcome.model.spec.context_length == 128
-    outcome = world.manager.change_model(
-        "m", lambda old: old.model_copy(update={"context_length": None, "instances": 2})
-    )
+    as_before_but_two = {"context_length": None, "instances": 2}
+    outcome = world.manager.change_model("m", lambda old: old.model_copy(update=as_before_but_two))
     assert not outcome.model.instances[0].outdated, "how many there are is no setting of one"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,7 +57,7 @@ def test_tensor_parallel_takes_several_in_order() -> None:
         ({"tensor_parallel": 4}, "no_device"),
     ],
 )
-def test_impossible_wishes_are_refused(settings: dict[str, object], code: str) -> None:
+def test_impossible_wishes_are_refused(settings: dict[str, Any], code: str) -> None:
     devices = [gpu(0), Device("simulated:0", "simulated", "x", GIB, 0)]
     with pytest.raises(ShoalError) as caught:
         place(spec(**settings), GIB, devices, ("cuda",), {})
