@@ -1,20 +1,30 @@
 """A thin client of the admin API. Answers are the API's own JSON objects, as plain dictionaries.
 
 Every refusal is raised as `ShoalError` with the status, code and message that Shoal sent; where nothing answers,
-`UnreachableError` says what to do. A client may be used from one thread at a time.
+`UnreachableError` says what to do. One client serves one thread at a time.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import httpx2
 
 from shoal.errors import ShoalError
 
 Json = dict[str, Any]
+DEFAULT_URL = "http://127.0.0.1:8000"
+WARNING_HEADER = "x-shoal-warning"
 _API = "/api/v1"
-_MAX_EVENT = 64 * 2**20
-"""Bytes of one event; the snapshot of a large fleet is the largest."""
+_MAX_EVENT = 64 * 2**20  # the snapshot of a large fleet is the largest event
 
 
 class UnreachableError(ShoalError):
@@ -31,3 +41,272 @@ class Event:
     kind: str
     data: Json
     id: str = ""
+
+
+class Client:
+    """Talks to a running Shoal at `url`; default: `SHOAL_URL`, then http://127.0.0.1:8000.
+
+    `timeout` bounds, in seconds, how long an answer may keep one waiting; streams may be silent for longer.
+    `warnings` collects what Shoal did but wants known, such as a change that could not be saved.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, timeout: float = 30.0, transport: httpx2.BaseTransport | None = None
+    ) -> None:
+        self.url = _check_url(url or os.environ.get("SHOAL_URL") or DEFAULT_URL)
+        self.warnings: list[str] = []
+        self._timeout = httpx2.Timeout(timeout, connect=min(5.0, timeout))
+        local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
+        # A proxy from the environment can never reach this machine's own loopback.
+        self._http = httpx2.Client(timeout=self._timeout, transport=transport, trust_env=not local)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # -- the fleet --------------------------------------------------------------------------------------------------
+
+    def status(self) -> Json:
+        """Version, counts of instances by state, and what is not well."""
+        return self._json("GET", "/status")
+
+    def models(self) -> list[Json]:
+        """Every model, as ModelView."""
+        return list(self._json("GET", "/models")["models"])
+
+    def model(self, name: str) -> Json:
+        """One model, as ModelView."""
+        return self._json("GET", f"/models/{_quoted(name)}")
+
+    def add_model(self, spec: Mapping[str, Any]) -> tuple[Json, bool]:
+        """Declare a model. Returns its view, and False if it was there already with these settings."""
+        response = self._send("POST", f"{_API}/models", body=spec)
+        return self._read(response), response.status_code == 201
+
+    def change_model(self, name: str, changes: Mapping[str, Any]) -> Json:
+        """Change some settings of a model."""
+        return self._json("PATCH", f"/models/{_quoted(name)}", body=changes)
+
+    def remove_model(self, name: str, *, unload: bool = False) -> None:
+        """Forget a model; `unload` ends its instances first."""
+        self._send("DELETE", f"{_API}/models/{_quoted(name)}", params={"unload": "true"} if unload else None)
+
+    def load(self, name: str, *, instances: int | None = None) -> Json:
+        """Start instances up to the number wanted. Answers at once; `events` tells how it goes on."""
+        body = {} if instances is None else {"instances": instances}
+        return self._json("POST", f"/models/{_quoted(name)}/load", body=body)
+
+    def unload(self, name: str, *, force: bool = False) -> Json:
+        """End a model's instances: after their running requests, or at once with `force`."""
+        return self._json("POST", f"/models/{_quoted(name)}/unload", body={"force": force})
+
+    def instances(self, *, all_: bool = False) -> list[Json]:
+        """The instances that live, or with `all_` also those that ended, as InstanceView."""
+        return list(self._json("GET", "/instances", params={"all": "true"} if all_ else None)["instances"])
+
+    def instance(self, instance: str) -> Json:
+        """One instance, as InstanceView."""
+        return self._json("GET", f"/instances/{_quoted(instance)}")
+
+    def stop_instance(self, instance: str, *, force: bool = False) -> Json:
+        """End one instance."""
+        return self._json("DELETE", f"/instances/{_quoted(instance)}", params={"force": "true"} if force else None)
+
+    def devices(self) -> list[Json]:
+        """The devices, with what their memory holds."""
+        return list(self._json("GET", "/devices")["devices"])
+
+    def history(self, *, limit: int = 100, model: str | None = None) -> list[Json]:
+        """Past messages, newest last."""
+        params = {"limit": str(limit)} | ({} if model is None else {"model": model})
+        return list(self._json("GET", "/events/history", params=params)["events"])
+
+    def loads(self, *, limit: int = 100, model: str | None = None) -> list[Json]:
+        """Past loads with the seconds of each phase."""
+        params = {"limit": str(limit)} | ({} if model is None else {"model": model})
+        return list(self._json("GET", "/loads", params=params)["loads"])
+
+    def settings(self) -> Json:
+        """The settings in force, and the file that they came from."""
+        return self._json("GET", "/settings")
+
+    def reload_settings(self) -> Json:
+        """Read the settings file again. Returns what was added, changed, removed, and what needs a restart."""
+        return self._json("POST", "/settings/reload", body={})
+
+    # -- logs and streams -------------------------------------------------------------------------------------------
+
+    def logs(self, instance: str, *, tail: int = 200) -> str:
+        """The last lines of an instance's log."""
+        return self._send("GET", f"{_API}/instances/{_quoted(instance)}/logs", params={"tail": str(tail)}).text
+
+    def follow_logs(self, instance: str, *, tail: int = 200) -> Iterator[Event]:
+        """The log as it grows: `line` events, then one `end` event when the instance has ended."""
+        path = f"{_API}/instances/{_quoted(instance)}/logs/stream"
+        yield from self._events("GET", path, params={"tail": str(tail)}, read_timeout=None)
+
+    def events(self, *, patience: float = 0.0) -> Iterator[Event]:
+        """What happens in the fleet: a `snapshot`, then changes; see the API's documentation for the kinds.
+
+        A lost connection is taken up again where it broke off, for up to `patience` seconds without success.
+        """
+        last_id = ""
+        deadline = time.monotonic() + patience
+        pause = 0.1
+        while True:
+            problem = UnreachableError(f"{self.url} closed the event stream; is Shoal stopping?")
+            try:
+                for event in self._events(
+                    "GET", f"{_API}/events", headers={"last-event-id": last_id} if last_id else None, read_timeout=90
+                ):
+                    last_id = event.id or last_id
+                    deadline = time.monotonic() + patience
+                    pause = 0.1
+                    yield event
+            except UnreachableError as error:
+                problem = error
+            if time.monotonic() + pause > deadline:
+                raise problem
+            time.sleep(pause)
+            pause = min(2.0, 2 * pause)
+
+    def chat(self, model: str, messages: Sequence[Mapping[str, str]], **options: Any) -> Iterator[Json]:
+        """Stream an answer as OpenAI chat completion chunks. Closing the iterator ends the request."""
+        body = {"model": model, "messages": list(messages), "stream": True, **options}
+        for event in self._events("POST", "/v1/chat/completions", body=body, read_timeout=None):
+            if isinstance(event.data.get("error"), dict):
+                raise _error_of(event.data, 502, self.url)
+            yield event.data
+
+    # -- HTTP -------------------------------------------------------------------------------------------------------
+
+    def _json(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
+    ) -> Json:
+        return self._read(self._send(method, _API + path, body=body, params=params))
+
+    def _send(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
+    ) -> httpx2.Response:
+        with self._reached():
+            response = self._http.request(method, self.url + path, json=body, params=params)
+        self._check(response)
+        return response
+
+    def _read(self, response: httpx2.Response) -> Json:
+        try:
+            data = response.json()
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):
+            raise _not_shoal(self.url)
+        return data
+
+    def _events(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        read_timeout: float | None,
+    ) -> Iterator[Event]:
+        timeout = httpx2.Timeout(connect=self._timeout.connect, read=read_timeout, write=self._timeout.write, pool=None)
+        with (
+            self._reached(),
+            self._http.stream(
+                method, self.url + path, json=body, params=params, headers=headers, timeout=timeout
+            ) as response,
+        ):
+            if response.status_code >= 400:
+                response.read()
+            self._check(response)
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise _not_shoal(self.url)
+            for sse in httpx2.EventSource(response, max_event_size=_MAX_EVENT):
+                if sse.data == "[DONE]":
+                    return
+                if not sse.data:
+                    continue
+                try:
+                    data = json.loads(sse.data)
+                except ValueError:
+                    raise _not_shoal(self.url) from None
+                if isinstance(data, dict):
+                    yield Event(sse.event, data, sse.id)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
+            raise UnreachableError(
+                f"nothing listens at {self.url}; start Shoal with `shoal serve`, "
+                "or say where it is with --url or SHOAL_URL"
+            ) from None
+        except httpx2.TimeoutException:
+            raise UnreachableError(
+                f"Shoal at {self.url} does not answer in time; look at its own output, or try again"
+            ) from None
+        except httpx2.TransportError as error:
+            raise UnreachableError(f"the connection to {self.url} broke: {error}; try again") from None
+
+    def _check(self, response: httpx2.Response) -> None:
+        if warning := response.headers.get(WARNING_HEADER):
+            self.warnings.append(warning)
+        if response.status_code < 300:
+            return
+        try:
+            data = response.json()
+        except ValueError:
+            data = None
+        raise _error_of(data, response.status_code, self.url)
+
+
+def _error_of(data: Any, status: int, url: str) -> ShoalError:
+    """The error that a body in OpenAI's shape tells of; any other body did not come from Shoal."""
+    error = data.get("error") if isinstance(data, dict) else None
+    if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+        return _not_shoal(url, f" (it answered {status})")
+    code, param = error.get("code"), error.get("param")
+    return ShoalError(
+        error["message"],
+        status=status,
+        code=str(code) if code is not None else "error",
+        param=param if isinstance(param, str) else None,
+    )
+
+
+def _not_shoal(url: str, detail: str = "") -> UnreachableError:
+    return UnreachableError(
+        f"what listens at {url} does not answer as Shoal does{detail}; say where Shoal is with --url or SHOAL_URL"
+    )
+
+
+def _check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ShoalError(
+            f"{url!r} is not an address; give one such as {DEFAULT_URL} with --url or SHOAL_URL",
+            code="invalid_url",
+            param="url",
+        )
+    return url.rstrip("/")
+
+
+def _quoted(name: str) -> str:
+    # Slashes too: a name such as `a/../b` must arrive as it is, not as the path that it looks like.
+    return quote(name, safe="")

@@ -1,0 +1,201 @@
+"""`shoal models`: declare, list, show and forget models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from shoal.cli.shell import AsJson, ModelName, Url, connect
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Declare, list, show and forget models.")
+_TAIL = "shoal.engine_args"
+
+
+class TakesEngineArguments(TyperCommand):
+    """A command whose arguments after `--` belong to the engine, word for word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep what follows the first `--` apart from this command's own options."""
+        head, tail = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
+        ctx.meta[_TAIL] = tuple(tail)
+        return super().parse_args(ctx, head)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Show in the usage line that engine arguments may follow."""
+        return [*super().collect_usage_pieces(ctx), "[-- ENGINE_ARGUMENTS...]"]
+
+
+def _pairs(values: list[str]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        key, equals, rest = value.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{value!r} is not NAME=VALUE", param_hint="--env")
+        pairs[key] = rest
+    return pairs
+
+
+def _source(source: str) -> str:
+    """A local folder as an absolute path: the server runs elsewhere. A hub id as it is."""
+    path = Path(source).expanduser()
+    if source.startswith((".", "~")) or path.is_dir():
+        return str(path.resolve())
+    return source
+
+
+@app.command(cls=TakesEngineArguments)
+def add(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name that clients send.", show_default=False)],
+    source: Annotated[str, typer.Option("--source", help="A local folder, or a Hugging Face hub id.")],
+    engine: Annotated[str | None, typer.Option(help="vllm or simulated.", show_default="as configured")] = None,
+    environment: Annotated[
+        str | None, typer.Option(help="An engine environment (shoal engines ls), or a Python interpreter.")
+    ] = None,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--devices", "--device", help="Device ids such as cuda:0, with commas or repeated.", show_default="auto"
+        ),
+    ] = None,
+    tensor_parallel: Annotated[int | None, typer.Option(min=1, help="Over how many devices one instance goes.")] = None,
+    context_length: Annotated[int | None, typer.Option(min=1, help="Longest context in tokens.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")] = None,
+    kv_cache_memory: Annotated[str | None, typer.Option(help="KV cache per device, such as 1GiB.")] = None,
+    instances: Annotated[int | None, typer.Option(min=1, help="How many instances a load starts.")] = None,
+    load_on_start: Annotated[
+        bool | None, typer.Option("--load-on-start/--no-load-on-start", help="Load when shoal serve starts.")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An environment variable of the engine; repeatable.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="A fixed loopback port for the engine.")] = None,
+    start_timeout: Annotated[float | None, typer.Option(help="Seconds that a start may take.")] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Declare a model. Arguments after -- go to the engine word for word."""
+    ids = [part.strip() for value in devices or [] for part in value.split(",")]
+    given: dict[str, Any] = {
+        "name": name,
+        "source": _source(source),
+        "engine": engine,
+        "environment": environment,
+        "devices": None if not devices else "auto" if ids == ["auto"] else ids,
+        "tensor_parallel": tensor_parallel if tensor_parallel or not ids or ids == ["auto"] else len(ids),
+        "context_length": context_length,
+        "dtype": dtype,
+        "kv_cache_memory": kv_cache_memory,
+        "instances": instances,
+        "load_on_start": load_on_start,
+        "args": list(ctx.meta[_TAIL]) or None,
+        "env": _pairs(env) if env else None,
+        "port": port,
+        "start_timeout": start_timeout,
+    }
+    with connect(url) as client:
+        view, created = client.add_model({key: value for key, value in given.items() if value is not None})
+    from shoal.cli.output import print_json, stdout
+
+    if as_json:
+        print_json(view)
+    elif created:
+        stdout().print(f"Added {name}. Load it: shoal load {_argument(name)}")
+    else:
+        stdout().print(f"{name} is there already, with these settings.")
+
+
+@app.command("ls")
+def ls(url: Url = None, as_json: AsJson = False) -> None:
+    """List the models."""
+    with connect(url) as client:
+        models = client.models()
+    from shoal.cli.output import print_json, state_text, stdout, table
+
+    if as_json:
+        print_json({"models": models})
+    elif not models:
+        stdout().print("No models yet. Add one: shoal models add NAME --source FOLDER_OR_HUB_ID")
+    else:
+        rows = []
+        for model in models:
+            ready = sum(instance["state"] == "ready" for instance in model["instances"])
+            spec = model["spec"]
+            rows.append([model["name"], state_text(model["state"]), f"{ready}/{model['desired']}", spec["engine"],
+                         spec["source"]])  # fmt: skip
+        stdout().print(table(["MODEL", "STATE", "READY", "ENGINE", "SOURCE"], rows))
+
+
+@app.command()
+def show(name: ModelName, url: Url = None, as_json: AsJson = False) -> None:
+    """Show a model's settings and instances."""
+    with connect(url) as client:
+        model = client.model(name)
+    from shoal.cli.output import clock, instance_note, pairs, print_json, state_text, stdout, table
+
+    if as_json:
+        print_json(model)
+        return
+    out = stdout()
+    rows: list[tuple[str, Any]] = [
+        ("model", model["name"]),
+        ("state", state_text(model["state"])),
+        ("wanted", f"{model['desired']} instances"),
+        ("declared", f"{clock(model['created_at'])} by {model['origin']}"),
+    ]
+    rows += [(key, _value(key, value)) for key, value in model["spec"].items() if key != "name" and value is not None]
+    out.print(pairs([row for row in rows if row[1] != ""]))
+    if model["instances"]:
+        out.print()
+        out.print(
+            table(
+                ["INSTANCE", "STATE", "DEVICES", ""],
+                [
+                    [one["id"], state_text(one["state"]), " ".join(one["devices"]), instance_note(one)]
+                    for one in model["instances"]
+                ],
+            )
+        )
+
+
+@app.command("rm")
+def rm(
+    name: ModelName,
+    unload: Annotated[bool, typer.Option("--unload", help="End its instances first.")] = False,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Forget a model."""
+    with connect(url) as client:
+        client.remove_model(name, unload=unload)
+    from shoal.cli.output import print_json, stdout
+
+    if as_json:
+        print_json({"removed": name})
+    else:
+        stdout().print(f"Removed {name}.")
+
+
+def _value(key: str, value: Any) -> str:
+    if key == "kv_cache_memory":
+        from shoal.units import format_bytes
+
+        return format_bytes(value)
+    if isinstance(value, dict):
+        return " ".join(f"{name}={part}" for name, part in value.items())
+    if isinstance(value, list):
+        import shlex
+
+        return shlex.join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _argument(name: str) -> str:
+    import shlex
+
+    return shlex.quote(name)
