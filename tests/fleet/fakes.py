@@ -32,6 +32,7 @@ class FakeEffects:
     """Writes everything down. `alive` is the set of process groups that exist."""
 
     clock: float = 1000.0
+    tokens: int = 0
     prepared: list[str] = field(default_factory=list)
     alive: set[str] = field(default_factory=set)
     terminated: list[str] = field(default_factory=list)
@@ -47,6 +48,10 @@ class FakeEffects:
 
     def now(self) -> float:
         return self.clock
+
+    def token(self) -> str:
+        self.tokens += 1
+        return f"{self.tokens:08x}"
 
     def prepare(self, instance: Instance) -> None:
         self.prepared.append(instance.id)

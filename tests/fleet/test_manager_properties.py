@@ -72,7 +72,9 @@ class Fleet(RuleBasedStateMachine):
     @precondition(lambda self: self.world.effects.alive)
     @rule(data=st.data())
     def healthy(self, data: st.DataObject) -> None:
-        self.world.healthy(self._one(data))
+        id = self._one(data)
+        if self.world.get(id).address:  # nobody watches it before it was spawned
+            self.world.healthy(id)
 
     @precondition(lambda self: self.world.effects.alive)
     @rule(data=st.data())

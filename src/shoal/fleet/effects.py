@@ -16,6 +16,10 @@ class Effects(Protocol):
         """Unix seconds."""
         ...
 
+    def token(self) -> str:
+        """Eight hex digits that were not given before."""
+        ...
+
     def prepare(self, instance: Instance) -> None:
         """Look at the model's files → Prepared."""
         ...

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 
 from shoal.errors import NotFoundError, ShoalError
@@ -416,7 +415,7 @@ class Life:
 
     def _new_id(self, model: str) -> str:
         slug = re.sub(r"[^a-z0-9]+", "-", model.rsplit("/", 1)[-1].lower()).strip("-")[:24].strip("-") or "model"
-        while (new := f"{slug}-{secrets.token_hex(4)}") in self.fleet.instances:
+        while (new := f"{slug}-{self._effects.token()}") in self.fleet.instances:
             pass
         return new
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -72,6 +73,9 @@ class LiveEffects:
 
     def now(self) -> float:
         return time.time()
+
+    def token(self) -> str:
+        return secrets.token_hex(4)
 
     def prepare(self, instance: Instance) -> None:
         self._in_background(self._prepare(instance))
