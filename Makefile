@@ -1,0 +1,46 @@
+# Every target sets up what it needs in .venv; only Python 3.11 or newer has to be there.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: demo test test-fast test-e2e lint format clean
+
+demo: .venv/.demo
+	@$(BIN)/shoal demo $(ARGS)
+
+test: lint test-fast test-e2e
+
+# Everything without a real model: seconds for the pure parts, a minute or two with simulated engines.
+test-fast: .venv/.dev
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not e2e and not gpu" $(ARGS)
+
+# The real vLLM CPU engine with a real small model; the first run installs both.
+test-e2e: .venv/.dev
+	$(BIN)/pytest -m "e2e" tests/e2e $(ARGS)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Shoal needs Python 3.11 or newer; none was found"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: .venv/bin/python pyproject.toml
+	@echo "Installing Shoal into .venv …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+.venv/.dev: .venv/bin/python pyproject.toml
+	@echo "Installing Shoal and its development tools into .venv …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ .venv/.demo
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
