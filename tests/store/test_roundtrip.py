@@ -226,6 +226,7 @@ async def test_settings_of_another_version_are_left_out_but_kept(make_store: Mak
     assert saved.instances == [records.instance("runs", reason="old")]
     problems = "\n".join(saved.problems)
     assert len(saved.problems) == 4
+    assert not saved.complete
     assert "odd was left out: sleep_level: there is no such setting" in problems
     assert "broken was left out" in problems
     assert "settings of instance runs were left out" in problems

@@ -7,19 +7,20 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import URL, Connection, Engine, text, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
 from shoal.fleet.records import Event, LoadRecord
-from shoal.fleet.state import Instance
+from shoal.fleet.state import Instance, Model
 from shoal.store import queries, schema
 from shoal.store.connect import Target, connect
 from shoal.store.errors import StoreError
-from shoal.store.faults import DamagedError, cause, damaged, why
+from shoal.store.faults import DamagedError, about_the_disk, cause, damaged, why
 from shoal.store.pending import Batch
 from shoal.store.saved import Saved
-from shoal.store.tables import HEAD
+from shoal.store.tables import schema_version
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +39,19 @@ class Database:
         self._writable = False
         self._since_prune = PRUNE_EVERY  # whatever an earlier process left is pruned with the first events
         self._notes: list[str] = []
+        self._complete = True
 
     def open(self) -> str | None:
         """Open for writing, or else for reading, or else not at all. Returns why it cannot be written, or None.
 
-        A damaged SQLite file is moved aside. Raises StoreError where going on would harm or mislead: the database
-        is a newer Shoal's or another program's, or the PostgreSQL server cannot be reached.
+        A damaged SQLite file is moved aside. Raises StoreError where going on would harm or mislead: the database is
+        a newer Shoal's or another program's, an upgrade of it failed, or the PostgreSQL server cannot be reached.
         """
         try:
             self._open_for_writing()
         except (OSError, SQLAlchemyError) as error:
-            if self.target.file is None:
-                raise self._unusable(error) from None
+            if self.target.file is None or not about_the_disk(error):
+                raise self._unusable(error) from error
             return self._open_for_reading(error)
         return None
 
@@ -85,10 +87,12 @@ class Database:
     def load(self) -> Saved:
         """Every model and instance, and what was noticed while opening."""
         if self._engine is None:
-            return Saved(problems=list(self._notes))
+            return Saved(problems=list(self._notes), complete=False)
         with self._begin() as connection:
-            models, instances, problems = queries.read_all(connection)
-        return Saved(models, instances, self._notes + problems)
+            models, unread_models = queries.read_models(connection)
+            instances, unread_instances = queries.read_instances(connection)
+        problems = unread_models + unread_instances
+        return Saved(models, instances, self._notes + problems, complete=self._complete and not problems)
 
     def events(self, limit: int, before: int | None, model: str | None) -> list[Event]:
         """The newest events, oldest of them first."""
@@ -130,18 +134,21 @@ class Database:
                 if self.target.file is not None:
                     _check(connection)
                 schema.prepare(connection, self.target.label)
+                if self.target.file is not None:
+                    _touch(connection)
         except (SQLAlchemyError, DamagedError) as error:
             self.close()
             if self.target.file is None or not damaged(error):
                 raise
-            self._move_aside()
+            rescued = self._move_aside()
             self._open_for_writing()
+            self.write(rescued)
         except BaseException:
             self.close()
             raise
         self._writable = True
 
-    def _move_aside(self) -> None:
+    def _move_aside(self) -> Batch:
         file = self.target.file
         assert file is not None
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -152,9 +159,14 @@ class Database:
             part = file.with_name(file.name + end)
             if part.exists():
                 part.rename(aside.with_name(aside.name + end))
-        note = f"The database {file} was damaged: it was moved to {aside} and a new, empty one begun."
-        log.error(note)
-        self._notes.append(note)
+        rescued = _rescue(aside)
+        self._notes.append(
+            f"The database {file} was damaged: it was moved to {aside} and a new one begun, "
+            f"with the {len(rescued)} models and instances that could still be read."
+        )
+        self._complete = False
+        log.error("%s", self._notes[-1])
+        return rescued
 
     def _open_for_reading(self, error: Exception) -> str:
         """After writing failed with `error`."""
@@ -162,14 +174,13 @@ class Database:
         try:
             with engine.begin() as connection:
                 _check(connection)
-                revision = schema.current(connection)
-                if revision != HEAD:
-                    schema.check_known(revision, self.target.label)
+                if not schema.is_current(connection, self.target.label):
                     raise DamagedError("it needs an upgrade, which it cannot get while it cannot be written")
         except (OSError, SQLAlchemyError, DamagedError):
             engine.dispose()
+            because = why(error, self.target.file)
             return (
-                f"Nothing can be saved in {self.target.label}, and nothing was read from it: {why(error)}. "
+                f"Nothing can be saved in {self.target.label}, and nothing was read from it: {because}. "
                 "Shoal goes on with what it holds in memory and keeps trying."
             )
         except BaseException:
@@ -177,15 +188,15 @@ class Database:
             raise
         self._engine = engine
         return (
-            f"{self.target.label} can be read but nothing can be saved in it: {why(error)}. "
+            f"{self.target.label} can be read but nothing can be saved in it: {why(error, self.target.file)}. "
             "Shoal goes on and keeps trying."
         )
 
     def _unusable(self, error: Exception) -> StoreError:
-        return StoreError(
-            f"the database {self.target.label} cannot be used: {why(error)}; "
-            "start it or correct database_url (leave it out for a SQLite file in the state folder)"
+        advice = (
+            "start its server or correct database_url" if self.target.file is None else "move it away or restore it"
         )
+        return StoreError(f"the database {self.target.label} cannot be used: {why(error, self.target.file)}; {advice}")
 
 
 def _make_file(target: Target) -> None:
@@ -201,6 +212,27 @@ def _check(connection: Connection) -> None:
     answer = connection.scalar(text("PRAGMA quick_check(1)"))
     if answer != "ok":
         raise DamagedError(str(answer))
+
+
+def _touch(connection: Connection) -> None:
+    """Write something: SQLite opens a file that it cannot write, and even begins a transaction, without a word."""
+    connection.execute(update(schema_version).values(version_num=schema_version.c.version_num))
+
+
+def _rescue(aside: Path) -> Batch:
+    """The models and instances that a damaged file still gives."""
+    rescued = Batch()
+    engine = connect(Target(URL.create("sqlite"), aside, str(aside)), read_only=True)
+    for read in (queries.read_models, queries.read_instances):
+        try:
+            with engine.begin() as connection:
+                for record in read(connection)[0]:
+                    key = ("model", record.spec.name) if isinstance(record, Model) else ("instance", record.id)
+                    rescued.records[key] = record
+        except (OSError, SQLAlchemyError, ValueError) as error:
+            log.warning("%s: %s", aside, why(error))
+    engine.dispose()
+    return rescued
 
 
 def _write_singly(connection: Connection, batch: Batch) -> list[str]:

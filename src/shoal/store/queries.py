@@ -36,9 +36,9 @@ def write(connection: Connection, batch: Batch) -> None:
         connection.execute(insert(events), [codec.event_row(event) for event in batch.events])
 
 
-def read_all(connection: Connection) -> tuple[list[Model], list[Instance], list[str]]:
-    """Models by name, instances by age, and a sentence for each that could not be read; those stay stored."""
-    found, running, problems = [], [], []
+def read_models(connection: Connection) -> tuple[list[Model], list[str]]:
+    """Models by name, and a sentence for each that could not be read; those stay stored."""
+    found, problems = [], []
     for row in _rows(connection, select(models).order_by(models.c.name)):
         try:
             found.append(codec.read_model(row))
@@ -47,16 +47,22 @@ def read_all(connection: Connection) -> tuple[list[Model], list[Instance], list[
                 f"The stored model {row['name']} was left out: {error}. "
                 "It stays in the database; add it again with settings of this version."
             )
+    return found, problems
+
+
+def read_instances(connection: Connection) -> tuple[list[Instance], list[str]]:
+    """Instances by age, and a sentence for each that could not be read in full; those stay stored."""
+    found, problems = [], []
     for row in _rows(connection, select(instances).order_by(instances.c.created_at, instances.c.id)):
         try:
             instance, problem = codec.read_instance(row)
         except codec.UnreadableError as error:
             problems.append(f"The stored instance {row['id']} was left out: {error}.")
             continue
-        running.append(instance)
+        found.append(instance)
         if problem is not None:
             problems.append(f"The stored settings of instance {row['id']} were left out: {problem}.")
-    return found, running, problems
+    return found, problems
 
 
 def read_events(connection: Connection, limit: int, before: int | None, model: str | None) -> list[Event]:

@@ -14,3 +14,5 @@ class Saved:
     models: list[Model] = field(default_factory=list)
     instances: list[Instance] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    complete: bool = True
+    """False: there may have been more. What is not in here is then no proof that nobody knows of it."""

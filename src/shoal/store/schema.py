@@ -32,8 +32,7 @@ def prepare(connection: Connection, label: str) -> None:
                 "let database_url name a database of Shoal's own"
             )
         create(connection)
-    elif (revision := current(connection)) != HEAD:
-        check_known(revision, label)
+    elif not is_current(connection, label):
         upgrade(connection)
 
 
@@ -49,8 +48,11 @@ def create(connection: Connection) -> None:
     connection.execute(insert(schema_version).values(version_num=HEAD))
 
 
-def check_known(revision: str | None, label: str) -> None:
-    """Raise StoreError if no migration of this version made `revision`."""
+def is_current(connection: Connection, label: str) -> bool:
+    """Whether the schema is this version's; False: an older one's. Raises StoreError if it is a newer one's."""
+    revision = current(connection)
+    if revision == HEAD:
+        return True
     from alembic.script import ScriptDirectory
     from alembic.util import CommandError
 
@@ -61,6 +63,7 @@ def check_known(revision: str | None, label: str) -> None:
             f"{label} was written by a newer Shoal (schema {revision}, this version knows up to {HEAD}); "
             "start that version, or give this one another state folder or database_url"
         ) from None
+    return False
 
 
 def upgrade(connection: Connection, to: str = "head") -> None:

@@ -232,8 +232,11 @@ class Store:
         kinds = (batch or self._pending.peek()).kinds()
         if kinds and self._database is not None:
             what = " and ".join(filter(None, [", ".join(kinds[:-1]), kinds[-1]])).capitalize()
-            where = self._database.target.label
-            self._set_problem(f"{what} could not be saved in {where}: {why(error)}. Shoal goes on and keeps trying.")
+            target = self._database.target
+            because = why(error, target.file)
+            self._set_problem(
+                f"{what} could not be saved in {target.label}: {because}. Shoal goes on and keeps trying."
+            )
         if self._loop is not None and self._database is not None:
             self._next = self._loop.call_later(self._delay, self._write)
             self._delay = min(RETRY_MOST, self._delay * 2)
@@ -266,7 +269,7 @@ class Store:
         try:
             return await worker.call(partial(query, database), finish)
         except (OSError, SQLAlchemyError) as error:
-            raise StoreError(f"{database.target.label} cannot be read: {why(error)}") from None
+            raise StoreError(f"{database.target.label} cannot be read: {why(error, database.target.file)}") from None
 
     def _cancel_next(self) -> None:
         if self._next is not None:
