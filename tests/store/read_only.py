@@ -42,6 +42,7 @@ async def check_read_only(file: Path, found: list[str]) -> None:
     store.save_model(model("more"))
     store.add_event(Event(1.0, "info", "test", "unsaved"))
     assert not await store.flush(30)
+    assert await names(store) == found, await names(store)
     assert [event.message for event in await store.events()][-1:] == ["unsaved"]
     remount("rw")
     assert await store.flush(30)

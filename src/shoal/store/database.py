@@ -67,7 +67,7 @@ class Database:
         Raises OSError, SQLAlchemyError or StoreError if nothing was written and it may work later.
         """
         if not self._writable:
-            self._open_for_writing()
+            self._reopen()
         if not batch:
             return []
         refused: list[str] = []
@@ -147,6 +147,14 @@ class Database:
             self.close()
             raise
         self._writable = True
+
+    def _reopen(self) -> None:
+        try:
+            self._open_for_writing()
+        except (OSError, SQLAlchemyError) as error:
+            if self.target.file is not None:
+                self._open_for_reading(error)  # what was readable stays readable
+            raise
 
     def _move_aside(self) -> Batch:
         file = self.target.file

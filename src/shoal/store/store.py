@@ -229,7 +229,7 @@ class Store:
         from shoal.store.faults import why
 
         self._pending.put_back(batch)
-        kinds = (batch or self._pending.peek()).kinds()
+        kinds = self._pending.peek().kinds()
         if kinds and self._database is not None:
             what = " and ".join(filter(None, [", ".join(kinds[:-1]), kinds[-1]])).capitalize()
             target = self._database.target
