@@ -1,0 +1,48 @@
+"""What the documentation promises to list, it lists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from shoal.config import OTHER_VARIABLES, load_settings
+from shoal.fleet.spec import ModelSpec
+from shoal.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/settings.md").read_text()
+
+
+@pytest.mark.parametrize("name", [*Settings.model_fields, *ModelSpec.model_fields])
+def test_every_setting_is_documented(name: str) -> None:
+    fields = {**Settings.model_fields, **ModelSpec.model_fields}
+    assert re.search(rf"^\| `{name}` \|", PAGE, re.MULTILINE)
+    assert fields[name].description
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_VARIABLES))
+def test_every_variable_is_documented(name: str) -> None:
+    assert f"`{name}`" in PAGE
+
+
+def test_no_setting_is_documented_that_does_not_exist() -> None:
+    listed = set(re.findall(r"^\| `([a-z_]+)` \|", PAGE, re.MULTILINE))
+    assert listed == {*Settings.model_fields, *ModelSpec.model_fields}
+
+
+def test_the_example_is_valid(tmp_path: Path) -> None:
+    match = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert match is not None
+    file = tmp_path / "shoal.yaml"
+    file.write_text(match[1])
+    settings = load_settings(file=file)
+    assert set(settings.models) == set(yaml.safe_load(match[1])["models"])
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} → {target}"
