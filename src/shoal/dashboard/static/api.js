@@ -1,0 +1,75 @@
+// The admin API. Addresses are relative to the page, so that it works behind a path prefix too.
+
+const BASE = "api/v1/";
+
+export class ApiError extends Error {}
+
+export async function call(method, path, body) {
+  let response;
+  try {
+    response = await fetch(BASE + path, {
+      method,
+      headers: body === undefined ? {} : { "content-type": "application/json" },
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+  } catch {
+    throw new ApiError("Shoal does not answer. Is `shoal serve` running?");
+  }
+  const data = await response.json().catch(() => null);
+  if (!response.ok) throw new ApiError(data?.error?.message ?? `Shoal answered ${response.status}.`);
+  return { data, warning: response.headers.get("x-shoal-warning") };
+}
+
+export const modelPath = (name, action) => `models/${encodeURIComponent(name)}/${action}`;
+
+const FIRST_RETRY = 500;
+const LAST_RETRY = 5000;
+
+// Live events: `handlers` by kind. `onState` hears "live" and "lost". The browser's EventSource gives up after some
+// errors and cannot see a connection that died silently; so connecting again is done here, and the function that is
+// returned does it when something else shows that the connection is dead.
+export function live(handlers, onState) {
+  let source = null;
+  let retry = FIRST_RETRY;
+  let timer = 0;
+
+  function connect() {
+    source?.close();
+    source = new EventSource(`${BASE}events`);
+    source.addEventListener("open", () => (retry = FIRST_RETRY));
+    source.addEventListener("error", again);
+    for (const [kind, handle] of Object.entries(handlers)) {
+      source.addEventListener(kind, (event) => {
+        onState("live");
+        handle(JSON.parse(event.data));
+      });
+    }
+  }
+
+  function again() {
+    source.close();
+    onState("lost");
+    clearTimeout(timer);
+    timer = setTimeout(connect, retry);
+    retry = Math.min(LAST_RETRY, retry * 2);
+  }
+
+  connect();
+  addEventListener("online", connect);
+  return again;
+}
+
+export function followLog(instance, { onLine, onEnd, onLost }) {
+  const source = new EventSource(`${BASE}instances/${encodeURIComponent(instance)}/logs/stream?tail=500`);
+  source.addEventListener("line", (event) => onLine(JSON.parse(event.data).text));
+  source.addEventListener("end", (event) => {
+    source.close();
+    onEnd(JSON.parse(event.data).state);
+  });
+  // Opening it again would repeat the lines; the reader decides.
+  source.addEventListener("error", () => {
+    source.close();
+    onLost();
+  });
+  return () => source.close();
+}
