@@ -7,12 +7,9 @@ import fcntl
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from platformdirs import user_runtime_path
 
 from shoal.errors import ShoalError
 from shoal.net import MAX_UNIX_PATH
@@ -68,10 +65,8 @@ def find_paths(settings: Settings) -> Paths:
     if runtime is None:
         # Socket paths are short by law (107 bytes), state folders need not be: so a hash of the folder names it.
         name = hashlib.sha256(os.fsencode(settings.state_dir)).hexdigest()[:12]
-        base = user_runtime_path("shoal")
-        if not base.parent.is_dir() or len(os.fsencode(base)) + 13 + _LONGEST > MAX_UNIX_PATH:
-            base = Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}"
-        runtime = base / name
+        # Not XDG_RUNTIME_DIR: a service and a shell of one user disagree about it, and it goes at logout.
+        runtime = Path(f"/tmp/shoal-{os.getuid()}", name)  # noqa: S108 - made private, and checked to be ours
     if len(os.fsencode(runtime)) + _LONGEST > MAX_UNIX_PATH:
         raise ShoalError(
             f"runtime_dir: {runtime} is too long for Unix sockets; name a folder of at most "
@@ -98,6 +93,13 @@ def make_runtime(paths: Paths) -> None:
             code="invalid_settings",
         )
     paths.runtime.chmod(0o700)
+
+
+def keep_fresh(paths: Paths) -> None:
+    """Touch everything in the runtime folder: what cleans /tmp takes files that are days old for forgotten ones."""
+    for path in (paths.runtime, *paths.runtime.rglob("*")):
+        with contextlib.suppress(OSError):
+            os.utime(path)
 
 
 @contextlib.contextmanager

@@ -30,8 +30,7 @@ class Settings(BaseSettings):
     )
     runtime_dir: Path | None = Field(
         None,
-        description="Folder of sockets and process records. Default: one per state folder under the user's "
-        "runtime folder or /tmp.",
+        description="Folder of sockets and process records. Default: one per state folder under /tmp/shoal-UID.",
     )
     engines_dir: Path = Field(
         default_factory=lambda: user_cache_path("shoal") / "engines", description="Folder of engine environments."

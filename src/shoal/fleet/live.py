@@ -24,12 +24,13 @@ from shoal.fleet.relays import Relays
 from shoal.fleet.state import Device, Exit, Failure, Instance, Model
 from shoal.messages import RoutingTable
 from shoal.net import TcpAddress, UnixAddress
-from shoal.paths import Paths
+from shoal.paths import Paths, keep_fresh
 from shoal.settings import Settings
 from shoal.store.store import Store
 
 EXPLAIN_LINES = 400
 DEVICE_INTERVAL = 2.0
+FRESHEN_EVERY = 1800
 MEMORY_EVERY = 5  # looks at the devices between two at the processes' memory
 _log = logging.getLogger(__name__)
 
@@ -165,6 +166,8 @@ class LiveEffects:
         memory: dict[str, int] = {}
         looks = 0
         while True:
+            if looks % FRESHEN_EVERY == 0:
+                await asyncio.to_thread(keep_fresh, self._paths)
             if looks % MEMORY_EVERY == 0:
                 memory = await asyncio.to_thread(self.processes.memory) if self._monitors else {}
             looks += 1
