@@ -245,7 +245,11 @@ async def test_methods_without_bodies(world: World, method: bytes) -> None:
 async def test_head_204_and_304_have_no_body_and_keep_the_connection(world: World) -> None:
     async def script(message: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         status = {"/v1/a": "200 OK", "/v1/b": "204 No Content", "/v1/c": "304 Not Modified", "/v1/d": "200 OK"}
-        length = {"/v1/a": b"content-length: 5\r\n", "/v1/c": b"content-length: 7\r\n", "/v1/d": b"content-length: 0\r\n"}
+        length = {
+            "/v1/a": b"content-length: 5\r\n",
+            "/v1/c": b"content-length: 7\r\n",
+            "/v1/d": b"content-length: 0\r\n",
+        }
         path = message.target.partition("?")[0]
         writer.write(f"HTTP/1.1 {status[path]}\r\n".encode() + length.get(path, b"") + b"etag: x\r\n\r\n")
 
@@ -345,7 +349,9 @@ async def test_engine_on_a_tcp_port(world: World) -> None:
     server.close()
 
 
-@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/rerank", "/v2/rerank", "/score", "/classify", "/pooling"])
+@pytest.mark.parametrize(
+    "path", ["/tokenize", "/detokenize", "/rerank", "/v2/rerank", "/score", "/classify", "/pooling"]
+)
 async def test_root_paths_of_engines(world: World, path: str) -> None:
     engine = await world.engine()
     await world.start(route("m", engine))

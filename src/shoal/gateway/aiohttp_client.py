@@ -69,22 +69,23 @@ class Upstreams:
 
         async def exactly(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
             request.headers = CIMultiDict(headers)
-            return await handler(request)
+            try:
+                return await handler(request)
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                raise NotConnectedError(str(error)) from None
+            except (aiohttp.ClientError, OSError) as error:
+                # Caught in here, or aiohttp would send a GET or DELETE again, which may have run.
+                raise BrokenResponseError(_reason(error)) from None
 
-        try:
-            response = await self._session(address).request(
-                method,
-                url,
-                data=None if body is None else BufferedBody(body),
-                # Tells aiohttp how the body is framed; the middleware puts the real headers in its place.
-                headers=None if body is None else {"Content-Length": str(len(body))},
-                allow_redirects=False,
-                middlewares=(exactly,),
-            )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotConnectedError(str(error)) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise BrokenResponseError(str(error) or type(error).__name__) from None
+        response = await self._session(address).request(
+            method,
+            url,
+            data=None if body is None else BufferedBody(body),
+            # Tells aiohttp how the body is framed; the middleware puts the real headers in its place.
+            headers=None if body is None else {"Content-Length": str(len(body))},
+            allow_redirects=False,
+            middlewares=(exactly,),
+        )
         if response.status == 101:
             response.close()
             raise BrokenResponseError("it switched protocols, which nobody asked for")
@@ -133,6 +134,12 @@ class Upstreams:
                 max_headers=1000,
             )
         return session
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it closed the connection"
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _connector(address: str) -> aiohttp.BaseConnector:

@@ -255,4 +255,4 @@ class ConnectionServer(web.Server):
         """Close connections on which no request runs."""
         for connection in self.connections:
             if isinstance(connection, Connection) and connection.idle:
-                connection.close()
+                connection.force_close()
