@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.fleet.state import InstanceState
@@ -16,6 +16,7 @@ _steps = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(_steps)
 def test_whatever_fails_in_between_the_end_is_what_was_saved_last(steps: list[tuple[str, str]]) -> None:
     pending, taken = Pending(10_000), Batch()

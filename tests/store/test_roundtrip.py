@@ -24,16 +24,19 @@ from . import records
 from .conftest import MakeStore
 
 
+@settings(deadline=None)
 @given(records.models)
 def test_a_model_survives_its_row(model: Model) -> None:
     assert codec.read_model(codec.model_row(model)) == model
 
 
+@settings(deadline=None)
 @given(records.instances)
 def test_an_instance_survives_its_row(instance: Instance) -> None:
     assert codec.read_instance(codec.instance_row(instance)) == (instance, None)
 
 
+@settings(deadline=None)
 @given(records.loads)
 def test_a_load_survives_its_row(load: LoadRecord) -> None:
     assert codec.read_load(codec.load_row(load)) == load
