@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import secrets
@@ -40,6 +41,7 @@ from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
 from shoal.paths import Paths, find_paths, make_runtime
 from shoal.settings import Settings
+from shoal.store.saved import Saved
 from shoal.store.store import Store
 
 _log = logging.getLogger("shoal.controller")
@@ -171,7 +173,7 @@ class Controller:
         saved = await self.store.load()
         self.problems.extend(saved.problems)
         self.manager.handle(facts.DevicesRead(await asyncio.to_thread(self.devices.read), {}))
-        await self._recover(saved.models, saved.instances)
+        await self._recover(saved)
         self.manager.handle(lambda: self._declare(first=first))
         await self.relays.start()
         tasks = [
@@ -195,9 +197,10 @@ class Controller:
             self.manager.declare({spec.name: spec for spec in self.command_models}, "command")
             self.manager.restore(remembered=self.settings.restore)
 
-    async def _recover(self, models: Sequence[Model], instances: Sequence[Instance]) -> None:
+    async def _recover(self, saved: Saved) -> None:
         """Find process groups again: take back those that are known, end those that are provably ours but unknown."""
         processes = self.effects.processes
+        instances = [self._with_settings(instance, saved.models) for instance in saved.instances]
         known = {instance.id: instance for instance in instances}
         found = {item.instance: item for item in processes.find()}
         running = {
@@ -206,17 +209,23 @@ class Controller:
             if id in known and known[id].state in WITH_PROCESS and processes.adopt(item)
         }
         for id, item in found.items():
-            if id not in running and processes.adopt(item):
+            if id in running or not processes.adopt(item):
+                continue
+            if id not in known and not saved.complete:
+                self.problems.append(
+                    f"{id} (process {item.pid}) runs but what is known of it was lost; it is left alone"
+                )
+            else:
                 _log.warning("ending %s (process %d): it is ours, but nothing knows of it", id, item.pid)
                 processes.kill(id)
-        if ended := processes.sweep({*running, *found}):
+        if saved.complete and (ended := processes.sweep({*running, *found})):
             _log.warning("ended processes %s: an engine that is gone left them", ended)
         exits = []
         for instance in instances:
             if instance.state in WITH_PROCESS and instance.id not in running:
                 how = processes.last_exit(instance.id)
                 exits.append(facts.Exited(instance.id, how, await self.effects.failure_of(instance, how)))
-        self.manager.handle(lambda: self.manager.recover(models, instances, running, exits))
+        self.manager.handle(lambda: self.manager.recover(saved.models, instances, running, exits))
         for id in running:
             instance = known[id]
             engine = self.engines[instance.engine]
@@ -227,6 +236,15 @@ class Controller:
                 self.effects.terminate(id)
             elif instance.state in (S.STARTING, S.READY):
                 self.effects.watch(instance)
+
+    @staticmethod
+    def _with_settings(instance: Instance, models: Sequence[Model]) -> Instance:
+        """Settings that this version could not read are replaced by the model's present ones."""
+        if instance.spec is None:
+            for model in models:
+                if model.spec.name == instance.model:
+                    return dataclasses.replace(instance, spec=model.spec)
+        return instance
 
 
 def fleet_id(paths: Paths) -> str:

@@ -343,6 +343,8 @@ class Life:
     def _crashed(self, instance: Instance, failure: Failure, exit: Exit, served_for: float | None) -> None:
         instance = dataclasses.replace(instance, failure=failure)
         restart = self._limits.restart.after_crash(instance.restarts, served_for)
+        if instance.spec is None:  # its settings were lost: it cannot be started again
+            restart = None
         if instance.state is S.STARTING and instance.restarts == 0:
             self._record(instance, {}, failure.code)
         if restart is None:

@@ -21,6 +21,7 @@ from shoal.fleet.monitor import Monitor
 from shoal.fleet.processes import Processes
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.relays import Relays
+from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure, Instance, Model
 from shoal.messages import RoutingTable
 from shoal.net import TcpAddress, UnixAddress
@@ -154,9 +155,9 @@ class LiveEffects:
         """Why a process group ended, by the end of its log."""
         lines = await asyncio.to_thread(tail, self._paths.log(instance.id), EXPLAIN_LINES)
         engine = self._engines[instance.engine]
-        assert instance.spec is not None
+        spec = instance.spec or ModelSpec(name=instance.model, source="unknown")
         try:
-            return engine.explain(instance.spec, lines, exit)
+            return engine.explain(spec, lines, exit)
         except Exception:  # what an engine prints must not stop the fleet
             _log.exception("while explaining the end of %s", instance.id)
             return Failure("engine_ended", f"the engine {exit}", f"see `shoal logs {instance.id}`")
