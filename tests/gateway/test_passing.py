@@ -329,6 +329,31 @@ async def test_pipelined_requests_are_answered_in_order(world: World) -> None:
     assert [(await client.response()).body for _ in range(5)] == [b"/v1/%d" % i for i in range(5)]
 
 
+async def test_a_client_that_asks_to_close_is_closed(world: World) -> None:
+    engine = await world.engine()
+    await world.start(route("m", engine))
+    client = await world.client()
+    answer = await client.ask(post(extra=b"Connection: close\r\n"))
+    assert (answer.status, answer.get("connection"), answer.body) == (200, "close", b"{}")
+    assert await client.closed() == b""
+    assert engine.received[0].get("connection") is None
+
+
+async def test_interim_responses_and_trailers_end_at_the_relay(world: World) -> None:
+    async def script(message: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nTrailer: X-T\r\n"
+            b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-T: 1\r\n\r\n"
+        )
+
+    engine = await world.engine(script=script)
+    await world.start(route("m", engine))
+    client = await world.client()
+    for _ in range(2):
+        answer = await client.ask(post())
+        assert (answer.status, answer.body, answer.headers) == (200, b"abc", [(b"Transfer-Encoding", b"chunked")])
+
+
 async def test_engine_on_a_tcp_port(world: World) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await Client(reader, writer).response()

@@ -87,7 +87,7 @@ def test_requests_survive_a_table_without_their_instance() -> None:
         assert routes.counts == ()  # a model that is gone is forgotten
     assert routes.outstanding == {}
     routes.count("m", "ok")
-    assert routes.counts == (ModelCount(UNKNOWN, "ok", 1),)
+    assert list(routes.counts) == [ModelCount(UNKNOWN, "ok", 1)]
 
 
 def test_pick_without_some() -> None:

@@ -2,7 +2,8 @@
 
 What aiohttp cannot pass on as it came: a chunked request body leaves with a Content-Length, chunk borders and
 trailers of responses are lost, 1xx responses of engines are not passed on, whitespace around header values goes,
-and heads with bytes that are not UTF-8 are refused (in requests; responses keep them).
+and requests whose headers hold bytes that are not UTF-8 are refused with 400 (responses keep theirs). A client that
+shuts down its sending side while it waits for an answer counts as gone.
 """
 
 from __future__ import annotations
@@ -71,8 +72,10 @@ class AiohttpRelay:
         self._stopping = True
         self._listener.close()
         self._server.close_idle()
-        if self._running and grace > 0:
-            await asyncio.wait(set(self._running), timeout=grace)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace
+        while self._running and (left := deadline - loop.time()) > 0:
+            await asyncio.wait(set(self._running), timeout=left)
         self._ending = True
         for task in set(self._running):
             task.cancel()
