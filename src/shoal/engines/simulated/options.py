@@ -1,0 +1,162 @@
+"""The simulated engine's command line. Names that vLLM has mean what they mean there."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+_SIZE = re.compile(r"(\d+)(?:([KMGT])iB)?")
+_POWER = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+FAILURES = {
+    "start-exit": "print a traceback halfway through the start and exit 1",
+    "oom": "fail to allocate device memory halfway through the start and exit 1",
+    "bad-architecture": "refuse the model's architecture and exit 1",
+    "context-too-long": "refuse the context length and exit 1",
+    "crash-after": "=Ns: exit 1 hard N seconds after the start; =N: after the first token of the Nth request",
+    "hang-after": "=N: after N requests, accept and never answer, /health included",
+    "hang-steps": "=N: after N requests, answer /health but make no step",
+    "ignore-sigterm": "stay up when asked to stop",
+    "log-flood": "=N: print N lines while starting",
+    "sleep-keeps-memory": "say that it sleeps and free nothing",
+}
+_VALUED = {"crash-after", "hang-after", "hang-steps", "log-flood"}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the process was asked to be. Sizes in bytes, times in seconds, lengths in tokens."""
+
+    model: str
+    served_model_name: str
+    uds: str | None
+    host: str
+    port: int
+    task: str
+    max_model_len: int
+    model_len: int
+    max_num_seqs: int
+    kv_cache_tokens: int
+    tokens_per_second: float
+    ttft: float
+    start_seconds: float
+    slow_shutdown: float
+    memory: int
+    device_memory: int
+    enable_sleep_mode: bool
+    enable_lora: bool
+    spawn_child: bool
+    access_log: bool
+    fail: dict[str, str] = field(default_factory=dict)
+
+    def fails_after(self, mode: str) -> int | None:
+        """The N of a `--fail MODE=N`, or None."""
+        value = self.fail.get(mode, "")
+        return int(value) if value.isdigit() else None
+
+    @property
+    def crash_seconds(self) -> float | None:
+        """The N of `--fail crash-after=Ns`, or None."""
+        value = self.fail.get("crash-after", "")
+        return float(value[:-1]) if value.endswith("s") else None
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Options from a command line. Says what is wrong on stderr and raises SystemExit(2) for a bad one."""
+    parser = _parser()
+    given = parser.parse_args(argv)
+    try:
+        given.fail = dict(_fault(text) for text in given.fail)
+    except ValueError as error:
+        parser.error(str(error))
+    if given.uds is None and not _is_loopback(given.host):
+        parser.error(f"--host {given.host}: the simulated engine listens on loopback only; give 127.0.0.1")
+    given.served_model_name = given.served_model_name or given.model
+    given.max_model_len = given.max_model_len or given.model_len
+    given.kv_cache_tokens = max(given.kv_cache_tokens, given.max_model_len)
+    return Options(**{name: getattr(given, name) for name in Options.__dataclass_fields__})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m shoal.engines.simulated", description="Speaks vLLM's HTTP without a model.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--model", default="simulated", help="any word, shown as the model's root")
+    add("--served-model-name", help="the name that requests give; default: the model")
+    add("--uds", metavar="PATH", help="listen on this Unix socket")
+    add("--host", default="127.0.0.1", help="loopback address to listen on")
+    add("--port", type=_whole, default=8000, help="port to listen on; 0 takes a free one and prints it")
+    add("--task", choices=("generate", "embed"), default="generate", help="embed: answer /v1/embeddings")
+    add("--max-model-len", type=_positive, help="longest context; default: --model-len")
+    add("--model-len", type=_positive, default=32768, help="the longest context that the model itself has")
+    add("--max-num-seqs", type=_positive, default=256, help="sequences that run at once; more wait")
+    add("--kv-cache-tokens", type=_positive, default=262_144, help="tokens that fit before sequences are preempted")
+    add("--tokens-per-second", type=_seconds, default=200.0, help="of one request; 0: as fast as it goes")
+    add("--ttft", type=_seconds, default=0.01, help="seconds from admission to the first token")
+    add("--start-seconds", type=_seconds, default=0.0, help="how long a start takes")
+    add("--slow-shutdown", type=_seconds, default=0.0, help="seconds between SIGTERM and the exit")
+    add("--memory", type=_bytes, default=0, help="bytes of host memory to really use; freed while asleep")
+    add("--device-memory", type=_bytes, default=0, help="bytes of device memory to report only")
+    add("--enable-sleep-mode", action="store_true", help="answer /sleep, /wake_up and /is_sleeping")
+    add("--enable-lora", action="store_true", help="answer /v1/load_lora_adapter and /v1/unload_lora_adapter")
+    add("--spawn-child", action="store_true", help="start a process in a session of its own that ignores SIGTERM")
+    add("--disable-uvicorn-access-log", dest="access_log", action="store_false", help="print no line per request")
+    add(
+        "--fail",
+        action="append",
+        default=[],
+        metavar="MODE[=N]",
+        help="; ".join(f"{k}: {v}" for k, v in FAILURES.items()),
+    )
+    for name in ("--dtype", "--tensor-parallel-size", "--kv-cache-memory-bytes"):
+        add(name, help="accepted and ignored")
+    return parser
+
+
+def _fault(text: str) -> tuple[str, str]:
+    mode, _, value = text.partition("=")
+    if mode not in FAILURES:
+        raise ValueError(f"--fail {text}: there is no such failure; choose from {', '.join(FAILURES)}")
+    number = value[:-1] if mode == "crash-after" and value.endswith("s") else value
+    if mode in _VALUED and not re.fullmatch(r"\d{1,9}" if number == value else r"\d{1,6}(\.\d{1,6})?", number):
+        raise ValueError(f"--fail {text}: needs a number, such as {mode}=3")
+    if mode not in _VALUED and value:
+        raise ValueError(f"--fail {text}: takes no number")
+    return mode, value
+
+
+def _bytes(text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give bytes, or one such as 512MiB")
+    return int(match[1]) << _POWER[match[2] or ""]
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    number = _whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("has to be 1 at least")
+    return number
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?|\.[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 0.5")
+    return float(text)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
