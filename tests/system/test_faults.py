@@ -243,11 +243,11 @@ def test_a_stream_whose_engine_dies_ends_with_an_error_and_not_as_if_whole(shoal
     assert not any("[DONE]" in line for line in lines)
 
 
-@pytest.mark.parametrize("fail", ["hang", "hang-steps"])
+@pytest.mark.parametrize("fail", ["hang-after=2", "hang-steps=2"])
 def test_an_engine_that_hangs_is_found_and_restarted(fail: str) -> None:
     with a_shoal(hang_timeout=1.5) as shoal:
         shoal.start()
-        shoal.add("m", "--fail", f"{fail}-after:2")
+        shoal.add("m", "--fail", fail)
         shoal.load("m")
         (before,) = shoal.model("m")["instances"]
 
