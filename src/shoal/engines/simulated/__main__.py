@@ -2,8 +2,22 @@
 
 import sys
 
-from shoal.engines.simulated.options import parse
+from shoal.engines.simulated.options import PROGRAM, parse, usage
 from shoal.engines.simulated.server import run
 
+
+def main(argv: list[str]) -> int:
+    """The process's exit code."""
+    if "--help" in argv:
+        sys.stdout.write(usage())
+        return 0
+    try:
+        options = parse(argv)
+    except ValueError as error:
+        sys.stderr.write(f"{PROGRAM}: error: {error}; --help lists what there is\n")
+        return 2
+    return run(options)
+
+
 if __name__ == "__main__":
-    sys.exit(run(parse(sys.argv[1:])))
+    sys.exit(main(sys.argv[1:]))

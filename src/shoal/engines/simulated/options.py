@@ -7,6 +7,9 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
+
+PROGRAM = "python -m shoal.engines.simulated"
 
 _SIZE = re.compile(r"(\d+)(?:([KMGT])iB)?")
 _POWER = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
@@ -65,24 +68,32 @@ class Options:
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """Options from a command line. Says what is wrong on stderr and raises SystemExit(2) for a bad one."""
-    parser = _parser()
-    given = parser.parse_args(argv)
-    try:
-        given.fail = dict(_fault(text) for text in given.fail)
-    except ValueError as error:
-        parser.error(str(error))
+    """Options from a command line. Raises ValueError that says what is wrong with it."""
+    given = _parser().parse_args(argv)
+    given.fail = dict(_fault(text) for text in given.fail)
     if given.uds is None and not _is_loopback(given.host):
-        parser.error(f"--host {given.host}: the simulated engine listens on loopback only; give 127.0.0.1")
+        raise ValueError(f"--host {given.host}: the simulated engine listens on loopback only; give 127.0.0.1")
     given.served_model_name = given.served_model_name or given.model
     given.max_model_len = given.max_model_len or given.model_len
     given.kv_cache_tokens = max(given.kv_cache_tokens, given.max_model_len)
     return Options(**{name: getattr(given, name) for name in Options.__dataclass_fields__})
 
 
+def usage() -> str:
+    """The help page."""
+    return _parser().format_help()
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what argparse would print: the command line is also read where a print would go astray."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m shoal.engines.simulated", description="Speaks vLLM's HTTP without a model.", allow_abbrev=False
+    parser = _Parser(
+        prog=PROGRAM, description="Speaks vLLM's HTTP without a model.", allow_abbrev=False, add_help=False
     )
     add = parser.add_argument
     add("--model", default="simulated", help="any word, shown as the model's root")

@@ -30,6 +30,7 @@ async def start(options: Options) -> None:
         await asyncio.sleep(max(0.0, began + share * options.start_seconds - time.monotonic()))
 
     say("APIServer", "api_utils.py", f"version {__version__}, model {options.model}")
+    say("APIServer", "api_utils.py", f"non-default args: {{'model': {options.model!r}}}")
     for number in range(int(options.fail.get("log-flood", 0))):
         say("APIServer", "flood.py", f"line {number} of a flood {'=' * 160}")
         if number % 1000 == 999:

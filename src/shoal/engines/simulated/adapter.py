@@ -1,0 +1,99 @@
+"""The simulated engine seen from outside: no environment to install, no weights to find."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import shoal
+from shoal.engines.base import Capabilities, EngineMetrics, Environment, Launch, Milestone
+from shoal.engines.readings import read_vllm_metrics
+from shoal.engines.simulated.options import PROGRAM, Options, parse
+from shoal.engines.vllm.failures import explain
+from shoal.engines.vllm.milestones import MILESTONES
+from shoal.errors import ShoalError
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Device, Exit, Failure
+from shoal.net import UnixAddress, parse_address
+
+_BAD_ARGUMENT = re.compile(rf"^{re.escape(PROGRAM)}: error: (.{{1,300}}?)(?:; --help lists what there is)?$")
+
+
+class SimulatedEngine:
+    """Runs `shoal.engines.simulated` under Shoal's own interpreter. Implements `shoal.engines.base.Engine`."""
+
+    kind: str = "simulated"
+    device_kinds: tuple[str, ...] = ("simulated", "host", "cuda")
+    milestones: Sequence[Milestone] = MILESTONES
+
+    def capabilities(self, spec: ModelSpec) -> Capabilities:
+        """Sleep and LoRA, if the model's arguments or variables ask for them."""
+        sleep = "--enable-sleep-mode" in spec.args or spec.env.get("VLLM_SERVER_DEV_MODE") == "1"
+        return Capabilities(sleep=sleep, lora="--enable-lora" in spec.args)
+
+    def environment(self, spec: ModelSpec, devices: Sequence[Device]) -> Environment:  # noqa: ARG002
+        """Shoal's own interpreter, whatever the model asks for."""
+        variant = "cuda" if any(device.kind == "cuda" for device in devices) else "cpu"
+        return Environment("simulated", self.kind, variant, Path(sys.executable), shoal.__version__, managed=False)
+
+    def check(self, spec: ModelSpec) -> None:
+        """Any word is a source; a path has to exist. Raises ShoalError (`source_not_found`)."""
+        if spec.source[0] in "/.~" and not Path(spec.source).expanduser().exists():
+            raise ShoalError(
+                f"{spec.source} does not exist; give a path that does, or any word for the simulated engine",
+                code="source_not_found",
+                param="source",
+            )
+
+    def needs(self, spec: ModelSpec) -> int | None:
+        """Bytes of `--device-memory` or of `--memory`, the larger, and the model's `kv_cache_memory` on top.
+
+        None if the arguments cannot be read: the process will say what is wrong with them.
+        """
+        options = _options(spec)
+        if options is None:
+            return None
+        return max(options.device_memory, options.memory) + (spec.kv_cache_memory or 0)
+
+    def launch(
+        self,
+        spec: ModelSpec,
+        *,
+        instance: str,  # noqa: ARG002 - part of the interface; the process needs no name or device of its own
+        address: str,
+        devices: Sequence[Device],  # noqa: ARG002
+        environment: Environment,
+    ) -> Launch:
+        """The model's arguments word for word, then Shoal's own, which win."""
+        place = parse_address(address)
+        if isinstance(place, UnixAddress):
+            listen = [f"--uds={place.path}"]
+        else:
+            listen = [f"--host={place.host}", f"--port={place.port}"]
+        own = [f"--model={spec.source}", f"--served-model-name={spec.name}", *listen]
+        if spec.context_length is not None:
+            own.append(f"--max-model-len={spec.context_length}")
+        # Safe path: a folder called shoal where the engine happens to start must not be imported.
+        argv = (str(environment.python), "-P", "-m", "shoal.engines.simulated", *spec.args, *own)
+        return Launch(argv, {"PYTHONPATH": str(Path(shoal.__file__).parents[1]), **spec.env})
+
+    def read_metrics(self, text: str) -> EngineMetrics:
+        """The readings under vLLM's names."""
+        return read_vllm_metrics(text)
+
+    def explain(self, spec: ModelSpec, log: Sequence[str], exit: Exit) -> Failure:
+        """A bad argument, or what a vLLM with that log would have failed of: it logs the same lines."""
+        for line in reversed(log):
+            if match := _BAD_ARGUMENT.search(line):
+                hint = f"Correct `args` of the model; `{PROGRAM} --help` lists what there is."
+                return Failure("bad_argument", f"The simulated engine refused an argument: {match[1]}.", hint)
+        return explain(spec, log, exit)
+
+
+def _options(spec: ModelSpec) -> Options | None:
+    try:
+        return parse(spec.args)
+    except ValueError:
+        return None
