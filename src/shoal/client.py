@@ -96,8 +96,12 @@ class Client:
         return self._json("PATCH", f"/models/{_quoted(name)}", body=changes)
 
     def remove_model(self, name: str, *, unload: bool = False) -> None:
-        """Forget a model; `unload` ends its instances first."""
-        self._send("DELETE", f"{_API}/models/{_quoted(name)}", params={"unload": "true"} if unload else None)
+        """Forget a model; `unload` ends its instances first, and then the answer takes as long as that does."""
+        path = f"{_API}/models/{_quoted(name)}"
+        if unload:
+            self._send("DELETE", path, params={"unload": "true"}, patient=True)
+        else:
+            self._send("DELETE", path)
 
     def load(self, name: str, *, instances: int | None = None) -> Json:
         """Start instances up to the number wanted. Answers at once; `events` tells how it goes on."""
@@ -194,10 +198,17 @@ class Client:
         return self._read(self._send(method, _API + path, body=body, params=params))
 
     def _send(
-        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        patient: bool = False,
     ) -> httpx2.Response:
+        timeout = self._streaming(None) if patient else self._timeout
         with self._reached():
-            response = self._http.request(method, self.url + path, json=body, params=params)
+            response = self._http.request(method, self.url + path, json=body, params=params, timeout=timeout)
         self._check(response)
         return response
 
@@ -220,11 +231,15 @@ class Client:
         headers: Mapping[str, str] | None = None,
         read_timeout: float | None,
     ) -> Iterator[Event]:
-        timeout = httpx2.Timeout(connect=self._timeout.connect, read=read_timeout, write=self._timeout.write, pool=None)
         with (
             self._reached(),
             self._http.stream(
-                method, self.url + path, json=body, params=params, headers=headers, timeout=timeout
+                method,
+                self.url + path,
+                json=body,
+                params=params,
+                headers=headers,
+                timeout=self._streaming(read_timeout),
             ) as response,
         ):
             if response.status_code >= 400:
@@ -243,6 +258,10 @@ class Client:
                     raise _not_shoal(self.url) from None
                 if isinstance(data, dict):
                     yield Event(sse.event, data, sse.id)
+
+    def _streaming(self, read: float | None) -> httpx2.Timeout:
+        """Limits for an answer that may be silent for `read` seconds (None: without end)."""
+        return httpx2.Timeout(connect=self._timeout.connect, read=read, write=self._timeout.write, pool=None)
 
     @contextmanager
     def _reached(self) -> Iterator[None]:

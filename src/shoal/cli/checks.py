@@ -15,7 +15,7 @@ from typing import Literal
 
 import psutil
 
-from shoal.config import ConfigError, load_settings
+from shoal.config import ConfigError, config_file, load_settings
 from shoal.errors import ShoalError
 from shoal.settings import Settings
 from shoal.units import format_bytes
@@ -113,7 +113,7 @@ def check_gpus() -> list[Check]:
 
 def check_settings(file: Path | None) -> tuple[Check, Settings]:
     """The settings, or the defaults where they cannot be read, so that the other checks can go on."""
-    where = file or (Path(os.environ["SHOAL_CONFIG"]) if os.environ.get("SHOAL_CONFIG") else None)
+    where = file or config_file()
     try:
         settings = load_settings(file=file)
     except ConfigError as error:

@@ -32,12 +32,15 @@ def ps(
     else:
         rows = [
             [one["id"], one["model"], state_text(one["state"]), age(one["changed_at"]), " ".join(one["devices"]),
-             memory_words(one["memory"]), instance_note(one)]
+             memory_words(one["memory"])]
             for one in instances
         ]  # fmt: skip
-        columns = ["INSTANCE", "MODEL", "STATE", "SINCE", "DEVICES", "MEMORY", "NOTE"]
-        kept = [at for at in range(len(columns)) if at < 4 or any(str(row[at]) for row in rows)]
-        stdout().print(table([columns[at] for at in kept], [[row[at] for at in kept] for row in rows]))
+        out = stdout()
+        out.print(table(["INSTANCE", "MODEL", "STATE", "SINCE", "DEVICES", "MEMORY"], rows))
+        notes = [(one["id"], note) for one in instances if (note := instance_note(one))]
+        if notes:
+            out.print()
+            out.print(table(["INSTANCE", "NOTE"], notes))
 
 
 def status(url: Url = None, as_json: AsJson = False) -> None:
@@ -59,7 +62,7 @@ def status(url: Url = None, as_json: AsJson = False) -> None:
         ("shoal", f"{found['version']} at {address}, up {age(found['started_at'])}"),
         ("models", str(found["models"])),
         ("instances", counts or "none"),
-        ("relay", Text("connected") if found["relay"]["connected"] else Text("not connected", style="bold red")),
+        ("relay", Text("connected") if found["relays"] else Text("not connected", style="bold red")),
         ("state", Text(plain(kept), style="" if store["ok"] else "bold red")),
         ("settings", found["config_file"] or "defaults and variables, no file"),
     ]
@@ -167,7 +170,7 @@ def logs(
     with connect(url) as client:
         instance = _instance_of(client, target)
         if not follow:
-            text = client.logs(instance, tail=tail)
+            text = client.logs(instance, tail=tail) if tail else ""
             if as_json:
                 print_json({"instance": instance, "lines": text.splitlines()})
             else:

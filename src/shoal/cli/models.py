@@ -50,30 +50,35 @@ def _source(source: str) -> str:
 def add(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The name that clients send.", show_default=False)],
-    source: Annotated[str, typer.Option("--source", help="A local folder, or a Hugging Face hub id.")],
-    engine: Annotated[str | None, typer.Option(help="vllm or simulated.", show_default="as configured")] = None,
+    source: Annotated[str, typer.Option("--source", metavar="TEXT", help="A local folder, or a Hugging Face hub id.")],
+    engine: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="vllm or simulated; default: as configured.")
+    ] = None,
     environment: Annotated[
-        str | None, typer.Option(help="An engine environment (shoal engines ls), or a Python interpreter.")
+        str | None,
+        typer.Option(metavar="TEXT", help="An engine environment (shoal engines ls), or a Python interpreter."),
     ] = None,
     devices: Annotated[
         list[str] | None,
-        typer.Option(
-            "--devices", "--device", help="Device ids such as cuda:0, with commas or repeated.", show_default="auto"
-        ),
+        typer.Option(metavar="IDS", help="Such as cuda:0,cuda:1; repeatable. Default: auto."),
     ] = None,
-    tensor_parallel: Annotated[int | None, typer.Option(min=1, help="Over how many devices one instance goes.")] = None,
-    context_length: Annotated[int | None, typer.Option(min=1, help="Longest context in tokens.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")] = None,
-    kv_cache_memory: Annotated[str | None, typer.Option(help="KV cache per device, such as 1GiB.")] = None,
-    instances: Annotated[int | None, typer.Option(min=1, help="How many instances a load starts.")] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(metavar="N", help="Over how many devices one instance is split.")
+    ] = None,
+    context_length: Annotated[int | None, typer.Option(metavar="N", help="Longest context in tokens.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="TEXT", help="auto, bfloat16, float16 or float32.")] = None,
+    kv_cache_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="KV cache per device, such as 1GiB.")
+    ] = None,
+    instances: Annotated[int | None, typer.Option(metavar="N", help="How many instances a load starts.")] = None,
     load_on_start: Annotated[
-        bool | None, typer.Option("--load-on-start/--no-load-on-start", help="Load when shoal serve starts.")
-    ] = None,
+        bool, typer.Option("--load-on-start", metavar="", help="Load when shoal serve starts.")
+    ] = False,
     env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An environment variable of the engine; repeatable.")
+        list[str] | None, typer.Option(metavar="K=VALUE", help="An environment variable of the engine; repeatable.")
     ] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="A fixed loopback port for the engine.")] = None,
-    start_timeout: Annotated[float | None, typer.Option(help="Seconds that a start may take.")] = None,
+    port: Annotated[int | None, typer.Option(metavar="N", help="A fixed loopback port for the engine.")] = None,
+    start_timeout: Annotated[float | None, typer.Option(metavar="N", help="Seconds that a start may take.")] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -90,7 +95,7 @@ def add(
         "dtype": dtype,
         "kv_cache_memory": kv_cache_memory,
         "instances": instances,
-        "load_on_start": load_on_start,
+        "load_on_start": load_on_start or None,
         "args": list(ctx.meta[_TAIL]) or None,
         "env": _pairs(env) if env else None,
         "port": port,
@@ -143,7 +148,7 @@ def show(name: ModelName, url: Url = None, as_json: AsJson = False) -> None:
     rows: list[tuple[str, Any]] = [
         ("model", model["name"]),
         ("state", state_text(model["state"])),
-        ("wanted", f"{model['desired']} instances"),
+        ("wanted", f"{model['desired']} running"),
         ("declared", f"{clock(model['created_at'])} by {model['origin']}"),
     ]
     rows += [(key, _value(key, value)) for key, value in model["spec"].items() if key != "name" and value is not None]

@@ -29,10 +29,7 @@ _JSON = "shoal.json"
 _UsageError: Any = typer.BadParameter.__mro__[1]  # Typer does not export the class, and moved it between versions
 
 Url = Annotated[
-    str | None,
-    typer.Option(
-        "--url", envvar="SHOAL_URL", metavar="URL", help="Where Shoal listens.", show_default="http://127.0.0.1:8000"
-    ),
+    str | None, typer.Option("--url", metavar="URL", help="Where Shoal listens. Default: SHOAL_URL, or 127.0.0.1:8000.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -7,7 +7,7 @@ export function el(tag, attributes = {}, ...children) {
     if (name === "on") for (const [event, handler] of Object.entries(value)) made.addEventListener(event, handler);
     else made.setAttribute(name, value === true ? "" : String(value));
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== ""));
+  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== ""));
   return made;
 }
 

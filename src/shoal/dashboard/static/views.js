@@ -37,7 +37,7 @@ function note(instance) {
   return parts;
 }
 
-function instanceView(instance, act) {
+function instanceView(instance, act, alone) {
   const held = Object.values(instance.memory).reduce((sum, part) => sum + part, 0);
   const facts = [
     instance.devices.join(", "),
@@ -50,7 +50,7 @@ function instanceView(instance, act) {
     el(
       "div",
       { class: "instance-line" },
-      badge(instance.state),
+      alone ? "" : badge(instance.state),
       el("code", { class: "id" }, instance.id),
       el("span", { class: "facts" }, facts.join(" · "), facts.length ? " · " : "", "for ", el("span", { "data-since": instance.changed_at }, seconds(Math.max(0, now() - instance.changed_at)))),
       el(
@@ -94,7 +94,7 @@ export function modelView(model, act) {
       el("div", { class: "buttons" }, buttons),
     ),
     el("p", { class: "facts" }, facts.join(" · "), " · ", el("bdi", { class: "source" }, model.spec.source)),
-    model.instances.length ? el("ul", { class: "instances" }, model.instances.map((instance) => instanceView(instance, act))) : "",
+    model.instances.length ? el("ul", { class: "instances" }, model.instances.map((instance) => instanceView(instance, act, model.instances.length === 1))) : "",
   );
 }
 
@@ -139,6 +139,7 @@ export const noModels = () =>
     command("shoal load my-model"),
     el("p", {}, "No engine at hand? A simulated one needs neither GPU nor weights:"),
     command("shoal models add toy --source toy --engine simulated"),
+    command("shoal load toy"),
   );
 
 export const noDevices = () =>
