@@ -93,6 +93,8 @@ class Controller:
     command_models: tuple[ModelSpec, ...] = ()
     started_at: float = field(default_factory=time.time)
     problems: list[str] = field(default_factory=list)
+    file_settings: Settings = field(init=False)
+    """As the configuration file has them; flags may have changed those in force."""
     manager: Manager = field(init=False)
     effects: LiveEffects = field(init=False)
     hub: Hub = field(init=False)
@@ -160,10 +162,10 @@ class Controller:
         if self.config_file is None:
             raise ShoalError("Shoal was started without a configuration file; there is nothing to reload", status=409)
         new = await asyncio.to_thread(load_settings, {}, file=self.config_file)
-        before, after = self.settings.model_dump(), new.model_dump()
-        # What flags or variables set stays as they set it, so only what the file changed is compared.
-        changed = [key for key in new.model_fields_set if key != "models" and before[key] != after[key]]
+        before, after = self.file_settings.model_dump(), new.model_dump()
+        changed = [key for key in after if key != "models" and before[key] != after[key]]
         result = await self.manager.do(lambda: self.manager.declare(new.models, "file"))
+        self.file_settings = new
         return {**result, "restart_needed": sorted({*result["restart_needed"], *changed})}
 
     @contextlib.asynccontextmanager
@@ -192,7 +194,14 @@ class Controller:
             self.devices.close()
 
     def _declare(self, *, first: bool) -> None:
-        self.manager.declare(self.settings.models, "file")
+        self.file_settings = self.settings
+        try:
+            # A controller that is started anew takes the file as it is now: it may have been reloaded meanwhile.
+            if self.config_file is not None:
+                self.file_settings = load_settings({}, file=self.config_file)
+            self.manager.declare(self.file_settings.models, "file")
+        except ShoalError as error:
+            self.problems.append(f"models are as they were before: {error.message}")
         if first:
             self.manager.declare({spec.name: spec for spec in self.command_models}, "command")
             self.manager.restore(remembered=self.settings.restore)
@@ -319,6 +328,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="the supervisor starts it anew after it ended")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s controller %(levelname)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     handover = Handover.restore(os.environ["SHOAL_SETTINGS"])
     uvloop.run(serve(handover, first=not options.again, notify_fd=options.notify_fd))
 

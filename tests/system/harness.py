@@ -56,6 +56,7 @@ class Shoal:
         self.url = ""
         self.output: list[str] = []
         self.env: dict[str, str] = {}
+        self._reader: threading.Thread | None = None
 
     @property
     def config(self) -> Path:
@@ -78,7 +79,8 @@ class Shoal:
     def start(self, *arguments: str) -> Shoal:
         """Start it and wait until it serves."""
         process = self.process = self.launch(*arguments)
-        threading.Thread(target=self._read, args=(process,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(process,), daemon=True)
+        self._reader.start()
 
         def serving() -> bool:
             assert process.poll() is None, f"shoal serve ended:\n{self.text}"
@@ -90,10 +92,11 @@ class Shoal:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.output.append(line)
-            if match := re.search(r"serves on (http://\S+)", line):
-                self.url = match[1]
+        with process.stdout:
+            for line in process.stdout:
+                self.output.append(line)
+                if match := re.search(r"serves on (http://\S+)", line):
+                    self.url = match[1]
 
     @property
     def text(self) -> str:
@@ -181,6 +184,8 @@ class Shoal:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        if self._reader is not None:
+            self._reader.join(PATIENCE)
         for pid in self.fleet_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -95,9 +95,12 @@ def _shoal_error(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error.body(), error.status, headers=error.headers)
 
 
-def _invalid(_request: Request, error: Exception) -> JSONResponse:
+def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     faults = []
+    sent = request.headers.get("content-type", "")
+    if request.method in ("POST", "PATCH") and "json" not in sent:
+        faults.append(f"the body has to be JSON, with content-type: application/json{f', not {sent}' if sent else ''}")
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"] if part not in ("body", "query", "path"))
         text = fault["msg"].removeprefix("Value error, ")

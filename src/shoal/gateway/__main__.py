@@ -59,11 +59,15 @@ async def serve(arguments: argparse.Namespace) -> None:
         )
     )
     await relay.start(socket.socket(fileno=arguments.fd))
+    stopping = asyncio.create_task(stop.wait())
+    informed = asyncio.create_task(relay.informed())
+    await asyncio.wait((stopping, informed), return_when=asyncio.FIRST_COMPLETED)
+    informed.cancel()
     if arguments.notify_fd is not None:
         with contextlib.suppress(BrokenPipeError):
             os.write(arguments.notify_fd, b"ready\n")
         os.close(arguments.notify_fd)
-    await stop.wait()
+    await stopping
     await relay.stop(arguments.grace)
 
 

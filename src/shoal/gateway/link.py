@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 REPORT_INTERVAL = 0.1
 """Seconds between two reports of changed numbers; a table is acknowledged at once."""
-FIRST_WAIT, LONGEST_WAIT = 0.05, 1.0
+FIRST_WAIT, LONGEST_WAIT = 0.02, 0.2
 
 
 def load_table(path: Path) -> RoutingTable | None:

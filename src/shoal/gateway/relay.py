@@ -33,6 +33,10 @@ class Relay(Protocol):
         """Serve on the TCP socket `sock`, which is bound and belongs to the relay from now on."""
         ...
 
+    async def informed(self) -> None:
+        """Return once a routing table is known; until then every model is unknown."""
+        ...
+
     async def stop(self, grace: float) -> None:
         """Accept nothing more, let running requests end for up to `grace` seconds, then end them."""
         ...

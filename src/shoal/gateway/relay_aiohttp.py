@@ -61,6 +61,7 @@ class AiohttpRelay:
         self._routes = Routes(changed=self._on_change)
         self._link = Link(self._routes, self._config.relay_socket, self._config.table, on_table=self._on_table)
         self._upstreams = Upstreams(self._config.connect_timeout)
+        self._informed = asyncio.Event()
         self._link.restore()
         self._server = ConnectionServer(
             self._handle, header_timeout=self._config.header_timeout, idle_timeout=self._config.idle_timeout
@@ -89,7 +90,11 @@ class AiohttpRelay:
     def _on_change(self) -> None:
         self._link.changed()
 
+    async def informed(self) -> None:
+        await self._informed.wait()
+
     def _on_table(self) -> None:
+        self._informed.set()
         targets = (target for route in self._routes.table.routes for target in route.targets)
         self._upstreams.keep_only({self._controller, *(target.address for target in targets)})
 
