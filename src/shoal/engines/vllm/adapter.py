@@ -1,8 +1,12 @@
 """vLLM, seen from outside: its command line, environment variables, metrics and limits.
 
-Seen with 0.32: with `--uds` the socket file exists from some seconds after the start on, but refuses connections
-until the engine serves, so `GET /health` never answers anything but 200 while it starts. vLLM never removes the
-socket file and fails if one is there already.
+Seen with 0.32:
+
+- With `--uds` the socket file exists from ten seconds after the start on, but refuses connections until the engine
+  serves (25 to 45 s): `GET /health` never answers anything but 200 while it starts. vLLM never removes the socket
+  file, and fails if one is there already ("Address already in use"): remove it before each start.
+- After SIGTERM the first process exits with code 0 within a second while its worker still runs for a moment: only
+  an empty process group means that it ended. It exits with code 0 too when its worker was killed.
 """
 
 from __future__ import annotations
@@ -96,6 +100,14 @@ class VllmEngine:
                 f"set `context_length` to {longest} or less",
                 code="context_too_long",
                 param="context_length",
+            )
+        heads = source.text_config.get("num_attention_heads")
+        if isinstance(heads, int) and heads % spec.tensor_parallel:
+            raise ShoalError(
+                f"{spec.source} has {heads} attention heads, which cannot be split over "
+                f"{spec.tensor_parallel} devices; set `tensor_parallel` to a divisor of it",
+                code="bad_argument",
+                param="tensor_parallel",
             )
         environments = self._candidates(spec)
         if environments and all(surely_unsupported(e, source.architectures) for e in environments):

@@ -7,7 +7,7 @@ vLLM prints the cause in the process where it happened and again, wrapped, in ea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.fleet.spec import ModelSpec
@@ -25,7 +25,7 @@ class _Rule:
 
 
 def _rule(pattern: str, code: str, message: str, hint: str) -> _Rule:
-    return _Rule(re.compile(pattern), code, message, hint)
+    return _Rule(re.compile(pattern, re.MULTILINE), code, message, hint)
 
 
 # The first that matches wins: causes before their consequences.
@@ -141,6 +141,12 @@ _RULES = (
         "Give the folder that holds config.json, or a Hugging Face hub id such as org/name.",
     ),
     _rule(
+        r"Value error, (?P<refused>[^\n\[]{1,300}?)\.? *(?:\[type=|$)",
+        "bad_argument",
+        "vLLM refused the settings: {refused}.",
+        "Correct the model's settings or `args`.",
+    ),
+    _rule(
         r"Couldn't instantiate the backend tokenizer|Can't load tokenizer|Unable to load tokenizer",
         "source_not_found",
         "{source} has no tokenizer that loads.",
@@ -161,7 +167,7 @@ _RULES = (
 )
 _DIED = re.compile(r"Worker proc (?P<worker>\S+) died unexpectedly|Engine core proc (?P<core>\S+) died unexpectedly")
 _LAST_ERROR = re.compile(r"(?:^|[\s\]])(?P<kind>[A-Za-z_.]*(?:Error|Exception)): (?P<text>\S.*)$")
-_WRAPPINGS = ("Engine core initialization failed", "See root cause above", "WorkerProc initialization failed")
+_NOISE = ("Engine core initialization failed", "WorkerProc initialization failed", ") WARNING ", ") INFO ")
 _LINES = 2000
 _WIDTH = 4000
 
@@ -200,14 +206,14 @@ def _unknown(lines: Sequence[str], text: str, exit: Exit) -> Failure:
             "If nobody ended it by hand, the machine may have run out of memory: see `dmesg` and the log.",
         )
     how = f"vLLM {exit}"
-    error = _last(lines, lambda line: not any(wrapping in line for wrapping in _WRAPPINGS))
+    error = _last_error(lines)
     if error:
         return Failure("engine_crashed", f"{how}: {error}", "The instance's log has the whole story.")
     return Failure("engine_crashed", f"{how} without a message.", "The instance's log has its last words.")
 
 
-def _last(lines: Sequence[str], wanted: Callable[[str], bool]) -> str:
+def _last_error(lines: Sequence[str]) -> str:
     for line in reversed(lines):
-        if wanted(line) and (match := _LAST_ERROR.search(line)):
+        if not any(noise in line for noise in _NOISE) and (match := _LAST_ERROR.search(line)):
             return f"{match['kind'].rpartition('.')[2]}: {match['text']}"[:300]
     return ""

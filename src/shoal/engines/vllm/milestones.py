@@ -22,7 +22,7 @@ MILESTONES: tuple[Milestone, ...] = (
     _milestone(r"rank \d+ in world size \d+ is assigned", "loading weights", 60),
     _milestone(r"Starting to load model", "loading weights", 62),
     _milestone(r"Loading (?:weights|model weights) took|Model loading took", "preparing memory", 78),
-    _milestone(r"Dynamo bytecode transform time|Directly load the compiled graph|torch\.compile", "compiling", 80),
+    _milestone(r"Dynamo bytecode transform time|Directly load the compiled graph|torch\.compile took", "compiling", 80),
     _milestone(r"KV cache size: [\d,]+ tokens", "warming up", 88),
     _milestone(r"Capturing CUDA graphs", "capturing graphs", 90),
     _milestone(r"init engine \(profile, create kv cache, warmup model\) took", "opening the server", 95),
