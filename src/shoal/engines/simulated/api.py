@@ -154,7 +154,7 @@ class Api:
         self._requests += 1
         hang, stall = self._options.fails_after("hang-after"), self._options.fails_after("hang-steps")
         if stall is not None and self._requests > stall:
-            self.core.pause()
+            self.core.stall()
         if hang is not None and self._requests > hang:
             self._hung = True
             self.core.pause()

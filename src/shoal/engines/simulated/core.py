@@ -50,6 +50,7 @@ class Core:
         self._prefixes: OrderedDict[int, None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
         self._paused = False
+        self._stalled = False
         self.on_first_token: Callable[[int], None] | None = None
         """Called with a request's number after its first token."""
 
@@ -95,6 +96,13 @@ class Core:
             self._timer.cancel()
             self._timer = None
 
+    def stall(self) -> None:
+        """Go on admitting sequences, but make no step ever again."""
+        self._stalled = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def resume(self) -> None:
         """Go on after `pause`; the time in between does not count."""
         self._paused = False
@@ -121,7 +129,7 @@ class Core:
         self._schedule()
 
     def _schedule(self) -> None:
-        if self._paused or not self._running:
+        if self._paused or self._stalled or not self._running:
             return
         due = min(sequence.due for sequence in self._running)
         if self._timer is not None:
