@@ -85,7 +85,7 @@ def test_names_and_failures_are_text(shoal: ScriptedShoal, page: Page) -> None:
     expect(page.get_by_role("heading", name=ODD)).to_be_visible()
     expect(page.get_by_text("<b>It needs 151 GiB.</b>")).to_be_visible()
     expect(page.get_by_text("Use more devices.")).to_be_visible()
-    expect(page.locator("#events")).to_contain_text(f"Error: {ODD} failed")
+    expect(page.locator("#events")).to_contain_text(f"error: {ODD} failed")
     assert page.locator("main img").count() == 0
 
 

@@ -146,8 +146,9 @@ def _print_event(message: Mapping[str, Any], *, as_json: bool) -> None:
         print_json(message, line=True)
         return
     style = {"error": "bold red", "warning": "yellow"}.get(message["level"], "")
-    who = message["instance"] or message["model"] or ""
-    text = message["message"] if not who or who in message["message"] else f"{who}: {message['message']}"
+    names = [name for name in (message["instance"], message["model"]) if name]
+    named = not names or any(name in message["message"] for name in names)
+    text = message["message"] if named else f"{names[0]}: {message['message']}"
     line = Text.assemble((clock(message["at"]), "dim"), " ", (plain(text), style))
     stdout().print(line, soft_wrap=True)
 

@@ -104,7 +104,8 @@ def instance_note(instance: Mapping[str, Any]) -> str:
     if failure:
         note = " ".join(part for part in (failure["message"], failure.get("hint", "")) if part)
     else:
-        note = progress_words(instance.get("progress")) or instance.get("reason") or ""
+        progress = instance.get("progress") if instance["state"] == "starting" else None
+        note = progress_words(progress) or instance.get("reason") or ""
     again = instance.get("restart_at")
     if again:
         note = f"{note} (starts again in {format_seconds(max(0.0, again - time.time()))})".strip()
