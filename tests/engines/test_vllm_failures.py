@@ -55,7 +55,7 @@ def test_each_recorded_failure_is_named(name: str, code: str, part: str) -> None
     [
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "out_of_memory"),
         (
-            "ValueError: Free memory on device cuda:0 (3.1/139.8 GiB) on startup is less than desired (0.9, 125.8 GiB)",
+            "Free memory on device cuda:0 (3.1/139.8 GiB) on startup is less than desired memory use (0.9, 125.8 GiB)",
             "out_of_memory",
         ),
         ("ValueError: No available memory for the cache blocks. Try increasing", "out_of_memory"),

@@ -55,10 +55,8 @@ def build(plan: Recipe, folder: Path, log_path: Path, report: Report) -> None:
         step = _Steps(plan, log, log_path)
         report(InstallProgress("creating", 0, "virtual environment"))
         step.run([sys.executable, "-m", "venv", str(folder)], "a virtual environment cannot be made")
-        # Older pip neither reports raw progress nor resolves quickly.
         report(InstallProgress("creating", 1, "pip"))
-        step.run([python, "-m", "pip", "install", "--upgrade", "pip>=24.1"], "pip cannot be updated")
-        _install(plan, step, python, report)
+        _install(plan, step, python, report, raw=_raw_progress(step, python))
         if plan.uninstall:
             report(InstallProgress("repairing", 91, "removing builds that do not fit"))
             step.run([python, "-m", "pip", "uninstall", "-y", *plan.uninstall], "packages cannot be removed")
@@ -69,9 +67,18 @@ def build(plan: Recipe, folder: Path, log_path: Path, report: Report) -> None:
             step.run([python, "-c", plan.probe], "the engine does not import")
 
 
-def _install(plan: Recipe, step: _Steps, python: str, report: Report) -> None:
+def _raw_progress(step: _Steps, python: str) -> bool:
+    """Whether pip can tell its progress in bytes, which came with 24.1; an older one is replaced if that can be."""
+    try:
+        step.run([python, "-m", "pip", "install", "--upgrade", "pip>=24.1"], "pip cannot be updated")
+    except ShoalError:
+        return False
+    return True
+
+
+def _install(plan: Recipe, step: _Steps, python: str, report: Report, *, raw: bool) -> None:
     # About two parts in seven of a finished environment are downloaded: wheels are compressed.
-    arguments = [python, "-m", "pip", "install", "--progress-bar", "raw", "--no-input"]
+    arguments = [python, "-m", "pip", "install", "--progress-bar", "raw" if raw else "off", "--no-input"]
     for link in plan.find_links:
         arguments += ["--find-links", link]
     arguments += plan.requirements

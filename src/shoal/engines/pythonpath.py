@@ -6,7 +6,7 @@ an engine imports the standard library and what vLLM itself brings.
 
 from __future__ import annotations
 
-import os
+import uuid
 from pathlib import Path
 
 import shoal
@@ -25,8 +25,7 @@ def python_path(directory: Path) -> Path:
     if others:
         raise ValueError(f"{directory} is for a link to the shoal package alone, but holds {', '.join(sorted(others))}")
     if not (link.is_symlink() and link.readlink() == PACKAGE):
-        temporary = directory / f".shoal-{os.getpid()}"
-        temporary.unlink(missing_ok=True)
+        temporary = directory / f".shoal-{uuid.uuid4().hex}"
         temporary.symlink_to(PACKAGE, target_is_directory=True)
         temporary.replace(link)  # at once, so that an engine that starts now finds one or the other
     return directory
