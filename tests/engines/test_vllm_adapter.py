@@ -247,6 +247,7 @@ def test_needs_are_weights_and_cache_and_overhead(engine: VllmEngine, model: Cal
     assert engine.needs(spec(folder, dtype="float32", kv_cache_memory="1GiB")) == 600 * MIB + GIB + CPU_OVERHEAD
     assert engine.needs(spec("org/not-here")) is None
     assert engine.needs(spec("/not/here")) is None
+    assert engine.needs(spec(folder, environment="gone", kv_cache_memory="1GiB")) == 300 * MIB + GIB + CPU_OVERHEAD
 
 
 def test_the_default_cache_holds_one_context(engine: VllmEngine, model: Callable[..., Path]) -> None:

@@ -53,6 +53,7 @@ class Environments:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._inspected: dict[tuple[Path, int], Environment] = {}
 
     def ls(self) -> list[Environment]:
         """Every usable environment, by name."""
@@ -190,7 +191,11 @@ class Environments:
         for environment in self.ls():
             if environment.python == python:
                 return environment
-        return _environment(str(python), python, _inspect(python))
+        # Asking it takes up to a second, and the controller asks often.
+        key = (python, python.stat().st_mtime_ns if python.exists() else 0)
+        if key not in self._inspected:
+            self._inspected[key] = _environment(str(python), python, _inspect(python))
+        return self._inspected[key]
 
 
 def _environment(name: str, python: Path, seen: dict[str, Any]) -> Environment:
@@ -259,7 +264,7 @@ def _write_record(folder: Path, environment: Environment) -> None:
 def _how_to_make(name: str) -> str:
     if name in RECIPES:
         return f"Run: shoal engines install {name}"
-    return f"Run `shoal engines install {' or '.join(RECIPES)}`, or `shoal engines add {name} /path/to/python`."
+    return f"Run: shoal engines install {' (or '.join(RECIPES)}), or: shoal engines add {name} /path/to/python"
 
 
 def _not_installed(what: str, next_step: str) -> ShoalError:

@@ -194,7 +194,10 @@ class VllmEngine:
     def _variant(self, spec: ModelSpec) -> str:
         if spec.devices != "auto":
             return "cpu" if all(device == "host" for device in spec.devices) else "cuda"
-        candidates = self._candidates(spec)
+        try:
+            candidates = self._candidates(spec)
+        except ShoalError:  # `environment` says so when it matters
+            return "cpu"
         return "cuda" if any(environment.variant == "cuda" for environment in candidates) else "cpu"
 
     def _candidates(self, spec: ModelSpec) -> list[Environment]:
