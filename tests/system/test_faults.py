@@ -233,13 +233,13 @@ def test_a_stream_whose_engine_dies_ends_with_an_error_and_not_as_if_whole(shoal
     shoal.load("m")
     (instance,) = shoal.model("m")["instances"]
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 500, "stream": True}
-    lines = []
-    with shoal.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as stream:
-        with contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadError):
-            for line in stream.iter_lines():
-                if not lines:
-                    os.kill(instance["pid"], signal.SIGKILL)
-                lines.append(line)
+    lines: list[str] = []
+    broken = contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadError)
+    with shoal.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as stream, broken:
+        for line in stream.iter_lines():
+            if not lines:
+                os.kill(instance["pid"], signal.SIGKILL)
+            lines.append(line)
     assert any('"error"' in line for line in lines)
     assert not any("[DONE]" in line for line in lines)
 

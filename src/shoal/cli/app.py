@@ -19,7 +19,8 @@ class Shoal(Root):
         super().__init__(**attributes)
         serve = Lazy("serve", "shoal.cli.serve:serve", "Run Shoal: one endpoint for every model.", _RUN)
         engines = Lazy("engines", "shoal.cli.engines:app", "Install, list and check engine environments.", _MACHINE)
-        self.commands = {"serve": serve, **self.commands, "engines": engines}
+        demo = Lazy("demo", "shoal.cli.demo:demo", "Serve two real models on this machine's CPU.", _RUN)
+        self.commands = {"serve": serve, "demo": demo, **self.commands, "engines": engines}
 
 
 app = typer.Typer(

@@ -140,7 +140,7 @@ class Life:
             return
         now = self._effects.now()
         instance = dataclasses.replace(
-            instance, pid=fact.pid or instance.pid, ready_at=now, progress=Progress("ready", 100, 0.0), failure=None
+            instance, pid=fact.pid or instance.pid, ready_at=now, progress=None, failure=None
         )
         seconds = now - self._started.get(instance.id, instance.created_at)
         self._record(instance, fact.phases, "ready")
