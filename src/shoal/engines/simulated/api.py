@@ -53,13 +53,16 @@ class Api:
             "/load": {"GET": self._load},
             "/metrics": {"GET": self._show_metrics},
             "/v1/models": {"GET": self._models},
-            "/v1/chat/completions": {"POST": self._chat},
-            "/v1/completions": {"POST": self._completion},
-            "/v1/embeddings": {"POST": self._embeddings},
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
             "/v1/echo": dict.fromkeys(("GET", "POST", "PUT", "PATCH", "DELETE"), self._echo),
         }
+        # Like vLLM, a server has only the routes of its task; the others are 404.
+        if self._options.task == "embed":
+            routes["/v1/embeddings"] = {"POST": self._embeddings}
+        else:
+            routes["/v1/chat/completions"] = {"POST": self._chat}
+            routes["/v1/completions"] = {"POST": self._completion}
         if self._options.enable_sleep_mode or os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
             routes |= {
                 "/sleep": {"POST": self._sleep},
@@ -128,9 +131,6 @@ class Api:
         await self._generate(request, reply, chat=False)
 
     async def _generate(self, request: Request, reply: Reply, *, chat: bool) -> None:
-        if self._options.task != "generate":
-            name = "Chat Completions" if chat else "Completions"
-            raise RequestError(400, f"The model does not support {name} API")
         data = self._read(request)
         generation = completions.read(data, chat=chat, context=self._options.max_model_len)
         await self._count()
@@ -166,8 +166,6 @@ class Api:
             asyncio.get_running_loop().call_later(0.05, self._crash)
 
     async def _embeddings(self, request: Request, reply: Reply) -> None:
-        if self._options.task != "embed":
-            raise RequestError(400, "The model does not support Embeddings API")
         data = self._read(request)
         if "input" not in data:
             raise completions.invalid("input", "Field required", "missing")

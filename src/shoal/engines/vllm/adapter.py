@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from shoal.engines.base import Capabilities, EngineMetrics, Environment, Launch, Milestone
 from shoal.engines.environments import Environments
-from shoal.engines.promtext import parse_samples
+from shoal.engines.readings import read_vllm_metrics
 from shoal.engines.vllm.architectures import surely_unsupported
 from shoal.engines.vllm.failures import explain
 from shoal.engines.vllm.milestones import MILESTONES
@@ -170,22 +170,7 @@ class VllmEngine:
 
     def read_metrics(self, text: str) -> EngineMetrics:
         """Readings from vLLM's `/metrics`."""
-        samples = parse_samples(text)
-
-        def first(*names: str) -> float | None:
-            return next((samples[name] for name in names if name in samples), None)
-
-        return EngineMetrics(
-            requests_running=first("vllm:num_requests_running"),
-            requests_waiting=first("vllm:num_requests_waiting"),
-            kv_usage=first("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
-            prompt_tokens_total=first("vllm:prompt_tokens_total"),
-            generation_tokens_total=first("vllm:generation_tokens_total"),
-            preemptions_total=first("vllm:num_preemptions_total"),
-            prefix_queries_total=first("vllm:prefix_cache_queries_total"),
-            prefix_hits_total=first("vllm:prefix_cache_hits_total"),
-            steps_total=first("vllm:iteration_tokens_total_count"),
-        )
+        return read_vllm_metrics(text)
 
     def explain(self, spec: ModelSpec, log: Sequence[str], exit: Exit) -> Failure:
         """Why it ended; see `failures`."""

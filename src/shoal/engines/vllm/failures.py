@@ -31,7 +31,8 @@ def _rule(pattern: str, code: str, message: str, hint: str) -> _Rule:
 # The first that matches wins: causes before their consequences.
 _RULES = (
     _rule(
-        r"vllm(?: serve)?: error: (?:unrecognized arguments: (?P<unknown>.{1,200})|argument (?P<bad>.{1,200}))",
+        r"^(?:vllm|main\.py)(?: serve)?: error: "
+        r"(?:unrecognized arguments: (?P<unknown>.{1,200})|argument (?P<bad>.{1,200}))",
         "bad_argument",
         "vLLM refused an argument: {unknown}{bad}.",
         "Correct `args` of the model; `vllm serve --help=all` in its environment lists what there is.",
@@ -119,7 +120,7 @@ _RULES = (
     _rule(
         r"Address already in use|EADDRINUSE",
         "port_taken",
-        "The address that the engine was to listen on is taken.",
+        "The engine's address is taken{port}.",
         "Choose another `port`, or leave it out: Shoal then uses a Unix socket of its own.",
     ),
     _rule(
@@ -189,6 +190,7 @@ def _fill(sentence: str, match: re.Match[str], spec: ModelSpec) -> str:
     if words.get("detail"):
         words["detail"] = f" ({words['detail']})"
     words.setdefault("detail", "")
+    words["port"] = f": port {spec.port} of this machine's loopback" if spec.port else ""
     return sentence.format(source=spec.source, **words)
 
 
