@@ -120,12 +120,15 @@ class VllmEngine:
             )
 
     def needs(self, spec: ModelSpec) -> int | None:
-        """Weights over tensor parallel ranks, KV cache, and vLLM's own processes. None for a hub id not here yet."""
+        """Weights over tensor parallel ranks, KV cache, and vLLM's own processes.
+
+        Weights that are not here yet count as nothing: what is sure to be needed. None if that too is unknown.
+        """
         source = _source_or_none(spec)
         weights = source.weight_bytes(spec.dtype) if source is not None else None
-        if source is None or weights is None:
-            return None
         overhead = CPU_OVERHEAD if self._variant(spec) == "cpu" else CUDA_OVERHEAD
+        if source is None or weights is None:
+            return None if spec.kv_cache_memory is None else spec.kv_cache_memory + overhead
         return weights // spec.tensor_parallel + _kv_bytes(spec, source) + overhead
 
     def launch(
