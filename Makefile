@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test test-fast test-e2e lint format clean
+.PHONY: demo test test-fast test-e2e lint format bench-report clean
 
 demo: .venv/.demo
 	@$(BIN)/shoal demo $(ARGS)
@@ -23,6 +23,10 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What was promised and measured, for every benchmark.
+bench-report: .venv/.dev
+	@$(BIN)/python -m shoal.bench.results benchmarks
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

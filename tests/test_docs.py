@@ -46,3 +46,14 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} → {target}"
+
+
+def test_every_argument_of_the_simulated_engine_is_documented() -> None:
+    from shoal.engines.simulated.options import FAILURES, Options
+
+    page = (ROOT / "docs/engines.md").read_text()
+    controlled = {"model", "served_model_name", "uds", "host", "port", "access_log"}
+    for name in Options.__dataclass_fields__.keys() - controlled:
+        assert f"--{name.replace('_', '-')}" in page, name
+    for mode in FAILURES:
+        assert f"`{mode}" in page, mode
