@@ -64,11 +64,11 @@ class _Guard:
         host = headers.get(b"host", b"").decode("latin-1")
         origin = headers.get(b"origin", b"").decode("latin-1")
         reading = scope["method"] in ("GET", "HEAD", "OPTIONS")
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _host_of(host)
         if is_loopback(self._controller.settings.host) and name and not is_loopback(name):
             await _refuse(f"this Shoal answers on loopback only, not as {name}", "wrong_host", scope, receive, send)
             return
-        if not reading and origin and urlsplit(origin).netloc != host:
+        if not reading and origin and origin.partition("://")[2] != host:
             await _refuse(f"{origin} may not change this Shoal", "wrong_origin", scope, receive, send)
             return
 
@@ -78,11 +78,19 @@ class _Guard:
                 if problem is not None:
                     message["headers"] = [
                         *message["headers"],
-                        (b"x-shoal-warning", f"not saved: {problem}".encode("latin-1", "replace")),
+                        (b"x-shoal-warning", f"not saved: {' '.join(problem.split())}".encode("latin-1", "replace")),
                     ]
             await send(message)
 
         await self._app(scope, receive, send_with_warning)
+
+
+def _host_of(header: str) -> str:
+    """The name in a Host header; what cannot be read is given back as it is, and so counts as no loopback."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return header
 
 
 async def _refuse(message: str, code: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -40,7 +40,10 @@ async def stream_events(
 
 @router.get("/events/history")
 async def list_events(
-    controller: Context, limit: int = Query(100, ge=1, le=10_000), before: int | None = None, model: str | None = None
+    controller: Context,
+    limit: int = Query(100, ge=1, le=10_000),
+    before: int | None = Query(None, ge=0, le=2**63 - 1),
+    model: str | None = None,
 ) -> Events:
     """What has happened, the newest last; `before` is the id of an event, for the page before it."""
     return Events(events=await controller.store.events(limit, before, model))

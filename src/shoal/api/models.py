@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import unicodedata
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from shoal.api.context import Context
 from shoal.config import parse_spec
-from shoal.errors import NotFoundError
+from shoal.errors import ConflictError, NotFoundError
 from shoal.fleet.snapshot import ModelView
 from shoal.fleet.spec import ModelSpec
 
@@ -18,6 +19,10 @@ router = APIRouter(prefix="/api/v1", tags=["models"])
 REMOVAL = 60.0
 # The body is checked by `parse_spec`, whose errors name the nearest setting; the schema is for the documentation.
 _BODY = {"requestBody": {"content": {"application/json": {"schema": ModelSpec.model_json_schema()}}, "required": True}}
+
+
+# Names are kept in one Unicode form; some systems type another.
+Name = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
 
 
 class Models(BaseModel):
@@ -59,7 +64,7 @@ async def add_model(controller: Context, response: Response, data: dict[str, Any
 
 @router.post("/models/{name:path}/load", status_code=202)
 async def load_model(
-    controller: Context, name: str, response: Response, request: LoadRequest | None = None
+    controller: Context, name: Name, response: Response, request: LoadRequest | None = None
 ) -> ModelView:
     """Start what is missing of the wanted instances; 200 if nothing is."""
     wanted = request.instances if request is not None else None
@@ -71,7 +76,7 @@ async def load_model(
 
 @router.post("/models/{name:path}/unload", status_code=202)
 async def unload_model(
-    controller: Context, name: str, response: Response, request: UnloadRequest | None = None
+    controller: Context, name: Name, response: Response, request: UnloadRequest | None = None
 ) -> ModelView:
     """End every instance, after their running requests unless forced; 200 if none runs."""
     force = request is not None and request.force
@@ -82,7 +87,7 @@ async def unload_model(
 
 
 @router.get("/models/{name:path}")
-async def get_model(controller: Context, name: str) -> ModelView:
+async def get_model(controller: Context, name: Name) -> ModelView:
     """One model with its instances."""
     fleet = controller.manager.fleet
     if name not in fleet.models:
@@ -91,7 +96,7 @@ async def get_model(controller: Context, name: str) -> ModelView:
 
 
 @router.patch("/models/{name:path}")
-async def change_model(controller: Context, name: str, data: dict[str, Any] = Body()) -> ModelView:
+async def change_model(controller: Context, name: Name, data: dict[str, Any] = Body()) -> ModelView:
     """Change some settings. Running instances keep theirs (`outdated`) until the model is loaded anew."""
 
     def make(spec: ModelSpec) -> ModelSpec:
@@ -102,10 +107,16 @@ async def change_model(controller: Context, name: str, data: dict[str, Any] = Bo
 
 
 @router.delete("/models/{name:path}", status_code=204)
-async def remove_model(controller: Context, name: str, unload: bool = False, force: bool = False) -> None:
+async def remove_model(controller: Context, name: Name, unload: bool = False, force: bool = False) -> None:
     """Forget a model; 409 while it runs, unless it is to be unloaded first."""
-    async with asyncio.timeout(REMOVAL + controller.settings.drain_timeout):
-        while not await controller.manager.do(
-            lambda: controller.manager.remove_model(name, unload=unload, force=force)
-        ):
-            await asyncio.sleep(0.05)
+    try:
+        async with asyncio.timeout(REMOVAL + controller.settings.drain_timeout):
+            while not await controller.manager.do(
+                lambda: controller.manager.remove_model(name, unload=unload, force=force)
+            ):
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise ConflictError(
+            f"{name} was unloaded but its engine has not ended yet; look at `shoal ps`, then remove it again",
+            code="model_in_use",
+        ) from None

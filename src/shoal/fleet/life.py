@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from shoal.errors import NotFoundError, ShoalError
 from shoal.fleet import facts
 from shoal.fleet.effects import Effects
-from shoal.fleet.lifecycle import Effect, Event, RestartPolicy, step
+from shoal.fleet.lifecycle import WITH_PROCESS, Effect, Event, RestartPolicy, step
 from shoal.fleet.placement import next_starts, place
 from shoal.fleet.records import Event as Note
 from shoal.fleet.records import LoadRecord
@@ -88,17 +88,22 @@ class Life:
         self._apply(fresh, Event.RETRY, "asked for again")
         self._effects.prepare(self.fleet.instances[instance.id])
 
-    def unload(self, instance: Instance, *, force: bool = False) -> None:
-        """End an instance, after its running requests unless forced. Asked again, it only becomes more urgent."""
+    def unload(self, instance: Instance, *, force: bool = False) -> Instance:
+        """End an instance, after its running requests unless forced. Asked again, it only becomes more urgent.
+
+        Returns it as it is then: one that ends at once may be forgotten at once too.
+        """
         before = instance.state
-        self._after[instance.id] = Event.END
-        self._apply(instance, Event.UNLOAD, "unloaded")
+        if before in WITH_PROCESS:
+            self._after[instance.id] = Event.END
+        after = self._apply(instance, Event.UNLOAD, "unloaded")
         if before is S.READY:
             self._drain_until[instance.id] = self._effects.now() + (0.0 if force else self._limits.drain)
         elif force and before is S.DRAINING:
             self._drain_until[instance.id] = self._effects.now()
         elif force and before is S.STOPPING:
             self._effects.kill(instance.id)
+        return after
 
     # -- what the outside tells ---------------------------------------------------------------------------------------
 
@@ -124,6 +129,7 @@ class Life:
         elif instance.state is S.STARTING:
             self._refuse(instance, fact.failure)
         elif instance.state is S.STOPPING:  # unloaded before it could not be started
+            self._after.pop(instance.id, None)
             self._apply(instance, Event.END, "unloaded")
 
     def on_progressed(self, fact: facts.Progressed) -> None:
@@ -180,6 +186,10 @@ class Life:
         failure = self._why.pop(instance.id, fact.failure)
         after = self._after.pop(instance.id, Event.END)
         served_for = self._effects.now() - instance.ready_at if instance.ready_at is not None else None
+        if served_for is None and fact.exit == Exit():
+            # Its shim was killed, or the whole machine went: an end that nobody saw is not the model's fault, so
+            # the start is worth another try.
+            served_for = 0.0
         instance = dataclasses.replace(instance, pid=None, memory={}, ready_at=None)
         if instance.state is S.DRAINING or (instance.state is S.STOPPING and after is Event.END):
             self._apply(instance, Event.END, "unloaded")
@@ -197,7 +207,8 @@ class Life:
 
     def on_measured(self, fact: facts.Measured) -> None:
         """An engine's readings."""
-        if fact.instance in self.fleet.instances:
+        instance = self.fleet.instances.get(fact.instance)
+        if instance is not None and not instance.state.ended:
             self.fleet.metrics[fact.instance] = fact.metrics
 
     def on_devices(self, fact: facts.DevicesRead) -> None:
@@ -224,7 +235,8 @@ class Life:
         """Drop an ended instance, its log and its folder."""
         instance = self.fleet.instances.pop(instance_id)
         self.fleet.needs.pop(instance_id, None)
-        for remembered in (self._kinds, self._versions, self._started):
+        self.fleet.metrics.pop(instance_id, None)
+        for remembered in (self._kinds, self._versions, self._started, self._after, self._why):
             remembered.pop(instance_id, None)
         self._effects.delete_instance(instance_id)
         self._effects.discard(instance_id)
@@ -362,10 +374,10 @@ class Life:
         refused = dataclasses.replace(instance, failure=failure, pid=None)
         self._apply(refused, Event.REFUSE, failure.message, level="error")
 
-    def _apply(self, instance: Instance, event: Event, reason: str, *, level: str = "info") -> None:
+    def _apply(self, instance: Instance, event: Event, reason: str, *, level: str = "info") -> Instance:
         transition = step(instance.state, event)
         if transition.state is instance.state:  # asked twice
-            return
+            return instance
         changed = dataclasses.replace(instance, state=transition.state, reason=reason, changed_at=self._effects.now())
         self._put(changed)
         self.note(changed, transition.state.value, f"{changed.model}: {reason}", level)
@@ -373,6 +385,7 @@ class Life:
             self._carry_out(effect, changed)
         if transition.state.ended:
             self._prune()
+        return changed
 
     def _carry_out(self, effect: Effect, instance: Instance) -> None:
         if effect is Effect.SPAWN:

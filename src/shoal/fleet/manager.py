@@ -62,7 +62,10 @@ class Manager:
             self._life.settle()
         except Exception:  # the fleet must go on whatever one event does to us
             _log.exception("while handling %r", item)
-        self._tell_all()
+        try:
+            self._tell_all()
+        except Exception:
+            _log.exception("while telling what %r led to", item)
 
     def tell(self, fact: Fact) -> None:
         """Hand over a fact. Never blocks."""
@@ -135,7 +138,8 @@ class Manager:
                 code="model_in_use",
             )
         if live:
-            self._put_model(dataclasses.replace(model, desired=0))
+            if model.desired:
+                self._put_model(dataclasses.replace(model, desired=0))
             self._life.end_all(live, force=force)
             return False
         self._drop_model(name)
@@ -179,8 +183,8 @@ class Manager:
         if changed and model is not None and model.desired and instance.state not in (S.DRAINING, S.STOPPING):
             self._put_model(dataclasses.replace(model, desired=model.desired - 1))
         if changed:
-            self._life.unload(instance, force=force)
-        return self._life.get(instance_id), changed
+            instance = self._life.unload(instance, force=force)
+        return instance, changed
 
     def declare(self, specs: Mapping[str, ModelSpec], origin: str) -> dict[str, list[str]]:
         """Make the models of one origin exactly these. Those gone from it are forgotten once they do not run."""
@@ -227,7 +231,11 @@ class Manager:
         for model in list(self.fleet.models.values()):
             wanted = max(model.desired if remembered else 0, model.spec.instances if model.spec.load_on_start else 0)
             if wanted:
-                self.load(model.spec.name, wanted)
+                try:
+                    self.load(model.spec.name, wanted)
+                except ShoalError as error:  # what was wanted may not fit settings that were changed since
+                    text = f"{model.spec.name} was not loaded: {error.message}"
+                    self._life.say(self._note("not_restored", text, model.spec.name, "error"))
 
     def stop_all(self, *, force: bool = False) -> list[str]:
         """End every instance because Shoal stops; what is loaded stays wanted. The instances that still run."""

@@ -11,15 +11,18 @@ from shoal.units import ByteSize
 
 EngineKind = Literal["vllm", "simulated"]
 MAX_NAME = 200
+MAX_SOURCE = 4096
+MAX_ARGUMENTS = 65_536
+"""Characters of all arguments and variables together; the kernel passes on no single one of more than 128 KiB."""
 
 
 class ModelSpec(BaseModel):
     """A model's settings. Immutable: a change makes a new one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(description="The name that clients send as `model`.")
-    source: str = Field(min_length=1, description="A local folder, or a Hugging Face hub id.")
+    source: str = Field(min_length=1, max_length=MAX_SOURCE, description="A local folder, or a Hugging Face hub id.")
     engine: EngineKind = Field("vllm", description="The software that runs it.")
     environment: str | None = Field(
         None,
@@ -30,9 +33,13 @@ class ModelSpec(BaseModel):
         "auto", description="Device ids such as `cuda:0` or `host`, or `auto`."
     )
     tensor_parallel: int = Field(1, ge=1, le=64, description="Over how many devices one instance is split.")
-    context_length: int | None = Field(None, ge=1, description="Longest context in tokens. Default: the model's own.")
+    context_length: int | None = Field(
+        None, ge=1, le=10**9, description="Longest context in tokens. Default: the model's own."
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Data type of the weights.")
-    kv_cache_memory: ByteSize | None = Field(None, description="Bytes of KV cache per device, such as `1GiB`.")
+    kv_cache_memory: ByteSize | None = Field(
+        None, le=2**50, description="Bytes of KV cache per device, such as `1GiB`."
+    )
     instances: int = Field(1, ge=1, le=64, description="How many instances a load starts.")
     load_on_start: bool = Field(False, description="Load when `shoal serve` starts.")
     args: tuple[str, ...] = Field((), description="Further engine arguments, passed on word for word.")
@@ -54,18 +61,27 @@ class ModelSpec(BaseModel):
             raise ValueError("a name cannot be a path: no leading, trailing or doubled slash")
         return name
 
+    @field_validator("source", "environment")
+    @classmethod
+    def _passable(cls, text: str | None) -> str | None:
+        if text is not None:
+            _refuse_unpassable(text)
+        return text
+
     @field_validator("args")
     @classmethod
     def _args(cls, args: tuple[str, ...]) -> tuple[str, ...]:
-        if any("\0" in arg for arg in args):
-            raise ValueError("an argument cannot hold a NUL character")
+        for arg in args:
+            _refuse_unpassable(arg)
         return args
 
     @field_validator("env")
     @classmethod
     def _env(cls, env: dict[str, str]) -> dict[str, str]:
         for key, value in env.items():
-            if not key or "=" in key or "\0" in key or "\0" in value:
+            _refuse_unpassable(key)
+            _refuse_unpassable(value)
+            if not key or "=" in key:
                 raise ValueError(f"{key!r} is not an environment variable")
             if key.startswith("SHOAL_"):
                 raise ValueError(f"{key} is set by Shoal itself")
@@ -73,6 +89,8 @@ class ModelSpec(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> ModelSpec:
+        if sum(map(len, (*self.args, *self.env, *self.env.values()))) > MAX_ARGUMENTS:
+            raise ValueError(f"args and env together may have {MAX_ARGUMENTS} characters at most")
         if self.port is not None and self.instances > 1:
             raise ValueError("a fixed port serves one instance only; leave out `port` or set `instances: 1`")
         if self.devices != "auto" and len(self.devices) != self.tensor_parallel:
@@ -81,3 +99,9 @@ class ModelSpec(BaseModel):
                 "they have to be equal"
             )
         return self
+
+
+def _refuse_unpassable(text: str) -> None:
+    """Raise ValueError for what no process can be given: NUL, and halves of characters that UTF-8 cannot write."""
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError("a NUL or half a character (a lone surrogate) cannot be passed to an engine")
