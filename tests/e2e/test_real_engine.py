@@ -15,6 +15,7 @@ import httpx2
 import openai
 import psutil
 import pytest
+from platformdirs import user_cache_path
 
 from shoal.errors import ShoalError
 from tests.e2e.conftest import START, settings
@@ -135,6 +136,18 @@ def test_embeddings_of_a_text_model_are_refused_in_the_engines_own_words(client:
     with pytest.raises(openai.NotFoundError) as caught:
         client.embeddings.create(model="smollm2", input="hello")
     assert "model_not_found" not in str(caught.value), "it is the engine that refuses, not Shoal"
+
+
+def test_nothing_of_the_engine_listens_beyond_loopback(real: Shoal) -> None:
+    (instance,) = real.wait("smollm2", "ready")
+    engine = psutil.Process(instance["pid"])
+    addresses = {
+        connection.laddr.ip
+        for process in (engine, *engine.children(recursive=True))
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert addresses <= {"127.0.0.1", "::1"}
 
 
 def test_a_client_that_leaves_frees_the_engine(real: Shoal, client: openai.OpenAI) -> None:
@@ -262,5 +275,35 @@ def test_the_demo_answers_twice_within_its_memory_and_leaves_nothing(source: Pat
     assert "herring → " in output
     print(f"the demo's processes held at most {peak / GIB:.2f} GiB")
     assert 0 < peak < 8 * GIB
-    left = [p for p in psutil.process_iter(["environ"]) if "demo/state" in str((p.info["environ"] or {}).values())]
-    assert not left
+    assert not demo_processes()
+
+
+def test_ctrl_c_ends_the_demo_and_leaves_nothing(source: Path) -> None:
+    del source
+    demo = subprocess.Popen([sys.executable, "-m", "shoal.cli", "demo"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if line.startswith("Endpoint "):
+                break
+        assert demo_processes(), "it stays up"
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(START) == 0
+    finally:
+        demo.kill()
+        demo.wait()
+        if demo.stdout is not None:
+            demo.stdout.close()
+    assert not demo_processes()
+
+
+def demo_processes() -> list[int]:
+    """What runs of the demo's own Shoal, engines included."""
+    fleet_id = user_cache_path("shoal") / "demo" / "state" / "fleet-id"
+    mark = f"SHOAL_FLEET={fleet_id.read_text()}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return found
