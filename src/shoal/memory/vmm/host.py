@@ -68,9 +68,6 @@ class HostVmm:
         """Addresses that fault when touched. Raises VmmError."""
         size = -(-size // self._page_size) * self._page_size
         addresses = AddressRange(self._map(0, size, _MAP_RESERVED), size)
-        if self._page_size % _HUGE_PAGE:
-            # A huge page stays in memory until all of it is unbacked. A kernel without them refuses, which is as good.
-            _libc().madvise(addresses.address, size, _MADV_NOHUGEPAGE)
         with self._lock:
             self._backed[addresses] = bytearray(size // self._page_size)
         return addresses
@@ -143,14 +140,16 @@ class HostVmm:
             raise _error("mmap")
         return int(found)
 
-    @staticmethod
-    def _populate(address: int, size: int, count: int) -> None:
+    def _populate(self, address: int, size: int, count: int) -> None:
         libc = _libc()
         if libc.mprotect(address, size, _PROT_RW):
             number = ctypes.get_errno()
             if number == errno.ENOMEM:  # also the answer when the process has too many separate mappings
                 raise OutOfMemory("mprotect", "ENOMEM", wanted=count, pages=0)
             raise _error("mprotect")
+        if self._page_size % _HUGE_PAGE:
+            # A huge page stays in memory until all of it is unbacked. A kernel without them refuses, which is as good.
+            libc.madvise(address, size, _MADV_NOHUGEPAGE)
         if libc.madvise(address, size, _MADV_POPULATE_WRITE) == 0:
             return
         number = ctypes.get_errno()
