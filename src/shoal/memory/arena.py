@@ -76,7 +76,11 @@ class Arena:
             return self._pages.plan_unback(blocks).size
 
     def back(self, blocks: Iterable[int]) -> None:
-        """Back all of ``blocks``, or none: they read as zeros. Raises OutOfMemory, BlockError, VmmError."""
+        """Back all of ``blocks``, or none.
+
+        They read as zeros, but for pages that another block kept backed: there, a block finds its own old bytes.
+        Raises OutOfMemory, BlockError, VmmError.
+        """
         with self._lock:
             self._refuse_closed()
             ids = sorted(self._pages.check(blocks, backed=False))
