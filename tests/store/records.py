@@ -33,9 +33,9 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     port = draw(st.none() | st.integers(1, 65535))
     return ModelSpec(
         name=draw(names()),
-        source=draw(st.text(min_size=1, max_size=20)),
+        source=draw(words.filter(bool)),
         engine=draw(st.sampled_from(["vllm", "simulated"])),
-        environment=draw(st.none() | texts),
+        environment=draw(st.none() | words),
         devices=draw(st.just("auto") | st.just(tuple(f"cuda:{i}" for i in range(n)))),
         tensor_parallel=n,
         context_length=draw(st.none() | st.integers(1, 10**7)),
@@ -43,10 +43,10 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         kv_cache_memory=draw(st.none() | st.integers(0, 2**50)),
         instances=1 if port else draw(st.integers(1, 64)),
         load_on_start=draw(st.booleans()),
-        args=tuple(draw(st.lists(texts.map(lambda s: s.replace("\0", "")), max_size=3))),
+        args=tuple(draw(st.lists(words, max_size=3))),
         env=draw(st.dictionaries(keys, words, max_size=3)),
         port=port,
-        start_timeout=draw(st.floats(min_value=0, exclude_min=True)),
+        start_timeout=draw(st.floats(min_value=0, exclude_min=True, allow_infinity=False)),
     )
 
 
