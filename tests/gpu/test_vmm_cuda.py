@@ -1,6 +1,7 @@
 """Virtual memory on a real GPU. Needs cuda-bindings, and torch for some tests; `-s` shows what it measured.
 
-Runs without the rest of Shoal's dependencies: `PYTHONPATH=src python3 -m pytest -c /dev/null -p no:cacheprovider --noconftest -s FILE`.
+Runs without the rest of Shoal's dependencies:
+`PYTHONPATH=src python3 -m pytest -c /dev/null -p no:cacheprovider --noconftest -s tests/gpu/test_vmm_cuda.py`.
 """
 
 from __future__ import annotations
@@ -224,7 +225,7 @@ def until(condition: Callable[[], bool], limit: float = 60) -> None:
 
 
 def full_of_the_pattern(ending: str) -> tuple[subprocess.Popen[str], int]:
-    """A process that filled nearly all free memory and gave it up in one of three ways; and how many pages that were."""
+    """A process that filled nearly all free memory and gave it up in one of three ways; and its pages."""
     code = f"""
 import sys; sys.path.insert(0, {str(SOURCE)!r})
 import os, time
