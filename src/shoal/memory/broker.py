@@ -1,0 +1,431 @@
+"""The memory broker of a machine: ledger and policy behind a Unix socket.
+
+One task owns the books. Connections put what they read on its queue; it books all that waits there, decides once for
+each device it touched, and writes the answers. Nothing runs while nothing happens, but for the measurement of devices
+that have members.
+
+`python -m shoal.memory.broker --socket PATH` runs it alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import messages as m
+from .connection import Connection
+from .ledger import Device, Ledger, LedgerError, Member, Terms, mib
+from .listening import ListeningSocket, listen
+from .policy import decide
+from .watching import Watcher, listing
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 1024
+SETTLE = 2.0
+"""Seconds in which a broker that follows a killed one grants nothing, so that engines can say first what they hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the driver says about a device: bytes in all, and bytes free."""
+
+    total: int
+    free: int
+
+
+Measure = Callable[[], Mapping[str, Reading]]
+"""Reads devices by key. Runs on a thread; what it raises is logged, and the last reading stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A message for the task that owns the books, or the end of a connection (None)."""
+
+    connection: Connection
+    message: m.ToBroker | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a measurement said."""
+
+    readings: Mapping[str, Reading]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The time has come to decide on a device again."""
+
+    device: Device
+
+
+class Broker:
+    """Leases the memory of this machine's devices to the engines that connect.
+
+    `limits` and `headrooms` are bytes by device; a device not named may be leased whole, less `headroom` of its size
+    (a fraction). `measure` is called every `interval` seconds while a device has members.
+    """
+
+    def __init__(
+        self,
+        socket: Path,
+        *,
+        limits: Mapping[str, int] | None = None,
+        headroom: float = 0.0,
+        measure: Measure | None = None,
+        interval: float = 0.25,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.ledger = Ledger()
+        self._path = socket
+        self._limits = dict(limits or {})
+        self._headroom = headroom
+        self._measure = measure
+        self._interval = interval
+        self._clock = clock
+        self._connections: set[Connection] = set()
+        self._members: dict[Connection, Member] = {}
+        self._owners: dict[Member, Connection] = {}
+        self._watchers: dict[Connection, Watcher] = {}
+        self._events: asyncio.Queue[Heard | Measured | Due] = asyncio.Queue()
+        self._touched: set[Device] = set()
+        self._timers: dict[Device, asyncio.TimerHandle] = {}
+        self._unmeasured: set[Device] = set()
+        self._occupied = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._settled_at = 0.0
+        self._listening: ListeningSocket | None = None
+        self._server: asyncio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def connections(self) -> int:
+        """Connections open now."""
+        return len(self._connections)
+
+    async def start(self) -> None:
+        """Listen. Raises `listening.BrokerRunningError` if a live broker has the socket."""
+        self._listening = listen(self._path)
+        if self._listening.replaced:
+            self._settled_at = self._clock() + SETTLE
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._own(), name="books")]
+        if self._measure is not None:
+            self._tasks.append(loop.create_task(self._follow(self._measure), name="measure"))
+        self._server = await loop.create_unix_server(self._connection, sock=self._listening.socket)
+        log.info("memory broker listens on %s", self._path)
+
+    async def stop(self) -> None:
+        """Close all connections and remove the socket."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for timer in self._timers.values():
+            timer.cancel()
+        for watcher in self._watchers.values():
+            watcher.stop()
+        if self._listening is not None:
+            self._listening.close()
+
+    def _connection(self) -> Connection:
+        return Connection(self._opened, lambda connection, message: self._events.put_nowait(Heard(connection, message)))
+
+    def _opened(self, connection: Connection) -> str | None:
+        """Why a new connection is refused, or None."""
+        self._connections.add(connection)
+        if len(self._connections) > MAX_CONNECTIONS:
+            return f"the broker has {MAX_CONNECTIONS} connections already; close some"
+        return None
+
+    async def _own(self) -> None:
+        while True:
+            event = await self._events.get()
+            asked: dict[Member, int] = {}
+            while True:
+                if isinstance(event, Heard):
+                    self._hear(event.connection, event.message, asked)
+                elif isinstance(event, Measured):
+                    self._observe(event.readings)
+                else:
+                    self._touched.add(event.device)
+                if self._events.empty():
+                    break
+                event = self._events.get_nowait()
+            self._decide(asked)
+
+    def _hear(self, connection: Connection, message: m.ToBroker | None, asked: dict[Member, int]) -> None:
+        try:
+            self._take(connection, message, asked)
+        except LedgerError as error:
+            connection.send(m.Error(code=error.code, message=str(error)))
+        except Exception:
+            log.exception("the broker failed on %r", message)
+            connection.refuse("internal", "the broker failed on this message; its log says why")
+        connection.handled()
+
+    def _take(self, connection: Connection, message: m.ToBroker | None, asked: dict[Member, int]) -> None:
+        if message is None:
+            self._gone(connection)
+        elif isinstance(message, m.Hello):
+            self._hello(connection, message)
+        elif isinstance(message, m.SetTerms):
+            self._set_terms(connection, message)
+        elif isinstance(message, m.SetBudget):
+            self._set_budget(connection, message)
+        elif isinstance(message, m.Trim):
+            for member in self._ranks(message.engine):
+                self.ledger.trim(member, message.lease)
+                self._touched.add(member.device)
+            connection.send(m.Done())
+        elif isinstance(message, m.List):
+            self._list(connection)
+        elif isinstance(message, m.Watch):
+            old = self._watchers.pop(connection, None)
+            if old is not None:
+                old.stop()
+            self._watchers[connection] = Watcher(message.interval, lambda: self._list(connection))
+            self._list(connection)
+        else:
+            self._engine(connection, message, asked)
+
+    def _engine(self, connection: Connection, message: m.Ask | m.Release | m.Report, asked: dict[Member, int]) -> None:
+        member = self._members.get(connection)
+        if member is None:
+            # Its Hello was refused or never came; answering keeps a client that wrote ahead from waiting.
+            connection.send(m.Error(code="no_hello", message="say hello first"))
+            return
+        now = self._clock()
+        if isinstance(message, m.Ask):
+            self.ledger.ask(member, message.need, message.want, now)
+            asked[member] = message.seq
+        elif isinstance(message, m.Release):
+            try:
+                self.ledger.release(member, message.size)
+            except LedgerError as error:
+                # Its books and ours differ, so its lease can no longer be trusted: it starts over.
+                connection.refuse(error.code, f"{error}; connect again and say what is held")
+                return
+        else:
+            self.ledger.report(
+                member,
+                used=message.used,
+                cached=message.cached,
+                backed=message.backed,
+                waiting=message.waiting,
+                now=now,
+            )
+        self._touched.add(member.device)
+
+    def _hello(self, connection: Connection, hello: m.Hello) -> None:
+        if connection in self._members:
+            connection.refuse("hello_twice", "this connection has said hello before; open one for each rank")
+            return
+        for old, member in list(self._members.items()):
+            if member.key == (hello.engine, hello.rank) and old.pid == connection.pid and old is not connection:
+                # The same process has connected anew, and the end of its old connection is still on its way here.
+                old.close()
+                self._gone(old)
+        new = hello.device not in self.ledger.devices
+        device = self.ledger.add_device(
+            hello.device,
+            hello.device_size,
+            limit=self._limits.get(hello.device),
+            headroom=int(hello.device_size * self._headroom),
+        )
+        if new and self._measure is not None:
+            self._unmeasured.add(device)
+        terms = Terms(hello.floor, hello.ceiling, hello.priority, hello.unit)
+        member = self.ledger.join(device, hello.engine, hello.rank, terms, held=hello.held, now=self._clock())
+        self._members[connection] = member
+        self._owners[member] = connection
+        self._touched.add(device)
+        self._occupied.set()
+        self._hurry.set()
+        connection.send(
+            m.Welcome(lease=member.lease, floor=hello.floor, ceiling=hello.ceiling, priority=hello.priority)
+        )
+        log.info("%s rank %d joins %s with %s", hello.engine, hello.rank, hello.device, mib(hello.held))
+
+    def _gone(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        watcher = self._watchers.pop(connection, None)
+        if watcher is not None:
+            watcher.stop()
+        member = self._members.pop(connection, None)
+        if member is None:
+            return
+        del self._owners[member]
+        log.info("%s rank %d is gone; %s are free", member.engine, member.rank, mib(member.lease))
+        self.ledger.leave(member)
+        self._touched.add(member.device)
+        if not self._members:
+            self._occupied.clear()
+
+    def _set_terms(self, connection: Connection, message: m.SetTerms) -> None:
+        ranks = self._ranks(message.engine)
+        changed: list[tuple[Member, Terms]] = []
+        try:
+            for member in ranks:
+                old = member.terms
+                ceiling = None if message.unlimited else message.ceiling if message.ceiling is not None else old.ceiling
+                terms = Terms(
+                    old.floor if message.floor is None else message.floor,
+                    ceiling,
+                    message.priority or old.priority,
+                    old.unit,
+                )
+                self.ledger.set_terms(member, terms)
+                changed.append((member, old))
+        except LedgerError:
+            # All ranks or none: an engine is as large as its smallest rank.
+            for member, old in changed:
+                self.ledger.set_terms(member, old)
+            raise
+        for member in ranks:
+            t = member.terms
+            self._owners[member].send(m.Terms(floor=t.floor, ceiling=t.ceiling, priority=t.priority))
+            self._touched.add(member.device)
+        connection.send(m.Done())
+
+    def _set_budget(self, connection: Connection, message: m.SetBudget) -> None:
+        device = self.ledger.devices.get(message.device)
+        if device is None:
+            known = ", ".join(self.ledger.devices) or "none so far"
+            raise LedgerError(f"no engine has named a device {message.device}; known: {known}", "no_device")
+        limit = None if message.unlimited else message.limit if message.limit is not None else device.limit
+        headroom = device.headroom if message.headroom is None else message.headroom
+        self.ledger.set_device(device, limit=limit, headroom=headroom)
+        self._touched.add(device)
+        connection.send(m.Done())
+
+    def _ranks(self, engine: str) -> list[Member]:
+        ranks = [member for member in self._owners if member.engine == engine]
+        if not ranks:
+            known = ", ".join(sorted({member.engine for member in self._owners})) or "none"
+            raise LedgerError(f"no engine {engine} is connected; connected: {known}", "no_engine")
+        return ranks
+
+    def _decide(self, asked: Mapping[Member, int]) -> None:
+        """Decide for every device that something happened on, and tell its members."""
+        now = self._clock()
+        touched, self._touched = self._touched, set()
+        granted: dict[Member, int] = {}
+        for device in touched:
+            if now < self._settled_at:
+                self._wake(device, self._settled_at - now)
+                continue
+            if device in self._unmeasured:
+                continue
+            news = decide(self.ledger, device, now)
+            granted.update(news.grants)
+            for member, recall in news.recalls.items():
+                self._owners[member].send(m.Recall(lease=recall.lease, reason=recall.reason))
+            self._wake_at_change(device, now)
+        for member in granted.keys() | asked.keys():
+            owner = self._owners.get(member)
+            if owner is not None:
+                missing = max(0, member.need - member.lease)
+                owner.send(m.Grant(size=granted.get(member, 0), missing=missing, seq=asked.get(member, 0)))
+        if touched:
+            for watcher in self._watchers.values():
+                watcher.changed()
+
+    def _wake_at_change(self, device: Device, now: float) -> None:
+        """A need that fell counts a moment later; if someone is waiting for those bytes, decide again then."""
+        if all(member.content() for member in device.members.values()):
+            return
+        times = [t for member in device.members.values() if (t := member.held_until(now)) is not None]
+        if times:
+            self._wake(device, min(times) - now)
+
+    def _wake(self, device: Device, delay: float) -> None:
+        timer = self._timers.pop(device, None)
+        if timer is not None:
+            timer.cancel()
+
+        # A little late rather than early, or it would find nothing changed.
+        self._timers[device] = asyncio.get_running_loop().call_later(
+            max(0.0, delay) + 0.001, self._events.put_nowait, Due(device)
+        )
+
+    async def _follow(self, measure: Measure) -> None:
+        """Measure again and again while a device has members, and at once when one joins."""
+        while True:
+            await self._occupied.wait()
+            self._hurry.clear()
+            try:
+                readings = await asyncio.to_thread(measure)
+            except Exception:
+                log.exception("measuring the devices failed")
+                readings = {}
+            self._events.put_nowait(Measured(readings))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), self._interval)
+
+    def _observe(self, readings: Mapping[str, Reading]) -> None:
+        """Keep the budgets to what others leave."""
+        for key, reading in readings.items():
+            device = self.ledger.devices.get(key)
+            if device is not None and device.members and self.ledger.observe(device, reading.total, reading.free):
+                self._touched.add(device)
+        # A device that nobody can measure is taken as it was described.
+        self._touched |= self._unmeasured
+        self._unmeasured.clear()
+
+    def _list(self, connection: Connection) -> None:
+        for page in listing(self.ledger, lambda member: self._owners[member].pid):
+            connection.send(page)
+
+
+def main() -> None:
+    """Run a broker until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m shoal.memory.broker", description=__doc__)
+    parser.add_argument("--socket", type=Path, required=True, help="the Unix socket that engines connect to")
+    parser.add_argument(
+        "--limit", action="append", default=[], metavar="DEVICE=BYTES", help="lease at most BYTES of DEVICE; repeatable"
+    )
+    parser.add_argument(
+        "--headroom", type=float, default=0.0, metavar="FRACTION", help="of each device, never leased (default 0)"
+    )
+    options = parser.parse_args()
+    limits = {}
+    for text in options.limit:
+        device, _, size = text.rpartition("=")
+        if not device or not size.isdigit():
+            parser.error(f"--limit {text}: give a device and bytes, such as GPU-0=8589934592")
+        limits[device] = int(size)
+    if not 0 <= options.headroom < 1:
+        parser.error("--headroom is a fraction: at least 0, below 1")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        asyncio.run(_serve(Broker(options.socket, limits=limits, headroom=options.headroom)))
+    except OSError as error:
+        sys.exit(f"shoal: {error}")
+
+
+async def _serve(broker: Broker) -> None:
+    await broker.start()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        await broker.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""Every message between engines, tools and the broker, and the frames that carry them.
+
+A frame is its length (4 bytes, big-endian, at most `MAX_FRAME`) and one JSON object. JSON because a message can be read
+in a trace and written from any language, while msgspec reads and checks one in about a microsecond; there are at most a
+few thousand a second. Every object has `v`, the version of the protocol, and `type`. Sizes are bytes.
+
+An engine opens a connection for each rank and says `Hello`; the connection *is* the lease, its end frees it. Tools
+send `List`, `Watch`, `SetTerms`, `SetBudget` or `Trim` on a connection of their own.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from .ages import AGES
+from .ledger import Reason
+
+VERSION = 1
+MAX_FRAME = 64 * 1024
+"""Bytes that one message may have."""
+MEMBERS_A_FRAME = 64
+"""Members in one `Listing`, so that it stays below `MAX_FRAME` whatever their names are."""
+
+_LENGTH = struct.Struct(">I")
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Rank = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Name = Annotated[str, msgspec.Meta(max_length=128, pattern=r'^[^\x00-\x1f\x7f"\\]+$')]
+Priority = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+Cached = Annotated[tuple[Size, ...], msgspec.Meta(max_length=len(AGES))]
+
+
+class ProtocolError(Exception):
+    """A frame that cannot be read. The connection it came on has to be closed."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What all messages have."""
+
+    v: int = VERSION
+
+
+class Hello(Message, frozen=True, kw_only=True, tag="hello"):
+    """An engine's rank presents itself. `held` is the lease it has from an earlier connection and may have backed."""
+
+    engine: Name
+    rank: Rank = 0
+    device: Name
+    device_size: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    floor: Size = 0
+    ceiling: Size | None = None
+    priority: Priority = 100
+    unit: Annotated[int, msgspec.Meta(ge=1, le=2**40)] = 1
+    held: Size = 0
+
+
+class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
+    """The answer to `Hello`: the lease in force and the terms that hold."""
+
+    lease: Size
+    floor: Size
+    ceiling: Size | None
+    priority: Priority
+
+
+class Ask(Message, frozen=True, kw_only=True, tag="ask"):
+    """The lease that live requests need, and what could be used to keep cached blocks too. The last word counts."""
+
+    need: Size
+    want: Size = 0
+    seq: Size = 0
+
+
+class Grant(Message, frozen=True, kw_only=True, tag="grant"):
+    """`size` bytes more may be backed; a recall before it is over. Every `Ask` is answered at once, be it by 0 bytes.
+
+    `seq` is that of the last `Ask` read, `missing` what is short of its need and follows when memory comes free.
+    """
+
+    size: Size
+    missing: Size = 0
+    seq: Size = 0
+
+
+class Recall(Message, frozen=True, kw_only=True, tag="recall"):
+    """Come down to `lease` bytes as memory comes free. A later one replaces it; one not below the lease ends it."""
+
+    lease: Size
+    reason: Reason
+
+
+class Release(Message, frozen=True, kw_only=True, tag="release"):
+    """`size` bytes are no longer backed and no longer leased."""
+
+    size: Size
+
+
+class Report(Message, frozen=True, kw_only=True, tag="report"):
+    """What an engine holds. `cached` are bytes of free blocks that hold a prefix, by age (`ages.AGES`)."""
+
+    used: Size
+    cached: Cached = ()
+    backed: Size = 0
+    waiting: Size = 0
+
+
+class SetTerms(Message, frozen=True, kw_only=True, tag="set_terms"):
+    """Change an engine's terms on all its ranks; what is None stays. `unlimited` takes the ceiling away."""
+
+    engine: Name
+    floor: Size | None = None
+    ceiling: Size | None = None
+    unlimited: bool = False
+    priority: Priority | None = None
+
+
+class Terms(Message, frozen=True, kw_only=True, tag="terms"):
+    """Tells an engine its terms after a change, so that they outlive a restart of the broker."""
+
+    floor: Size
+    ceiling: Size | None
+    priority: Priority
+
+
+class SetBudget(Message, frozen=True, kw_only=True, tag="set_budget"):
+    """Change what of a device may be leased: at most `limit`, with `headroom` kept back; what is None stays.
+
+    `unlimited` takes the limit away.
+    """
+
+    device: Name
+    limit: Size | None = None
+    unlimited: bool = False
+    headroom: Size | None = None
+
+
+class Trim(Message, frozen=True, kw_only=True, tag="trim"):
+    """Have an engine come down to `lease` bytes on every rank, once, as far as its requests do not need them."""
+
+    engine: Name
+    lease: Size = 0
+
+
+class Done(Message, frozen=True, kw_only=True, tag="done"):
+    """The answer to `SetTerms`, `SetBudget` and `Trim`."""
+
+
+class List(Message, frozen=True, kw_only=True, tag="list"):
+    """Ask for the books."""
+
+
+class Watch(Message, frozen=True, kw_only=True, tag="watch"):
+    """Ask for the books now and after every change, at most once in `interval` seconds."""
+
+    interval: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 1.0
+
+
+class MemberState(msgspec.Struct, frozen=True):
+    """One rank of an engine in a `Listing`."""
+
+    engine: str
+    rank: int
+    pid: int
+    lease: int
+    floor: int
+    ceiling: int | None
+    priority: int
+    used: int
+    cached: int
+    backed: int
+    need: int
+    waiting: int
+    recalled: int | None
+
+
+class DeviceState(msgspec.Struct, frozen=True):
+    """One device in a `Listing`."""
+
+    key: str
+    size: int
+    budget: int
+    headroom: int
+    others: int
+    leased: int
+    owed: int
+    limit: int | None = None
+    free: int | None = None
+
+
+class Listing(Message, frozen=True, kw_only=True, tag="listing"):
+    """The books of one device, in as many frames as its members need; `more` says that others follow."""
+
+    device: DeviceState | None
+    members: tuple[MemberState, ...] = ()
+    more: bool = False
+
+
+class Error(Message, frozen=True, kw_only=True, tag="error"):
+    """Something was refused, and what to do. `fatal`: the broker closes the connection."""
+
+    code: str
+    message: str
+    fatal: bool = False
+
+
+ToBroker = Hello | Ask | Release | Report | SetTerms | SetBudget | Trim | List | Watch
+FromBroker = Welcome | Grant | Recall | Terms | Listing | Done | Error
+
+
+class _Version(msgspec.Struct):
+    v: int
+
+
+_ENCODER = msgspec.json.Encoder()
+_VERSION = msgspec.json.Decoder(_Version)
+_TO_BROKER: msgspec.json.Decoder[ToBroker] = msgspec.json.Decoder(ToBroker)
+_FROM_BROKER: msgspec.json.Decoder[FromBroker] = msgspec.json.Decoder(FromBroker)
+
+
+def frame(message: ToBroker | FromBroker) -> bytes:
+    """The bytes that carry `message`."""
+    payload = _ENCODER.encode(message)
+    if len(payload) > MAX_FRAME:
+        raise ProtocolError(f"a message of {len(payload)} bytes is longer than {MAX_FRAME}")
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def to_broker(payload: bytes) -> ToBroker:
+    """The message in a frame that a broker received. Raises ProtocolError."""
+    _check_version(payload)
+    try:
+        return _TO_BROKER.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"not a message: {error}") from None
+
+
+def from_broker(payload: bytes) -> FromBroker:
+    """The message in a frame that a broker sent. Raises ProtocolError."""
+    _check_version(payload)
+    try:
+        return _FROM_BROKER.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"not a message: {error}") from None
+
+
+def _check_version(payload: bytes) -> None:
+    try:
+        version = _VERSION.decode(payload).v
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"not a message: {error}") from None
+    if version != VERSION:
+        raise ProtocolError(
+            f"version {version} of the protocol, and this side speaks {VERSION}; "
+            "install the same version of Shoal for the broker and the engines, and restart both"
+        )
+
+
+class Frames:
+    """Cuts a stream of bytes into payloads. After a ProtocolError it is of no further use."""
+
+    HEADER: ClassVar[int] = _LENGTH.size
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payloads that `data` completes. Raises ProtocolError if a frame is empty or too long."""
+        self._buffer += data
+        payloads: list[bytes] = []
+        start = 0
+        while len(self._buffer) - start >= self.HEADER:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if not 0 < length <= MAX_FRAME:
+                raise ProtocolError(f"a frame of {length} bytes; 1 to {MAX_FRAME} are allowed")
+            end = start + self.HEADER + length
+            if len(self._buffer) < end:
+                break
+            payloads.append(bytes(self._buffer[start + self.HEADER : end]))
+            start = end
+        del self._buffer[:start]
+        return payloads
