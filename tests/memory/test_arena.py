@@ -21,7 +21,7 @@ from shoal.memory.pages import BlockError, Geometry, Run
 from shoal.memory.vmm import OutOfMemory, VmmError
 from shoal.memory.vmm.cuda import CudaVmm
 from shoal.memory.vmm.host import HostVmm
-from tests.memory.fake_driver import GRANULARITY, FakeDriver
+from tests.memory.fake_driver import GRANULARITY, OUT_OF_MEMORY, FakeDriver
 
 SOURCE = Path(shoal.__file__).parents[1]
 
@@ -120,6 +120,15 @@ def test_as_many_as_fit_on_a_device() -> None:
     arena.unback(range(10))
     assert driver.used == 0
     assert arena.back_up_to([]) == 0
+    vmm.close()
+
+
+def test_as_many_as_fit_when_even_those_do_not() -> None:
+    """Memory for page tables may run out after the pages themselves were had."""
+    driver, vmm, arena = fake_arena(20, 11)
+    driver.fail, driver.error = {"cuMemMap": 11}, OUT_OF_MEMORY
+    assert arena.back_up_to(range(20)) == 10
+    assert driver.used == arena.backed_bytes == 10 * GRANULARITY
     vmm.close()
 
 

@@ -252,7 +252,7 @@ class PageMap:
                 if head:
                     edges[first] += 1
                     first += 1
-                if tail and stop >= first:  # otherwise it is the page that was just counted
+                if tail:
                     edges[stop] += 1
                 if first < stop:
                     whole.append((first, stop))
