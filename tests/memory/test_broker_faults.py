@@ -1,0 +1,384 @@
+"""Processes that are killed, peers that talk nonsense, and users who have no business here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shoal.memory import messages as m
+from shoal.memory.broker import Broker
+from shoal.memory.client import Lease, Rank
+
+from .tool import Tool, eventually
+
+MIB = 2**20
+GPU = 1024 * MIB
+
+FRAMES = int(os.environ.get("SHOAL_TEST_FRAMES", "10000"))
+"""Random frames to throw at the broker; a nightly run sets 1,000,000."""
+
+ENGINE = """
+import sys, time
+from pathlib import Path
+from shoal.memory.client import Lease, Rank
+lease = Lease(Path(sys.argv[1]), Rank(sys.argv[2], "gpu", int(sys.argv[3])))
+lease.wait_connected(60)
+lease.ask(int(sys.argv[4]))
+assert lease.wait_lease(int(sys.argv[4]), 60)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
+        yield Path(folder) / "broker.sock"
+
+
+@pytest.fixture
+async def broker(path: Path) -> AsyncIterator[Broker]:
+    broker = Broker(path)
+    await broker.start()
+    yield broker
+    await broker.stop()
+
+
+class Processes:
+    """Child processes that do not outlive the test."""
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.started.append(process)
+        return process
+
+    def broker(self, path: Path) -> subprocess.Popen[str]:
+        return self.start("-m", "shoal.memory.broker", "--socket", path)
+
+    def end(self, process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    processes = Processes()
+    yield processes
+    for process in processes.started:
+        if process.poll() is None:
+            processes.end(process)
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def _until(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+async def test_the_lease_of_an_engine_killed_with_9_is_free_for_others(
+    broker: Broker, path: Path, processes: Processes
+) -> None:
+    victim = processes.start("-c", ENGINE, path, "victim", str(GPU), str(GPU))
+    assert victim.stdout is not None
+    assert await asyncio.to_thread(victim.stdout.readline) == "ready\n"
+    heir = Lease(path, Rank("heir", "gpu", GPU))
+    heir.ask(GPU)
+    await asyncio.to_thread(heir.wait_connected, 30)
+    assert await asyncio.to_thread(heir.wait_answered, 30)
+    assert heir.missing > 0
+    start = time.monotonic()
+    victim.send_signal(signal.SIGKILL)
+    await eventually(lambda: heir.lease == GPU)
+    print(f"the lease of a killed engine was leased anew after {(time.monotonic() - start) * 1000:.1f} ms")
+    await asyncio.to_thread(heir.close)
+
+
+def test_a_broker_killed_with_9_learns_the_truth_from_the_engines(path: Path, processes: Processes) -> None:
+    first = processes.broker(path)
+    leases = [Lease(path, Rank(name, "gpu", GPU, floor=10 * MIB)) for name in ("a", "b", "c")]
+    try:
+        for lease, size in zip(leases, (500, 300, 100), strict=True):
+            lease.wait_connected(60)
+            lease.ask(size * MIB)
+            assert lease.wait_lease(size * MIB, 60)
+            lease.report(used=size * MIB, backed=size * MIB)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        _until(lambda: not any(lease.connected for lease in leases))
+        # The engines serve on with what they have: give back, ask for more, and end.
+        leases[0].ask(300 * MIB)
+        leases[0].release(200 * MIB)
+        leases[0].report(used=300 * MIB, backed=300 * MIB)
+        leases[1].ask(700 * MIB)
+        assert [lease.lease for lease in leases] == [300 * MIB, 300 * MIB, 100 * MIB]
+        leases[2].close()
+        assert path.exists()
+        processes.broker(path)
+        for lease in leases[:2]:
+            lease.wait_connected(60)
+        # Nothing was lost and nothing invented; what was asked while the broker was away is answered now.
+        assert leases[1].wait_lease(700 * MIB, 60)
+        assert (leases[0].lease, leases[1].lease) == (300 * MIB, 700 * MIB)
+        tool = Tool(path)
+        device, members = tool.list()["gpu"]
+        tool.close()
+        assert {member.engine: member.lease for member in members} == {"a": 300 * MIB, "b": 700 * MIB}
+        assert {member.engine: member.used for member in members} == {"a": 300 * MIB, "b": 300 * MIB}
+        assert device.leased == 1000 * MIB
+    finally:
+        for lease in leases:
+            lease.close()
+
+
+def test_what_engines_hold_beyond_the_budget_of_a_new_broker_is_owed_and_asked_back(
+    path: Path, processes: Processes
+) -> None:
+    leases = [Lease(path, Rank(name, "gpu", GPU), held=800 * MIB) for name in ("a", "b")]
+    try:
+        processes.broker(path)
+        for lease in leases:
+            lease.wait_connected(60)
+            lease.report(used=300 * MIB, cached=(500 * MIB,), backed=800 * MIB)
+        _until(lambda: sum(lease.excess for lease in leases) == 2 * 800 * MIB - GPU)
+        tool = Tool(path)
+        assert tool.list()["gpu"][0].owed == 2 * 800 * MIB - GPU
+        for lease in leases:
+            lease.release(lease.excess)
+        _until(lambda: tool.list()["gpu"][0].owed == 0)
+        tool.close()
+    finally:
+        for lease in leases:
+            lease.close()
+
+
+def test_a_second_broker_says_that_one_runs_and_ends(path: Path, processes: Processes) -> None:
+    first = processes.broker(path)
+    _until(path.exists)
+    second = processes.broker(path)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert f"a memory broker already runs on {path}" in errors
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 0
+    assert not path.exists()
+
+
+def test_a_broker_that_hangs_does_not_stop_an_engine(path: Path, processes: Processes) -> None:
+    hung = processes.broker(path)
+    lease = Lease(path, Rank("a", "gpu", GPU))
+    try:
+        lease.wait_connected(60)
+        hung.send_signal(signal.SIGSTOP)
+        slowest = 0.0
+        for i in range(20_000):
+            start = time.monotonic()
+            lease.ask(i)
+            lease.report(used=i)
+            slowest = max(slowest, time.monotonic() - start)
+        assert slowest < 5
+        hung.send_signal(signal.SIGCONT)
+        assert lease.wait_lease(19_999, 60)
+    finally:
+        hung.send_signal(signal.SIGCONT)
+        lease.close()
+
+
+def _nonsense(rng: random.Random) -> bytes:
+    """A frame: noise, a message with a few bytes changed, or a right one of another kind; half of them cut short."""
+    kind = rng.randrange(5)
+    if kind == 0:
+        data = rng.randbytes(rng.randrange(1, 200))
+    elif kind == 1:
+        payload = rng.randbytes(rng.randrange(1, 200))
+        data = len(payload).to_bytes(4, "big") + payload
+    else:
+        messages: list[m.ToBroker] = [
+            m.Hello(engine=f"x{rng.randrange(9)}", device="moon", device_size=GPU, held=rng.randrange(GPU)),
+            m.Ask(need=rng.randrange(GPU), want=rng.randrange(GPU)),
+            m.Release(size=rng.randrange(GPU)),
+            m.Report(used=rng.randrange(GPU), cached=(1, 2)),
+            m.List(),
+            m.Watch(),
+            m.Trim(engine="x1"),
+            m.SetTerms(engine="x1", floor=rng.randrange(GPU)),
+            m.SetBudget(device="moon", limit=rng.randrange(1, GPU)),
+        ]
+        data = m.frame(rng.choice(messages))
+        if kind < 4:
+            changed = bytearray(data)
+            for _ in range(rng.randrange(1, 4)):
+                changed[rng.randrange(len(changed))] = rng.randrange(256)
+            data = bytes(changed)
+    return data[: rng.randrange(len(data))] if rng.random() < 0.5 else data
+
+
+def _open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def _throw(path: Path, frames: int, seed: int) -> int:
+    """Throw `frames` frames, over as many connections as the broker closes. Returns how many those were."""
+    rng = random.Random(seed)
+    connections = 0
+    thrown = 0
+    while thrown < frames:
+        connections += 1
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(30)
+            peer.connect(str(path))
+            for _ in range(rng.randrange(1, 20)):
+                data = _nonsense(rng)
+                thrown += 1
+                try:
+                    peer.sendall(data)
+                except OSError:
+                    break
+    return connections
+
+
+@pytest.mark.timeout(max(120, FRAMES // 200))
+async def test_random_frames_harm_nobody(broker: Broker, path: Path) -> None:
+    honest = Lease(path, Rank("honest", "gpu", GPU))
+    await asyncio.to_thread(honest.wait_connected, 30)
+    honest.ask(100 * MIB)
+    await eventually(lambda: honest.lease == 100 * MIB)
+    files = _open_files()
+    thrower = asyncio.create_task(asyncio.to_thread(_throw, path, FRAMES, 7))
+    asks = 0
+    while not thrower.done():
+        asks += 1
+        honest.ask((100 + asks % 50) * MIB)
+        assert await asyncio.to_thread(honest.wait_answered, 30)
+        honest.release(honest.lease - 100 * MIB)
+        await asyncio.sleep(0.01)
+    connections = await thrower
+    assert connections > FRAMES // 30
+    assert asks > 0
+    await eventually(lambda: broker.connections == 1)
+    await eventually(lambda: _open_files() <= files)
+    assert honest.connected
+    assert [member.engine for member in broker.ledger.devices["gpu"].members.values()] == ["honest"]
+    assert not broker.ledger.devices.get("moon") or not broker.ledger.devices["moon"].members
+    broker.ledger.check()
+    await asyncio.to_thread(honest.close)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\0\0\0\5hello", "not a message"),
+        (b"\xff\xff\xff\xff", "a frame of 4294967295 bytes"),
+        (b"\0\0\0\0", "a frame of 0 bytes"),
+        (b'\0\0\0\x15{"v":9,"type":"list"}', "version 9"),
+        (b"GET / HTTP/1.1\r\n\r\n", "bytes; 1 to 65536 are allowed"),
+    ],
+)
+async def test_a_bad_frame_closes_its_connection_with_a_reason(
+    broker: Broker, path: Path, data: bytes, words: str
+) -> None:
+    tool = await asyncio.to_thread(Tool, path)
+    tool.socket.sendall(data)
+    error = await asyncio.to_thread(tool.hear)
+    assert isinstance(error, m.Error)
+    assert error.fatal
+    assert words in error.message
+    with pytest.raises(EOFError):
+        await asyncio.to_thread(tool.hear)
+    tool.close()
+
+
+async def test_an_engine_whose_books_differ_starts_over(broker: Broker, path: Path) -> None:
+    tool = await asyncio.to_thread(Tool, path)
+    await asyncio.to_thread(tool.say, m.Hello(engine="a", device="gpu", device_size=GPU, held=5))
+    error = await asyncio.to_thread(tool.say, m.Release(size=6))
+    assert isinstance(error, m.Error)
+    assert "connect again and say what is held" in error.message
+    await eventually(lambda: broker.ledger.devices["gpu"].leased == 0)
+    tool.close()
+
+
+async def test_messages_out_of_turn_are_answered(broker: Broker, path: Path) -> None:
+    tool = await asyncio.to_thread(Tool, path)
+    for message in (m.Ask(need=1), m.Release(size=1), m.Report(used=1)):
+        answer = await asyncio.to_thread(tool.say, message)
+        assert isinstance(answer, m.Error)
+        assert answer.code == "no_hello"
+    hello = m.Hello(engine="a", device="gpu", device_size=GPU)
+    assert isinstance(await asyncio.to_thread(tool.say, hello), m.Welcome)
+    answer = await asyncio.to_thread(tool.say, hello)
+    assert isinstance(answer, m.Error)
+    assert answer.code == "hello_twice"
+    tool.close()
+
+
+async def test_a_peer_that_reads_nothing_is_cut_off(broker: Broker, path: Path) -> None:
+    tool = await asyncio.to_thread(Tool, path)
+    others = []
+    for number in range(30):
+        others.append(await asyncio.to_thread(Tool, path))
+        name = f"engine-{number}-{'x' * 100}"
+        await asyncio.to_thread(others[-1].say, m.Hello(engine=name, device="gpu", device_size=GPU))
+    ask = m.frame(m.List()) * 100
+
+    def flood() -> None:
+        with pytest.raises(OSError):
+            for _ in range(100_000):
+                tool.socket.sendall(ask)
+
+    await asyncio.to_thread(flood)
+    await eventually(lambda: broker.connections == len(others))
+    for other in others:
+        assert "gpu" in await asyncio.to_thread(other.list)
+        other.close()
+    tool.close()
+
+
+STRANGER = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+peer = socket.socket(socket.AF_UNIX)
+try:
+    peer.connect(sys.argv[1])
+except PermissionError:
+    sys.exit("no permission")
+peer.settimeout(60)
+data = b""
+while more := peer.recv(65536):
+    data += more
+sys.exit(data.decode(errors="replace"))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_another_user_is_refused_by_the_mode_and_by_its_credentials(
+    broker: Broker, path: Path, processes: Processes
+) -> None:
+    path.parent.chmod(0o755)
+    stranger = processes.start("-c", STRANGER, path)
+    assert "no permission" in (await asyncio.to_thread(stranger.communicate))[1]
+    path.chmod(0o666)
+    stranger = processes.start("-c", STRANGER, path)
+    assert "this broker serves user 0, not user 65534" in (await asyncio.to_thread(stranger.communicate))[1]
+    await eventually(lambda: broker.connections == 0)
