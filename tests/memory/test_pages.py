@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -55,20 +55,22 @@ def pages_in(ranges: tuple[PageRange, ...]) -> set[int]:
     return {page for span in ranges for page in range(span.first, span.first + span.pages)}
 
 
+@settings(deadline=None)
 @given(geometries())
 def test_a_geometry_knows_its_pages(geometry: Geometry) -> None:
     everything = [bytes_of(geometry, block) for block in range(geometry.blocks)]
     assert geometry.extent == max(map(max, everything)) + 1
     assert geometry.size % geometry.page_size == 0
     assert geometry.extent <= geometry.size < geometry.extent + geometry.page_size
+    under = [pages_under(geometry, {block}) for block in range(geometry.blocks)]
     for block, held in enumerate(everything):
         assert len(held) == geometry.block_size
-        assert pages_in(geometry.pages_of(block)) == pages_under(geometry, {block})
+        assert pages_in(geometry.pages_of(block)) == under[block]
     for page in range(geometry.pages):
-        on = [b for b in range(geometry.blocks) if page in pages_under(geometry, {b})]
-        assert geometry.blocks_on(page) == on
+        assert geometry.blocks_on(page) == [block for block, pages in enumerate(under) if page in pages]
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 6), st.lists(st.builds(Run, *[st.integers(0, 30)] * 2, st.integers(1, 12)), min_size=1, max_size=4)
 )
@@ -146,6 +148,7 @@ class Pages(RuleBasedStateMachine):
 
 
 TestPages = Pages.TestCase
+TestPages.settings = settings(deadline=None)
 
 
 def test_a_block_that_is_a_page() -> None:
