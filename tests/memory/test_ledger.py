@@ -192,7 +192,7 @@ def test_layers_are_what_the_lease_holds_beyond_use_freshest_first() -> None:
     a = _member(ledger, device, "a", held=40)
     ledger.report(a, used=10, cached=(5, 0, 7), backed=30, waiting=0, now=100.0)
     assert a.layers() == [(100.0, 5), (100.0 - AGES[2], 7), (float("-inf"), 18)]
-    assert a.oldest() == 100.0 - AGES[2]
+    assert (a.oldest, a.cached_size) == (100.0 - AGES[2], 12)
     ledger.report(a, used=38, cached=(5,), backed=40, waiting=0, now=100.0)
     assert a.layers() == [(100.0, 2)]
     ledger.report(a, used=50, cached=(5,), backed=40, waiting=0, now=100.0)

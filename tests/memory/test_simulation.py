@@ -67,7 +67,7 @@ class Day:
         self.events: list[tuple[float, int, str, int, int, float]] = []
         self.count = 0
         self.times: list[float] = []
-        self.moved = self.contended = self.done = 0
+        self.moved = self.contended = self.short = self.done = 0
 
     def _engine(self, number: int) -> Engine:
         terms = Terms(floor=64 * MIB, priority=self.rng.choice((100, 100, 100, 300)), unit=BLOCK)
@@ -138,6 +138,7 @@ class Day:
                 break
         else:
             raise AssertionError("memory went round in circles")
+        self.check_at_rest(now)
         held = [t for m in self.device.members.values() if (t := m.held_until(now)) is not None]
         if held and any(e.waiting for e in self.engines):
             self.at(now + HOLD, "due", self.engines.index(touched))
@@ -162,6 +163,18 @@ class Day:
             now=now,
         )
         self.ledger.ask(member, need, need + cached, now)
+
+    def check_at_rest(self, now: float) -> None:
+        """While someone is short, nobody keeps what its requests do not need."""
+        short = [e for e in self.engines if e.member.lease + BLOCK <= min(e.member.need, e.member.ceiling)]
+        if not short:
+            return
+        self.short += 1
+        for engine in self.engines:
+            member = engine.member
+            assert member.lease < max(member.terms.floor, member.needed(now), engine.used) + BLOCK
+        if self.device.floors <= self.device.budget:
+            assert all(e.member.lease + BLOCK > min(e.member.need, e.member.terms.floor) for e in short)
 
     def check(self, before: dict[Member, int], grants: dict[Member, int]) -> None:
         device = self.device
@@ -189,10 +202,11 @@ def test_fifty_engines_share_a_device_for_a_day() -> None:
     assert not any(engine.waiting for engine in day.engines), "a request waits for ever"
     assert day.done == len(waits) == REQUESTS
     assert all(engine.used == 0 for engine in day.engines)
-    assert day.contended > 1000, "the day was too easy to show anything"
+    assert day.contended > 1000 and day.short > 1000, "the day was too easy to show anything"
     times = sorted(day.times)
     print(
-        f"\n{REQUESTS} requests, {len(times)} decisions ({day.contended} with recalls), "
+        f"\n{REQUESTS} requests, {len(times)} decisions ({day.contended} with recalls; "
+        f"{day.short} times someone was short), "
         f"{day.moved / 2**40:.2f} TiB moved; a decision took p50 {times[len(times) // 2] * 1e6:.0f}, "
         f"p99 {times[len(times) * 99 // 100] * 1e6:.0f}, at most {times[-1] * 1e6:.0f} µs; "
         f"requests waited p50 {waits[len(waits) // 2]:.2f}, p99 {waits[len(waits) * 99 // 100]:.2f} s"

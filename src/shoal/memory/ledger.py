@@ -67,6 +67,11 @@ class Member:
     cached: tuple[int, ...] = ()
     """Bytes of free blocks that still hold a prefix, by age (`ages.AGES`) when reported."""
     cached_at: float = 0.0
+    """When that was reported."""
+    cached_size: int = 0
+    """Bytes of cached blocks in all."""
+    oldest: float = 0.0
+    """Since when the oldest cached block is unused, if there is one."""
     backed: int = 0
     """Bytes of the device that the engine really holds, at most the lease."""
     waiting: int = 0
@@ -88,7 +93,7 @@ class Member:
 
     def needed(self, now: float) -> int:
         """What it needs, where a fall counts only after `HOLD`."""
-        return max(self.need, self._held_need) if now < self._held_until else self.need
+        return self._held_need if now < self._held_until and self._held_need > self.need else self.need
 
     def held_until(self, now: float) -> float | None:
         """When `needed` falls by itself, or None."""
@@ -110,18 +115,11 @@ class Member:
             found.append((float("-inf"), left))
         return found
 
-    def oldest(self) -> float | None:
-        """Since when its oldest cached block is unused, or None without one."""
-        for i in range(len(self.cached) - 1, -1, -1):
-            if self.cached[i]:
-                return self.cached_at - AGES[i]
-        return None
-
     def content(self) -> bool:
         """Whether nothing has to be done for this member, so long as nobody else is short."""
-        lease = self.lease
-        calm = self.recalled is None and self.trim is None
-        return calm and min(self.want, self.ceiling) <= lease <= self.ceiling
+        if self.recalled is not None or self.trim is not None:
+            return False
+        return self.lease <= self.ceiling and (self.lease >= self.want or self.lease == self.ceiling)
 
 
 @dataclass(eq=False, slots=True)
@@ -265,7 +263,8 @@ class Ledger:
     ) -> None:
         """What the member says it holds."""
         member.used, member.cached, member.backed, member.waiting = used, cached, backed, waiting
-        member.cached_at = now
+        member.cached_at, member.cached_size = now, sum(cached)
+        member.oldest = min((now - start for start, size in zip(AGES, cached, strict=False) if size), default=now)
 
     def grant(self, member: Member, size: int) -> None:
         """Lease `size` bytes more. Raises LedgerError where budget, floors or ceiling forbid it."""

@@ -138,8 +138,10 @@ def decide(ledger: Ledger, device: Device, now: float) -> Plan:
 
 def _easy(device: Device) -> Plan | None:
     """The plan where there is enough for everyone, which is most of the time: grant what is wanted, disturb nobody."""
+    if device.leased > device.budget:
+        return None
     restless = [m for m in device.members.values() if not m.content()]
-    if device.leased > device.budget or any(m.lease > m.ceiling or m.trim is not None for m in restless):
+    if any(m.lease > m.ceiling or m.trim is not None for m in restless):
         return None
     grants = {m: size for m in restless if (size := min(m.want, m.ceiling) - m.lease) > 0}
     reserved = device.reserved
@@ -151,7 +153,16 @@ def _easy(device: Device) -> Plan | None:
 def _entitlements(members: list[Member], budget: int, now: float) -> tuple[list[int], bool]:
     """Step 1: the lease that each member is entitled to, and whether the demands do not fit."""
     # What is in use is needed, even by an engine that has not said so yet.
-    demands = [min(m.ceiling, max(m.terms.floor, m.needed(now), min(m.lease, m.used))) for m in members]
+    demands = []
+    for m in members:
+        demand = m.needed(now)
+        used = min(m.lease, m.used)
+        floor = m.terms.floor
+        if demand < used:
+            demand = used
+        if demand < floor:
+            demand = floor
+        demands.append(min(m.ceiling, demand))
     if sum(demands) <= budget:
         return demands, False
     floors = [min(m.terms.floor, m.ceiling) for m in members]
@@ -168,9 +179,9 @@ def _targets(members: list[Member], shares: list[int], budget: int, now: float) 
     """Steps 2 and 3: the lease that each member should end with, at least its share."""
     tops, wants = [], []
     for m, share in zip(members, shares, strict=True):
-        limit = m.ceiling if m.trim is None else min(m.ceiling, m.trim)
-        top = min(m.lease, limit)
-        want = min(m.want, limit)
+        limit = m.ceiling if m.trim is None or m.trim > m.ceiling else m.trim
+        top = min(limit, m.lease)
+        want = min(limit, m.want)
         tops.append(max(share, top))
         wants.append(max(share, want))
     targets = list(map(max, tops, wants))
@@ -178,38 +189,61 @@ def _targets(members: list[Member], shares: list[int], budget: int, now: float) 
     if excess <= 0:
         return targets
     # The least worth goes first: the longest unused over all members, and of like age what nobody holds yet.
-    heap: list[tuple[float, int, int, int, list[tuple[float, int]]]] = []
+    heap: list[tuple[float, bool, int]] = []
     for i, m in enumerate(members):
-        share, top, want = shares[i], tops[i], wants[i]
-        oldest = m.oldest()
-        # As if twice as old as its own oldest, so that two engines do not trade blocks of like age.
-        room_since = -1e18 if oldest is None else 2 * oldest - now - 1
-        if want > top:
-            heap.append((room_since, 0, i, want - top, []))
-        if top > share:
-            layers = m.layers()
-            over = m.lease - top
-            if layers and layers[-1][0] == -inf:
-                # Room that it wants and has is worth what room that it wants is.
-                empty = layers.pop()[1]
-                wanted = min(empty, max(0, m.want - m.lease + empty))
-                layers += [layer for layer in ((room_since, wanted), (-inf, empty - wanted)) if layer[1]]
-            while layers and layers[-1][1] <= over:
-                over -= layers.pop()[1]
-            if layers:
-                heap.append((layers[-1][0], 1, i, layers[-1][1] - over, layers))
+        if wants[i] > tops[i]:
+            heap.append((_room_since(m, now), False, i))
+        if tops[i] > shares[i]:
+            heap.append((-inf if m.lease > m.used + m.cached_size else m.oldest, True, i))
     heapq.heapify(heap)
+    opened: dict[int, list[tuple[float, int]]] = {}
     while excess > 0 and heap:
-        _, held, i, size, layers = heap[0]
+        since, held, i = heap[0]
+        if not held:
+            size = wants[i] - tops[i]
+        else:
+            # A member's layers are looked at only when its turn comes; what it was queued under was a lower bound.
+            layers = opened.get(i)
+            if layers is None:
+                layers = opened[i] = _layers(members[i], tops[i], now)
+            if not layers or targets[i] <= shares[i]:
+                heapq.heappop(heap)
+                continue
+            if layers[-1][0] > since:
+                heapq.heapreplace(heap, (layers[-1][0], True, i))
+                continue
+            size = layers.pop()[1]
         size = min(size, targets[i] - shares[i], excess)
         targets[i] -= size
         excess -= size
-        if held and len(layers) > 1 and targets[i] > shares[i]:
-            layers.pop()
-            heapq.heapreplace(heap, (layers[-1][0], 1, i, layers[-1][1], layers))
-        else:
+        if not held:
             heapq.heappop(heap)
     return targets
+
+
+def _room_since(member: Member, now: float) -> float:
+    """What room for more cached blocks is worth, as a time of last use.
+
+    As if twice as old as the oldest block that it would let live, so that two engines do not trade blocks of like age.
+    """
+    return 2 * member.oldest - now - 1 if member.cached_size else -1e18
+
+
+def _layers(member: Member, top: int, now: float) -> list[tuple[float, int]]:
+    """The member's layers up to a lease of `top`, the one of least worth last."""
+    layers = member.layers()
+    if layers and layers[-1][0] == -inf:
+        # Room that it has and wants is worth what room that it only wants is.
+        empty = layers.pop()[1]
+        wanted = min(empty, max(0, member.want - member.lease + empty))
+        layers += [layer for layer in ((_room_since(member, now), wanted), (-inf, empty - wanted)) if layer[1]]
+    over = member.lease - top
+    while layers and over > 0:
+        since, size = layers.pop()
+        if size > over:
+            layers.append((since, size - over))
+        over -= size
+    return layers
 
 
 def _grants(members: list[Member], shares: list[int], targets: list[int], device: Device) -> dict[Member, int]:
