@@ -377,6 +377,23 @@ def test_an_id_is_readable_whatever_the_model_is_called() -> None:
         assert len(id) <= 40
 
 
+def test_a_model_that_became_ready_since_the_devices_were_read_counts_as_there() -> None:
+    world = World(gpu(0, 70 * GIB), gpu(1, 60 * GIB))
+    world.effects.clock += 1
+    world.ready("a", needs=30 * GIB)
+    assert world.only("a").devices == ("cuda:0",)
+    world.add("b")
+    world.load("b")
+    world.prepare(30 * GIB)
+    assert world.only("b").devices == ("cuda:1",)
+    world.effects.clock += 1
+    world.tell(facts.DevicesRead((gpu(0, 65 * GIB), gpu(1, 30 * GIB)), {}))
+    world.add("c")
+    world.load("c")
+    world.prepare(30 * GIB)
+    assert world.only("c").devices == ("cuda:0",), "what the reading shows is not counted twice"
+
+
 def test_memory_that_starting_models_will_take_is_not_given_twice() -> None:
     world = World(gpu(0, 10 * GIB), gpu(1, 9 * GIB))
     for name in ("a", "b"):

@@ -50,6 +50,7 @@ class Life:
         # that process held: a refusal for want of memory counts after two.
         self._stale_readings = 0
         self._ended_last = ""
+        self._read_at = 0.0
 
     # -- what people ask for ------------------------------------------------------------------------------------------
 
@@ -214,6 +215,7 @@ class Life:
     def on_devices(self, fact: facts.DevicesRead) -> None:
         """The devices, read anew."""
         self._stale_readings = max(0, self._stale_readings - 1)
+        self._read_at = self._effects.now()
         self.fleet.devices = tuple(self._with_pretended(device) for device in fact.devices)
         for instance_id, used in fact.memory.items():
             instance = self.fleet.instances.get(instance_id)
@@ -330,10 +332,11 @@ class Life:
             self._put(dataclasses.replace(instance, devices=tuple(device.id for device in devices)))
 
     def _promised(self) -> Mapping[str, int]:
-        """Bytes by device that placed instances will still take."""
+        """Bytes by device that placed instances will still take, or have taken since the devices were read."""
         promised: dict[str, int] = {}
         for instance in self.fleet.instances.values():
-            if instance.state not in (S.QUEUED, S.STARTING):
+            unseen = instance.state is S.READY and (instance.ready_at or 0.0) >= self._read_at
+            if not unseen and instance.state not in (S.QUEUED, S.STARTING):
                 continue
             needs = self.fleet.needs.get(instance.id) or 0
             rest = max(0, needs - instance.memory.get("host", 0))
