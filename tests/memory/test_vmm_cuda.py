@@ -63,6 +63,18 @@ def test_without_zeroing_nothing_is_written() -> None:
     assert "cuMemsetD8Async" not in driver.calls
 
 
+def test_only_reused_memory_is_zeroed_if_the_driver_is_trusted() -> None:
+    driver = FakeDriver(16)
+    vmm = CudaVmm(driver=driver, keep_bytes=2 * GRANULARITY, zero="reused")
+    addresses = vmm.reserve(10 * GRANULARITY)
+    vmm.back(addresses, 0, 3)
+    assert "cuMemsetD8Async" not in driver.calls
+    vmm.unback(addresses, 0, 3)
+    vmm.trim()
+    vmm.back(addresses, 5, 4)
+    assert driver.dirty == {addresses.address + page * GRANULARITY for page in (7, 8)}  # the two that are new
+
+
 def test_out_of_memory_is_an_answer_and_changes_nothing() -> None:
     driver, vmm = a_vmm(10)
     addresses = vmm.reserve(20 * GRANULARITY)
