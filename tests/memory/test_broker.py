@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from shoal.memory import messages as m
-from shoal.memory.broker import Broker, Reading
+from shoal.memory.broker import Broker
 from shoal.memory.client import Callbacks, Lease, LeaseError, Rank
 from shoal.memory.listening import BrokerRunningError
+from shoal.memory.measuring import Reading
 
 from .tool import Tool, eventually
 

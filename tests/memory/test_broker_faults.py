@@ -244,8 +244,8 @@ def _throw(path: Path, frames: int, seed: int) -> int:
     while thrown < frames:
         connections += 1
         with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(path))  # before the timeout: with one, a full backlog is an error and not a wait
             peer.settimeout(30)
-            peer.connect(str(path))
             for _ in range(rng.randrange(1, 20)):
                 data = _nonsense(rng)
                 thrown += 1

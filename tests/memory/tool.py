@@ -16,8 +16,8 @@ class Tool:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(30)
         self.socket.connect(str(path))
+        self.socket.settimeout(30)
         self._frames = m.Frames()
         self._heard: list[m.FromBroker] = []
 

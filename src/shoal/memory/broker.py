@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import signal
 import sys
@@ -24,6 +23,7 @@ from . import messages as m
 from .connection import Connection
 from .ledger import Device, Ledger, LedgerError, Member, Terms, mib
 from .listening import ListeningSocket, listen
+from .measuring import Follower, Measure, Reading
 from .policy import decide
 from .watching import Watcher, listing
 
@@ -32,18 +32,6 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 1024
 SETTLE = 2.0
 """Seconds in which a broker that follows a killed one grants nothing, so that engines can say first what they hold."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the driver says about a device: bytes in all, and bytes free."""
-
-    total: int
-    free: int
-
-
-Measure = Callable[[], Mapping[str, Reading]]
-"""Reads devices by key. Runs on a thread; what it raises is logged, and the last reading stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +77,11 @@ class Broker:
         self._path = socket
         self._limits = dict(limits or {})
         self._headroom = headroom
-        self._measure = measure
-        self._interval = interval
+        self._follower = (
+            None
+            if measure is None
+            else Follower(measure, interval, lambda found: self._events.put_nowait(Measured(found)))
+        )
         self._clock = clock
         self._connections: set[Connection] = set()
         self._members: dict[Connection, Member] = {}
@@ -100,8 +91,6 @@ class Broker:
         self._touched: set[Device] = set()
         self._timers: dict[Device, asyncio.TimerHandle] = {}
         self._unmeasured: set[Device] = set()
-        self._occupied = asyncio.Event()
-        self._hurry = asyncio.Event()
         self._settled_at = 0.0
         self._listening: ListeningSocket | None = None
         self._server: asyncio.Server | None = None
@@ -119,8 +108,8 @@ class Broker:
             self._settled_at = self._clock() + SETTLE
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._own(), name="books")]
-        if self._measure is not None:
-            self._tasks.append(loop.create_task(self._follow(self._measure), name="measure"))
+        if self._follower is not None:
+            self._tasks.append(loop.create_task(self._follower.run(), name="measure"))
         self._server = await loop.create_unix_server(self._connection, sock=self._listening.socket)
         log.info("memory broker listens on %s", self._path)
 
@@ -245,15 +234,15 @@ class Broker:
             limit=self._limits.get(hello.device),
             headroom=int(hello.device_size * self._headroom),
         )
-        if new and self._measure is not None:
+        if new and self._follower is not None:
             self._unmeasured.add(device)
         terms = Terms(hello.floor, hello.ceiling, hello.priority, hello.unit)
         member = self.ledger.join(device, hello.engine, hello.rank, terms, held=hello.held, now=self._clock())
         self._members[connection] = member
         self._owners[member] = connection
         self._touched.add(device)
-        self._occupied.set()
-        self._hurry.set()
+        if self._follower is not None:
+            self._follower.joined()
         connection.send(
             m.Welcome(lease=member.lease, floor=hello.floor, ceiling=hello.ceiling, priority=hello.priority)
         )
@@ -271,8 +260,8 @@ class Broker:
         log.info("%s rank %d is gone; %s are free", member.engine, member.rank, mib(member.lease))
         self.ledger.leave(member)
         self._touched.add(member.device)
-        if not self._members:
-            self._occupied.clear()
+        if not self._members and self._follower is not None:
+            self._follower.empty()
 
     def _set_terms(self, connection: Connection, message: m.SetTerms) -> None:
         ranks = self._ranks(message.engine)
@@ -360,20 +349,6 @@ class Broker:
         self._timers[device] = asyncio.get_running_loop().call_later(
             max(0.0, delay) + 0.001, self._events.put_nowait, Due(device)
         )
-
-    async def _follow(self, measure: Measure) -> None:
-        """Measure again and again while a device has members, and at once when one joins."""
-        while True:
-            await self._occupied.wait()
-            self._hurry.clear()
-            try:
-                readings = await asyncio.to_thread(measure)
-            except Exception:
-                log.exception("measuring the devices failed")
-                readings = {}
-            self._events.put_nowait(Measured(readings))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), self._interval)
 
     def _observe(self, readings: Mapping[str, Reading]) -> None:
         """Keep the budgets to what others leave."""

@@ -1,0 +1,56 @@
+"""What the driver says about devices, followed while somebody is there to follow it for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A device's bytes in all, and bytes free."""
+
+    total: int
+    free: int
+
+
+Measure = Callable[[], Mapping[str, Reading]]
+"""Reads devices by key. Runs on a thread; what it raises is logged, and the last reading stays."""
+
+
+class Follower:
+    """Calls `tell` with a measurement every `interval` seconds while occupied, and not at all otherwise."""
+
+    def __init__(self, measure: Measure, interval: float, tell: Callable[[Mapping[str, Reading]], None]) -> None:
+        self._measure = measure
+        self._interval = interval
+        self._tell = tell
+        self._occupied = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    def joined(self) -> None:
+        """A member has come: measure at once."""
+        self._occupied.set()
+        self._hurry.set()
+
+    def empty(self) -> None:
+        """The last member has gone: rest."""
+        self._occupied.clear()
+
+    async def run(self) -> None:
+        while True:
+            await self._occupied.wait()
+            self._hurry.clear()
+            try:
+                readings = await asyncio.to_thread(self._measure)
+            except Exception:
+                log.exception("measuring the devices failed")
+                readings = {}
+            self._tell(readings)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), self._interval)
