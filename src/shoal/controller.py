@@ -1,6 +1,6 @@
 """The controller process: puts the fleet together, finds again what runs, serves the admin API, and ends in order.
 
-Started by `supervisor.py` as `python -m shoal.controller`, with its settings in `SHOAL_SETTINGS`.
+Started by `supervisor.py` as `python -m shoal.controller`, with its settings in an open file.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import uvloop
 
@@ -44,6 +46,9 @@ from shoal.settings import Settings
 from shoal.store.saved import Saved
 from shoal.store.store import Store
 
+T = TypeVar("T")
+SAVE_PATIENCE = 1.0
+"""Seconds that an answer waits for the store: what was accepted is to survive a crash, but a sick disk stops nobody."""
 _log = logging.getLogger("shoal.controller")
 
 
@@ -99,6 +104,7 @@ class Controller:
     effects: LiveEffects = field(init=False)
     hub: Hub = field(init=False)
     relays: Relays = field(init=False)
+    _reloads: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.hub = Hub(self.snapshot)
@@ -157,15 +163,22 @@ class Controller:
         models = [fleet.model_view(name) for name in sorted(fleet.models)]
         return Snapshot(1, self.status(), models, fleet.device_views())
 
+    async def do(self, command: Callable[[], T]) -> T:
+        """Run a command of the manager, and save what came of it before its answer is given, if the store is well."""
+        result = await self.manager.do(command)
+        await self.store.flush(SAVE_PATIENCE)
+        return result
+
     async def reload(self) -> dict[str, list[str]]:
         """Read the configuration file again. Models follow at once; other settings need a restart, and are named."""
         if self.config_file is None:
             raise ShoalError("Shoal was started without a configuration file; there is nothing to reload", status=409)
-        new = await asyncio.to_thread(load_settings, {}, file=self.config_file)
-        before, after = self.file_settings.model_dump(), new.model_dump()
-        changed = [key for key in after if key != "models" and before[key] != after[key]]
-        result = await self.manager.do(lambda: self.manager.declare(new.models, "file"))
-        self.file_settings = new
+        async with self._reloads:  # two at once could end with the older one's reading of the file
+            new = await asyncio.to_thread(load_settings, {}, file=self.config_file)
+            before, after = self.file_settings.model_dump(), new.model_dump()
+            changed = [key for key in after if key != "models" and before[key] != after[key]]
+            result = await self.do(lambda: self.manager.declare(new.models, "file"))
+            self.file_settings = new
         return {**result, "restart_needed": sorted({*result["restart_needed"], *changed})}
 
     @contextlib.asynccontextmanager
@@ -209,8 +222,10 @@ class Controller:
     async def _recover(self, saved: Saved) -> None:
         """Find process groups again: take back those that are known, end those that are provably ours but unknown."""
         processes = self.effects.processes
-        instances = [self._with_settings(instance, saved.models) for instance in saved.instances]
+        instances = [self._completed(instance, saved.models) for instance in saved.instances]
         known = {instance.id: instance for instance in instances}
+        for instance in instances:
+            self.effects.remember(instance)  # one may end while the others are looked at
         found = {item.instance: item for item in processes.find()}
         running = {
             id
@@ -246,21 +261,21 @@ class Controller:
             elif instance.state in (S.STARTING, S.READY):
                 self.effects.watch(instance)
 
-    @staticmethod
-    def _with_settings(instance: Instance, models: Sequence[Model]) -> Instance:
-        """Settings that this version could not read are replaced by the model's present ones."""
+    def _completed(self, instance: Instance, models: Sequence[Model]) -> Instance:
+        """Settings that this version could not read are replaced by the model's present ones; an instance that was
+        being started when the last controller was killed has no address in the store yet."""
         if instance.spec is None:
-            for model in models:
-                if model.spec.name == instance.model:
-                    return dataclasses.replace(instance, spec=model.spec)
-        return instance
+            spec = next((model.spec for model in models if model.spec.name == instance.model), None)
+            instance = dataclasses.replace(instance, spec=spec)
+        return dataclasses.replace(instance, address=instance.address or self.effects.address(instance))
 
 
 def fleet_id(paths: Paths) -> str:
     """What marks this fleet's processes; the same as long as the state folder is."""
     for folder in (paths.state, paths.runtime):
-        with contextlib.suppress(OSError):
-            if id := (folder / "fleet-id").read_text(encoding="ascii").strip():
+        with contextlib.suppress(OSError, ValueError):
+            id = (folder / "fleet-id").read_text(encoding="ascii").strip()
+            if re.fullmatch("[0-9a-f]{32}", id):  # a power cut may leave zeros
                 return id
     id = secrets.token_hex(16)
     for folder in (paths.state, paths.runtime):  # a state folder that cannot be written must not stop the start
@@ -288,15 +303,13 @@ async def serve(handover: Handover, *, first: bool, notify_fd: int | None) -> No
     )
     loop = asyncio.get_running_loop()
     stops: asyncio.Queue[None] = asyncio.Queue()
+    hangups = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stops.put_nowait, None)
-
-    def reload() -> None:
-        task = asyncio.create_task(_reload(controller))
-        task.add_done_callback(lambda _: None)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    async with controller.running(first=first), serve_api(controller):
+    loop.add_signal_handler(signal.SIGHUP, hangups.set)
+    # The supervisor has them wait until here, so that none is lost and none ends a start halfway.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGHUP))
+    async with controller.running(first=first), serve_api(controller), _reloading(controller, hangups):
         if notify_fd is not None:
             os.write(notify_fd, b"ready\n")
             os.close(notify_fd)
@@ -305,11 +318,23 @@ async def serve(handover: Handover, *, first: bool, notify_fd: int | None) -> No
             await _stop_engines(controller, stops)
 
 
-async def _reload(controller: Controller) -> None:
+@contextlib.asynccontextmanager
+async def _reloading(controller: Controller, hangups: asyncio.Event) -> AsyncIterator[None]:
+    """Reload at every SIGHUP while the block runs; a storm of them is one."""
+
+    async def run() -> None:
+        while await hangups.wait():
+            hangups.clear()
+            try:
+                _log.info("reloaded: %s", await controller.reload())
+            except ShoalError as error:
+                _log.error("not reloaded: %s", error.message)
+
+    task = asyncio.create_task(run())
     try:
-        _log.info("reloaded: %s", await controller.reload())
-    except ShoalError as error:
-        _log.error("not reloaded: %s", error.message)
+        yield
+    finally:
+        task.cancel()
 
 
 async def _stop_engines(controller: Controller, stops: asyncio.Queue[None]) -> None:
@@ -324,12 +349,14 @@ async def _stop_engines(controller: Controller, stops: asyncio.Queue[None]) -> N
 def main() -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(prog="shoal.controller")
+    parser.add_argument("--settings-fd", type=int, required=True, help="an open file that holds the settings")
     parser.add_argument("--notify-fd", type=int)
     parser.add_argument("--again", action="store_true", help="the supervisor starts it anew after it ended")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s controller %(levelname)s %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    handover = Handover.restore(os.environ["SHOAL_SETTINGS"])
+    with os.fdopen(options.settings_fd, encoding="utf-8") as file:
+        handover = Handover.restore(file.read())
     uvloop.run(serve(handover, first=not options.again, notify_fd=options.notify_fd))
 
 

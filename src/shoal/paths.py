@@ -97,9 +97,10 @@ def make_runtime(paths: Paths) -> None:
 
 def keep_fresh(paths: Paths) -> None:
     """Touch everything in the runtime folder: what cleans /tmp takes files that are days old for forgotten ones."""
-    for path in (paths.runtime, *paths.runtime.rglob("*")):
-        with contextlib.suppress(OSError):
-            os.utime(path)
+    for folder, _, files in os.walk(paths.runtime):  # unlike rglob it bears folders that vanish under it
+        for name in ("", *files):
+            with contextlib.suppress(OSError):
+                os.utime(Path(folder, name))
 
 
 @contextlib.contextmanager

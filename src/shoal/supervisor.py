@@ -33,6 +33,10 @@ LONGEST_DELAY = 5.0
 CALM = 30.0
 """Seconds of life after which a child's earlier crashes are forgotten."""
 RELAY_GRACE = 10.0
+CONTROLLER_GRACE = 30.0
+"""Seconds that the controller may take to stop beyond what draining and ending engines takes."""
+HELD_BACK = frozenset({signal.SIGTERM, signal.SIGHUP})
+"""Signals that wait until the controller can handle them: they would end one that has just been started."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _log = logging.getLogger("shoal.supervisor")
@@ -76,30 +80,45 @@ class _Child:
         self.process: subprocess.Popen[bytes] | None = None
         self.notify = -1
         self.ready = False
+        self.served = False
         self._started_at = 0.0
         self._delay = FIRST_DELAY
         self.due: float | None = 0.0
 
-    def start(self, *, again: bool) -> None:
-        """Start it; `notify` becomes readable once it serves."""
-        self.notify, write = os.pipe()
-        try:
-            self.process = self._start(write, again)
-        finally:
-            os.close(write)
+    def start(self) -> bool:
+        """Start it; `notify` becomes readable once it serves. False if that has to be tried again later."""
         self._started_at = time.monotonic()
         self.due = None
         self.ready = False
+        read, write = os.pipe()
+        try:
+            self.process = self._start(write, self.served)
+        except OSError as error:  # the machine is out of processes or memory; that may pass
+            os.close(read)
+            self._again(f"cannot be started ({error.strerror})")
+            return False
+        finally:
+            os.close(write)
+        self.notify = read
+        return True
 
-    def ended(self, status: int) -> None:
-        """It has ended; when to start it again."""
+    def ended(self, status: int) -> int:
+        """It has ended; its exit code."""
         code = os.waitstatus_to_exitcode(status)
         if self.process is not None:
             self.process.returncode = code
         self.process = None
+        self.ready = False
+        return code
+
+    def restart(self, code: int) -> None:
+        """It is to be started again, after a delay that grows."""
         if time.monotonic() - self._started_at > CALM:
             self._delay = FIRST_DELAY
-        _log.warning("the %s ended (%s); starting it again in %.1f s", self.name, code, self._delay)
+        self._again(f"ended ({code})")
+
+    def _again(self, what: str) -> None:
+        _log.warning("the %s %s; starting it again in %.1f s", self.name, what, self._delay)
         self.due = time.monotonic() + self._delay
         self._delay = min(LONGEST_DELAY, self._delay * 2)
 
@@ -146,14 +165,14 @@ class Supervisor:
         old = {number: signal.signal(number, self._note_signal) for number in numbers}
         try:
             for child in self._children:
-                self._launch(child, again=False)
+                self._launch(child)
             while not self._stop_asked():
                 self._wait(wake_r)
                 self._reap()
                 for child in self._children:
                     if child.due is not None and child.due <= time.monotonic():
-                        self._launch(child, again=True)
-            self._stop(self._controller, wake_r, None)
+                        self._launch(child)
+            self._stop_controller(wake_r)
             self._stop(self._relay, wake_r, RELAY_GRACE)
         finally:
             for child in self._children:
@@ -178,16 +197,30 @@ class Supervisor:
                 self._controller.signal(signal.SIGHUP)
         return asked
 
-    def _stop(self, child: _Child, wake: int, grace: float | None) -> None:
+    def _stop_controller(self, wake: int) -> None:
+        """The controller ends the engines. One that is down just now, or dies over it, gets a successor for that."""
+        grace = self._settings.drain_timeout + self._settings.stop_timeout + CONTROLLER_GRACE
+        for _ in range(2):
+            if self._controller.process is None:
+                self._launch(self._controller)
+            if self._stop(self._controller, wake, grace) == 0:
+                return
+        _log.error("the controller could not end in order; engines may still run, the next `shoal serve` finds them")
+
+    def _stop(self, child: _Child, wake: int, grace: float) -> int | None:
+        """End it; its exit code, None if it did not run."""
+        child.due = None
         child.signal(signal.SIGTERM)
-        deadline = None if grace is None else time.monotonic() + grace
+        process = child.process
+        deadline = time.monotonic() + grace
         while child.process is not None:
-            if deadline is not None and time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 child.signal(signal.SIGKILL)
             self._wait(wake, limit=0.5)
             if self._stop_asked():
                 child.signal(signal.SIGTERM)  # asked again: more urgent
             self._reap(restart=False)
+        return None if process is None else process.returncode
 
     def _wait(self, wake: int, limit: float | None = None) -> None:
         dues = [child.due - time.monotonic() for child in self._children if child.due is not None]
@@ -199,6 +232,7 @@ class Supervisor:
             else:
                 child: _Child = key.data
                 child.ready = os.read(key.fd, 64).startswith(b"ready")
+                child.served = child.served or child.ready
                 self._unwatch(child)
         if not self._told and all(child.ready for child in self._children):
             self._told = True
@@ -215,16 +249,13 @@ class Supervisor:
             for child in self._children:
                 if child.process is not None and child.process.pid == pid:
                     self._unwatch(child)
+                    code = child.ended(status)
                     if restart:
-                        child.ended(status)
-                    else:
-                        child.process.returncode = os.waitstatus_to_exitcode(status)
-                        child.process = None
-                        child.due = None
+                        child.restart(code)
 
-    def _launch(self, child: _Child, *, again: bool) -> None:
-        child.start(again=again)
-        self._selector.register(child.notify, selectors.EVENT_READ, child)
+    def _launch(self, child: _Child) -> None:
+        if child.start():
+            self._selector.register(child.notify, selectors.EVENT_READ, child)
 
     def _unwatch(self, child: _Child) -> None:
         if child.notify >= 0:
@@ -233,10 +264,19 @@ class Supervisor:
             child.notify = -1
 
     def _start_controller(self, notify: int, again: bool) -> subprocess.Popen[bytes]:
-        argv = [sys.executable, "-m", "shoal.controller", "--notify-fd", str(notify)]
-        if again:
-            argv.append("--again")
-        return _popen(argv, (notify,), {"SHOAL_SETTINGS": self._handover.dump()})
+        # Not an environment variable: the kernel takes no longer ones than 128 KiB, which 300 models fill.
+        settings = os.memfd_create("shoal-settings")
+        try:
+            with os.fdopen(os.dup(settings), "w", encoding="utf-8") as file:
+                file.write(self._handover.dump())
+            os.lseek(settings, 0, os.SEEK_SET)
+            argv = [sys.executable, "-m", "shoal.controller"]
+            argv += ["--settings-fd", str(settings), "--notify-fd", str(notify)]
+            if again:
+                argv.append("--again")
+            return _popen(argv, (settings, notify), HELD_BACK)
+        finally:
+            os.close(settings)
 
     def _start_relay(self, notify: int, _again: bool) -> subprocess.Popen[bytes]:
         fd = self._listener.fileno()
@@ -251,21 +291,21 @@ class Supervisor:
             *("--body-timeout", str(settings.body_timeout)),
             *("--connect-timeout", str(settings.connect_timeout)),
         ]
-        return _popen(argv, (fd, notify), {})
+        return _popen(argv, (fd, notify))
 
 
-def _popen(argv: list[str], fds: tuple[int, ...], env: dict[str, str]) -> subprocess.Popen[bytes]:
+def _popen(argv: list[str], fds: tuple[int, ...], blocked: frozenset[int] = frozenset()) -> subprocess.Popen[bytes]:
     parent = os.getpid()
 
     def die_with_supervisor() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
 
     return subprocess.Popen(
         argv,
         pass_fds=fds,
-        env={**os.environ, **env},
         stdin=subprocess.DEVNULL,
         # Ctrl-C in a terminal reaches the whole foreground group; only the supervisor is to act on it.
         start_new_session=True,

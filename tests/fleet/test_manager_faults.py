@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
-from shoal.fleet.state import Exit
+from shoal.fleet.state import Exit, Instance
 from shoal.fleet.state import InstanceState as S
 from tests.fleet.fakes import World, spec, void
 
@@ -26,6 +27,10 @@ async def test_what_cannot_be_published_does_not_end_the_loop(monkeypatch: pytes
     loop.cancel()
 
 
+def end(world: World, instance: Instance) -> None:
+    world.manager._life.unload(instance)
+
+
 def test_one_model_that_cannot_be_restored_does_not_keep_the_others_from_it() -> None:
     world = World()
     for name in ("a", "b"):
@@ -34,8 +39,8 @@ def test_one_model_that_cannot_be_restored_does_not_keep_the_others_from_it() ->
     world.unload("a")
     world.load("a", 2)
     world.manager.handle(lambda: void(world.manager.change_model("a", lambda s: s.model_copy(update={"port": 9000}))))
-    for instance in [i.id for i in world.manager.fleet.of_model("b")]:
-        world.manager.handle(lambda id=instance: void(world.manager._life.unload(world.get(id))))
+    for instance in world.manager.fleet.of_model("b"):
+        world.manager.handle(partial(end, world, instance))  # ended, but still wanted
     world.manager.handle(lambda: world.manager.restore(remembered=True))
     assert len([i for i in world.manager.fleet.of_model("b") if i.state is S.QUEUED]) == 2
     assert any(event.kind == "not_restored" and "port" in event.message for event in world.effects.events)

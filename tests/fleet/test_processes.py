@@ -18,6 +18,7 @@ import pytest
 from shoal.engines.base import Launch
 from shoal.fleet.logs import older, tail
 from shoal.fleet.processes import FLEET, INSTANCE, Processes, scrubbed
+from shoal.fleet.shim import BEGIN
 from shoal.fleet.state import Exit
 
 # Prints, starts a child in a session of its own that cannot be asked to end, and stays.
@@ -91,7 +92,7 @@ async def until(condition: Callable[[], object], seconds: float = 20) -> None:
 async def test_the_exit_of_an_engine_is_told_with_its_code(groups: Groups) -> None:
     groups.spawn("a", "print('hello'); raise SystemExit(3)")
     assert await groups.exit() == ("a", Exit(code=3))
-    assert tail(groups.log("a"), 5) == ["hello"]
+    assert tail(groups.log("a"), 5) == [BEGIN, "hello"]
     await until(lambda: not groups.left())
 
 

@@ -53,7 +53,7 @@ async def get_instance(controller: Context, instance: str) -> InstanceView:
 @router.delete("/instances/{instance}", status_code=202)
 async def stop_instance(controller: Context, instance: str, response: Response, force: bool = False) -> InstanceView:
     """End one instance, after its running requests unless forced; 200 if it has ended already."""
-    ended, changed = await controller.manager.do(lambda: controller.manager.stop_instance(instance, force=force))
+    ended, changed = await controller.do(lambda: controller.manager.stop_instance(instance, force=force))
     if not changed:
         response.status_code = 200
     return controller.manager.fleet.instance_view(ended)

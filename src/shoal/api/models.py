@@ -56,7 +56,7 @@ async def list_models(controller: Context) -> Models:
 async def add_model(controller: Context, response: Response, data: dict[str, Any] = Body()) -> ModelView:
     """Declare a model. The same one again answers 200, another one under its name 409."""
     spec = parse_spec({"engine": controller.settings.engine, **data})
-    outcome = await controller.manager.do(lambda: controller.manager.add_model(spec))
+    outcome = await controller.do(lambda: controller.manager.add_model(spec))
     if not outcome.changed:
         response.status_code = 200
     return outcome.model
@@ -68,7 +68,7 @@ async def load_model(
 ) -> ModelView:
     """Start what is missing of the wanted instances; 200 if nothing is."""
     wanted = request.instances if request is not None else None
-    outcome = await controller.manager.do(lambda: controller.manager.load(name, wanted))
+    outcome = await controller.do(lambda: controller.manager.load(name, wanted))
     if not outcome.changed:
         response.status_code = 200
     return outcome.model
@@ -80,7 +80,7 @@ async def unload_model(
 ) -> ModelView:
     """End every instance, after their running requests unless forced; 200 if none runs."""
     force = request is not None and request.force
-    outcome = await controller.manager.do(lambda: controller.manager.unload(name, force=force))
+    outcome = await controller.do(lambda: controller.manager.unload(name, force=force))
     if not outcome.changed:
         response.status_code = 200
     return outcome.model
@@ -102,7 +102,7 @@ async def change_model(controller: Context, name: Name, data: dict[str, Any] = B
     def make(spec: ModelSpec) -> ModelSpec:
         return parse_spec({**spec.model_dump(), **data})
 
-    outcome = await controller.manager.do(lambda: controller.manager.change_model(name, make))
+    outcome = await controller.do(lambda: controller.manager.change_model(name, make))
     return outcome.model
 
 
@@ -111,9 +111,7 @@ async def remove_model(controller: Context, name: Name, unload: bool = False, fo
     """Forget a model; 409 while it runs, unless it is to be unloaded first."""
     try:
         async with asyncio.timeout(REMOVAL + controller.settings.drain_timeout):
-            while not await controller.manager.do(
-                lambda: controller.manager.remove_model(name, unload=unload, force=force)
-            ):
+            while not await controller.do(lambda: controller.manager.remove_model(name, unload=unload, force=force)):
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise ConflictError(

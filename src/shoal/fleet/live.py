@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import secrets
@@ -21,6 +22,7 @@ from shoal.fleet.monitor import Monitor
 from shoal.fleet.processes import Processes
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.relays import Relays
+from shoal.fleet.shim import BEGIN
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure, Instance, Model
 from shoal.messages import RoutingTable
@@ -30,6 +32,7 @@ from shoal.settings import Settings
 from shoal.store.store import Store
 
 EXPLAIN_LINES = 400
+STORE_PATIENCE = 1.0
 DEVICE_INTERVAL = 2.0
 FRESHEN_EVERY = 1800
 MEMORY_EVERY = 5  # looks at the devices between two at the processes' memory
@@ -117,7 +120,7 @@ class LiveEffects:
         self._store.delete_model(name)
 
     def save_instance(self, instance: Instance) -> None:
-        self._specs[instance.id] = instance
+        self.remember(instance)
         self._store.save_instance(instance)
 
     def delete_instance(self, instance: str) -> None:
@@ -131,11 +134,22 @@ class LiveEffects:
     def add_load(self, load: LoadRecord) -> None:
         self._store.add_load(load)
 
+    def remember(self, instance: Instance) -> None:
+        """Know an instance of an earlier controller, so that its end is told."""
+        self._specs[instance.id] = instance
+
     # -- beside it ----------------------------------------------------------------------------------------------------
+
+    def address(self, instance: Instance) -> str:
+        """Where the instance's engine listens."""
+        port = instance.spec.port if instance.spec is not None else None
+        if port is not None:
+            return str(TcpAddress("127.0.0.1", port))
+        return str(UnixAddress(self.processes.socket(instance.id)))
 
     def watch(self, instance: Instance) -> None:
         """Watch an instance whose process group runs."""
-        self._specs[instance.id] = instance
+        self.remember(instance)
         monitor = Monitor(
             self._engines[instance.engine],
             self._paths.log(instance.id),
@@ -146,7 +160,10 @@ class LiveEffects:
         )
 
         async def run() -> None:
-            earlier = await self._store.loads(instance.model, limit=20)
+            earlier: list[LoadRecord] = []
+            with contextlib.suppress(ShoalError, TimeoutError):  # a database that is away must not hold up a start
+                async with asyncio.timeout(STORE_PATIENCE):
+                    earlier = await self._store.loads(instance.model, limit=20)
             await monitor.run(instance, [load.phases for load in earlier if load.outcome == "ready"])
 
         self._monitors[instance.id] = self._in_background(run())
@@ -154,6 +171,8 @@ class LiveEffects:
     async def failure_of(self, instance: Instance, exit: Exit) -> Failure:
         """Why a process group ended, by the end of its log."""
         lines = await asyncio.to_thread(tail, self._paths.log(instance.id), EXPLAIN_LINES)
+        if BEGIN in lines:  # what an earlier start printed does not explain this one
+            lines = lines[len(lines) - lines[::-1].index(BEGIN) :]
         engine = self._engines[instance.engine]
         spec = instance.spec or ModelSpec(name=instance.model, source="unknown")
         try:
@@ -167,12 +186,15 @@ class LiveEffects:
         memory: dict[str, int] = {}
         looks = 0
         while True:
-            if looks % FRESHEN_EVERY == 0:
-                await asyncio.to_thread(keep_fresh, self._paths)
-            if looks % MEMORY_EVERY == 0:
-                memory = await asyncio.to_thread(self.processes.memory) if self._monitors else {}
+            try:
+                if looks % FRESHEN_EVERY == 0:
+                    await asyncio.to_thread(keep_fresh, self._paths)
+                if looks % MEMORY_EVERY == 0:
+                    memory = await asyncio.to_thread(self.processes.memory) if self._monitors else {}
+                self._tell(facts.DevicesRead(await asyncio.to_thread(devices.read), memory))
+            except Exception:  # one look that fails must not be the last
+                _log.exception("while reading the devices")
             looks += 1
-            self._tell(facts.DevicesRead(await asyncio.to_thread(devices.read), memory))
             await asyncio.sleep(DEVICE_INTERVAL)
 
     async def close(self) -> None:
@@ -208,16 +230,12 @@ class LiveEffects:
         assert spec is not None
         try:
             environment = await asyncio.to_thread(engine.environment, spec, devices)
-            address = str(
-                TcpAddress("127.0.0.1", spec.port)
-                if spec.port is not None
-                else UnixAddress(self.processes.socket(instance.id))
-            )
+            address = self.address(instance)
             launch = engine.launch(
                 spec, instance=instance.id, address=address, devices=devices, environment=environment
             )
             # A process that the store does not know would be taken for an orphan after a crash of this one.
-            await self._store.flush(1.0)
+            await self._store.flush(STORE_PATIENCE)
             if instance.id not in self._spawning:  # unloaded meanwhile
                 self._tell(facts.Exited(instance.id, Exit(), Failure("unloaded", "unloaded before it started")))
                 return
@@ -230,6 +248,10 @@ class LiveEffects:
                 f"the engine's process could not be started: {error.strerror or error}",
                 f"is there room in {self._paths.runtime}?",
             )
+            self._tell(facts.Spawned(instance.id, failure=failure))
+        except Exception as error:  # whatever it is, the instance must not be left as starting for ever
+            _log.exception("while starting %s", instance.id)
+            failure = Failure("cannot_start", f"the engine could not be started: {error}", "see the controller's log")
             self._tell(facts.Spawned(instance.id, failure=failure))
         else:
             self._tell(facts.Spawned(instance.id, address, environment.name, environment.version))

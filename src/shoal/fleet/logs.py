@@ -29,10 +29,10 @@ def tail(path: Path, lines: int) -> list[str]:
             data = file.read()
             text = data.decode("utf-8", "replace")
             parts = text.split("\n")
-            if len(data) < size:
-                parts = parts[1:]  # cut in the middle
             if parts and not parts[-1]:
                 parts.pop()
+            if len(data) < size and len(parts) > 1:
+                parts = parts[1:]  # cut in the middle; the end of one huge line is better than nothing
             found.extend(_shown(line) for line in parts)
     return list(found)
 

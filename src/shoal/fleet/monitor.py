@@ -16,12 +16,14 @@ from shoal.engines.progress import ProgressTracker
 from shoal.fleet import facts
 from shoal.fleet.hang import HangDetector
 from shoal.fleet.logs import Follower
+from shoal.fleet.shim import BEGIN
 from shoal.fleet.state import Instance, InstanceState, Progress
 from shoal.net import UnixAddress, parse_address
 
 FIRST_LOOK = 0.02
 SLOWEST_LOOK = 0.5
 ANSWER = 5.0
+READS_AT_ONCE = 64
 _log = logging.getLogger(__name__)
 
 
@@ -49,7 +51,7 @@ class Probe:
         try:
             async with self._session.get(self._base + path) as response:
                 return await response.text(errors="replace") if response.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError):
             return None
 
     async def context_length(self) -> int | None:
@@ -95,18 +97,26 @@ class Monitor:
         finally:
             await probe.close()
 
-    async def _until_ready(self, instance: Instance, probe: Probe, earlier: Sequence[Mapping[str, float]]) -> bool:
+    def _tracker(self, earlier: Sequence[Mapping[str, float]]) -> ProgressTracker:
         tracker = ProgressTracker(self._engine.milestones, earlier)
+        tracker.progress(time.monotonic())  # its clock starts now
+        return tracker
+
+    async def _until_ready(self, instance: Instance, probe: Probe, earlier: Sequence[Mapping[str, float]]) -> bool:
+        tracker = self._tracker(earlier)
         follower = Follower(self._log)
         shown: Progress | None = None
         pause = FIRST_LOOK
         limit = instance.spec.start_timeout if instance.spec is not None else float("inf")
         deadline = time.monotonic() + limit
-        tracker.progress(time.monotonic())  # its clock starts now
         try:
             while True:
-                while lines := follower.read():
+                for _ in range(READS_AT_ONCE):  # an engine may print faster than this reads
+                    if not (lines := follower.read()):
+                        break
                     for line in lines:
+                        if line == BEGIN:  # what came before was an earlier start
+                            tracker = self._tracker(earlier)
                         tracker.feed(line, time.monotonic())
                     await asyncio.sleep(0)  # a flood of lines must not hold up everyone else
                 if await probe.get("/health") is not None:

@@ -101,8 +101,13 @@ class Processes:
                 start_new_session=True,
                 cwd=folder,
             )
+        try:
+            self._watch(instance, child.pid)
+        except OSError:  # no file descriptor is left: what cannot be watched must not run
+            child.kill()
+            child.wait()
+            raise
         self._children[instance] = child
-        self._watch(instance, child.pid)
         return child.pid
 
     def terminate(self, instance: str) -> bool:

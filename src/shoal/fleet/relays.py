@@ -51,7 +51,10 @@ class Relays:
         """Send the table to every relay, now and whenever one connects."""
         self._table = msgspec.json.encode(table) + b"\n"
         for writer in self._writers:
-            writer.write(self._table)
+            if writer.transport.get_write_buffer_size() > MAX_LINE:
+                writer.transport.abort()  # it does not read; once it does it connects anew and gets the newest
+            else:
+                writer.write(self._table)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number = next(self._numbers)

@@ -29,6 +29,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 CHUNK = 65536
+BEGIN = "[shoal] the engine starts"
+"""The log's line before each start: what stands above it is of an earlier one."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,6 +79,7 @@ class Shim:
         self._log = Log(launch["log"], launch["log_bytes"])
         self._engine: subprocess.Popen[bytes] | None = None
         self._status: int | None = None
+        self._asked: list[int] = []  # signals that were not acted on yet
         self._kill_at: float | None = None
 
     def run(self) -> None:
@@ -89,10 +92,12 @@ class Shim:
             signal.signal(number, self._on_signal)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
+        self._log.write(f"{BEGIN}\n".encode())
         try:
             self._start()
-        except OSError as error:
-            self._log.write(f"[shoal] {self._launch['argv'][0]} cannot be started: {error.strerror}\n".encode())
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            why = getattr(error, "strerror", None) or error
+            self._log.write(f"[shoal] {self._launch['argv'][0]} cannot be started: {why}\n".encode())
             self._write("exit.json", {"code": 127, "signal": None, "at": time.time()})
             return
         engine = self._engine
@@ -103,6 +108,7 @@ class Shim:
         selector.register(output, selectors.EVENT_READ)
         selector.register(wake_r, selectors.EVENT_READ)
         while True:
+            self._obey()
             for key, _ in selector.select(self._time_left()):
                 if key.fd == wake_r:
                     with contextlib.suppress(BlockingIOError):
@@ -141,11 +147,17 @@ class Shim:
         self._write("shim.json", {"shim": os.getpid(), "engine": self._engine.pid, "at": time.time()})
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if number == signal.SIGTERM and self._kill_at is None:
-            self._kill_at = time.monotonic() + self._launch["grace"]
-            self._signal_group(signal.SIGTERM)
-        elif number == signal.SIGUSR1:
-            self._signal_group(signal.SIGKILL)
+        # Only noted: it may come while the engine is being started, when there is nobody to pass it on to yet.
+        self._asked.append(number)
+
+    def _obey(self) -> None:
+        while self._asked:
+            number = self._asked.pop(0)
+            if number == signal.SIGTERM and self._kill_at is None:
+                self._kill_at = time.monotonic() + self._launch["grace"]
+                self._signal_group(signal.SIGTERM)
+            elif number == signal.SIGUSR1:
+                self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, number: int) -> None:
         # Until it is reaped the engine's pid cannot be given to somebody else.
