@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
-from shoal.fleet.hub import BACKLOG, RING, Hub
+from shoal.fleet.hub import BACKLOG, RING, RING_BYTES, Hub
 
 
 def read(frame: bytes) -> tuple[str, str, object]:
@@ -48,9 +48,29 @@ async def test_what_is_no_longer_known_is_a_new_snapshot() -> None:
     for number in range(RING + 10):
         hub.publish("model", number)
     epoch = (await take(hub.stream(), 1))[0][0].split("-")[0]
-    for last in (f"{epoch}-3", "other-5", "nonsense", f"{epoch}-99999999", f"{epoch}-x", ""):
+    for last in (
+        f"{epoch}-3",
+        "other-5",
+        "nonsense",
+        f"{epoch}-99999999",
+        f"{epoch}-x",
+        f"{epoch}-²",
+        f"{epoch}-{'9' * 5000}",
+        "",
+    ):
         ((_, event, data),) = await take(hub.stream(last), 1)
         assert (event, data) == ("snapshot", "whole"), last
+
+
+async def test_what_is_kept_for_those_who_come_back_is_bounded_in_bytes() -> None:
+    hub = Hub(lambda: "whole")
+    hub.publish("model", "first")
+    epoch = (await take(hub.stream(), 1))[0][0].split("-")[0]
+    for _ in range(20):
+        hub.publish("model", "x" * (RING_BYTES // 10))
+    assert sum(len(frame) for _, frame in hub._ring) <= RING_BYTES
+    assert (await take(hub.stream(f"{epoch}-1"), 1))[0][1] == "snapshot"
+    assert (await take(hub.stream(f"{epoch}-20"), 1))[0][1] == "model"
 
 
 async def test_a_watcher_that_falls_behind_gets_a_snapshot_and_not_a_growing_queue() -> None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 HEARTBEAT = 15.0
 BACKLOG = 256
 RING = 2000
+RING_BYTES = 8 * 2**20
 
 
 def encode(data: object) -> bytes:
@@ -38,7 +39,8 @@ class Hub:
         self._snapshot = snapshot
         self._epoch = secrets.token_hex(4)
         self._number = 0
-        self._ring: deque[tuple[int, bytes]] = deque(maxlen=RING)
+        self._ring: deque[tuple[int, bytes]] = deque()
+        self._ring_bytes = 0
         self._watchers: set[_Watcher] = set()
 
     @property
@@ -51,6 +53,9 @@ class Hub:
         self._number += 1
         frame = self._frame(event, encode(data))
         self._ring.append((self._number, frame))
+        self._ring_bytes += len(frame)
+        while len(self._ring) > RING or self._ring_bytes > RING_BYTES:
+            self._ring_bytes -= len(self._ring.popleft()[1])
         for watcher in self._watchers:
             watcher.put(frame)
 
@@ -78,7 +83,7 @@ class Hub:
 
     def _missed(self, last_event_id: str | None) -> list[bytes]:
         epoch, _, number = (last_event_id or "").partition("-")
-        if epoch == self._epoch and number.isdigit():
+        if epoch == self._epoch and number.isdecimal() and len(number) < 20:
             seen = int(number)
             oldest = self._ring[0][0] if self._ring else self._number + 1
             if oldest - 1 <= seen <= self._number:
