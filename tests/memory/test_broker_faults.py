@@ -150,6 +150,49 @@ def test_a_broker_killed_with_9_learns_the_truth_from_the_engines(path: Path, pr
             lease.close()
 
 
+def test_what_was_asked_of_a_killed_broker_is_asked_again_of_the_next(path: Path, processes: Processes) -> None:
+    first = processes.broker(path)
+    holder, asker = (Lease(path, Rank(name, "gpu", GPU)) for name in ("holder", "asker"))
+    try:
+        holder.wait_connected(60)
+        holder.ask(GPU)
+        assert holder.wait_lease(GPU, 60)
+        holder.report(used=GPU, backed=GPU)
+        asker.wait_connected(60)
+        asker.ask(300 * MIB)
+        assert asker.wait_answered(60)
+        assert asker.missing == 300 * MIB
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        processes.broker(path)
+        _until(lambda: holder.excess == 300 * MIB)
+        holder.release(holder.excess)
+        assert asker.wait_lease(300 * MIB, 60)
+    finally:
+        holder.close()
+        asker.close()
+
+
+async def test_a_broker_after_a_killed_one_grants_nothing_until_all_could_say_what_they_hold(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    broker = Broker(path)
+    await broker.start()
+    quick, slow = await asyncio.to_thread(Tool, path), await asyncio.to_thread(Tool, path)
+    await asyncio.to_thread(quick.say, m.Hello(engine="quick", device="gpu", device_size=GPU))
+    answer = await asyncio.to_thread(quick.say, m.Ask(need=GPU, seq=1))
+    assert answer == m.Grant(size=0, missing=GPU, seq=1)
+    await asyncio.to_thread(slow.say, m.Hello(engine="slow", device="gpu", device_size=GPU, held=900 * MIB))
+    slow.socket.sendall(m.frame(m.Report(used=900 * MIB, backed=900 * MIB)))
+    grant = await asyncio.to_thread(quick.hear)
+    assert isinstance(grant, m.Grant)
+    assert grant.size == GPU - 900 * MIB
+    assert broker.ledger.devices["gpu"].owed == 0
+    for tool in (quick, slow):
+        tool.close()
+    await broker.stop()
+
+
 def test_what_engines_hold_beyond_the_budget_of_a_new_broker_is_owed_and_asked_back(
     path: Path, processes: Processes
 ) -> None:

@@ -43,6 +43,10 @@ def test_grants_and_releases_are_conserved() -> None:
     assert (a.lease, b.lease, device.leased) == (35, 65, 100)
     ledger.leave(b)
     assert device.leased == 35
+    c = _member(ledger, device, "c", floor=20)
+    assert device.reserved == 55
+    ledger.leave(c)
+    assert device.reserved == 35
     ledger.check()
 
 

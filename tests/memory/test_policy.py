@@ -166,6 +166,8 @@ def test_engines_do_not_trade_blocks_of_like_age_but_old_ones_make_room() -> Non
         ledger.ask(member, 0, 150, 0)
         ledger.report(member, used=0, cached=(0, 100), backed=100, waiting=0, now=50)
     assert not plan(device, 50).recalls
+    ledger.report(b, used=0, cached=(0, 100), backed=100, waiting=0, now=49.5)
+    assert not plan(device, 50).recalls
     ledger.report(b, used=0, cached=(0, 0, 0, 100), backed=100, waiting=0, now=50)
     assert plan(device, 50).recalls[b].lease == 50
     assert _obey(ledger, device, 50) == 100
@@ -182,6 +184,40 @@ def test_memory_in_use_beyond_the_share_is_asked_for_only_under_contention() -> 
     ledger.ask(b, 300, 0, 1)
     recall = plan(device, 1).recalls[a]
     assert (recall.lease, recall.reason) == (700, "share")
+
+
+def test_what_is_in_use_counts_as_needed_though_nobody_said_so() -> None:
+    ledger, device = _device(1000)
+    a, b = ledger.join(device, "a", 0, Terms(), held=900), _join(ledger, device, "b")
+    ledger.report(a, used=600, cached=(300,), backed=900, waiting=0, now=0)
+    ledger.ask(b, 400, 0, 0)
+    assert plan(device, 0).recalls[a].lease == 600
+    ledger.ask(b, 1000, 0, 0)
+    assert plan(device, 0).recalls[a].lease == 500
+
+
+def test_a_floor_that_is_not_in_use_is_lent_to_nobody() -> None:
+    ledger, device = _device(1000)
+    a, idle = _join(ledger, device, "a"), ledger.join(device, "idle", 0, Terms(), held=200)
+    ledger.report(idle, used=0, cached=(200,), backed=200, waiting=0, now=0)
+    keeper = _join(ledger, device, "keeper", floor=300)
+    ledger.ask(a, 1000, 0, 0)
+    news = decide(ledger, device, 0)
+    assert news.grants == {a: 500}
+    assert news.recalls[idle].lease == 0
+    ledger.ask(keeper, 300, 0, 0)
+    assert decide(ledger, device, 0).grants == {keeper: 300}
+
+
+def test_a_trim_of_what_is_needed_is_over_at_once() -> None:
+    ledger, device = _device(1000)
+    a = _join(ledger, device, "a")
+    ledger.ask(a, 500, 0, 0)
+    decide(ledger, device, 0)
+    ledger.trim(a, 100)
+    assert not decide(ledger, device, 0).recalls
+    ledger.ask(a, 500, 800, 1)
+    assert decide(ledger, device, 1).grants == {a: 300}
 
 
 def test_reasons_say_why() -> None:
