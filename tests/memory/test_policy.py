@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,6 +16,8 @@ from shoal.memory.policy import Claim, decide, fill, plan
 
 EXAMPLES = int(os.environ.get("SHOAL_TEST_EXAMPLES", "100"))
 """How many examples the properties are tried on; a nightly run sets 10,000."""
+
+pytestmark = pytest.mark.timeout(max(120, EXAMPLES // 10))
 
 _thorough = settings(max_examples=EXAMPLES, deadline=None)
 
