@@ -23,7 +23,7 @@ from shoal.fleet.spec import ModelSpec
 from shoal.settings import PREFIX, Settings
 
 # Variables that other parts of Shoal read: the client, and what runs beside an engine.
-OTHER_VARIABLES = frozenset({"SHOAL_URL", "SHOAL_CONFIG", "SHOAL_FLEET", "SHOAL_INSTANCE", "SHOAL_SETTINGS"})
+OTHER_VARIABLES = frozenset({"SHOAL_URL", "SHOAL_CONFIG", "SHOAL_FLEET", "SHOAL_INSTANCE"})
 
 
 class ConfigError(ShoalError):

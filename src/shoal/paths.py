@@ -78,21 +78,29 @@ def find_paths(settings: Settings) -> Paths:
 
 def make_runtime(paths: Paths) -> None:
     """Make the runtime folder, private to this user. Raises ShoalError if it is somebody else's."""
+    ours = [paths.runtime, paths.instances]
+    if paths.runtime.parent.name == f"shoal-{os.getuid()}":  # the default one, in a folder that anybody may write
+        ours.insert(0, paths.runtime.parent)
     try:
-        for folder in (paths.runtime.parent, paths.runtime, paths.instances):
+        for folder in ours:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = paths.runtime.lstat()
+        strangers = [folder for folder in ours if not _is_own(folder)]
     except OSError as error:
         raise ShoalError(
             f"the runtime folder {paths.runtime} cannot be made: {error.strerror}; name another with runtime_dir",
             code="invalid_settings",
         ) from None
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+    if strangers:
         raise ShoalError(
-            f"the runtime folder {paths.runtime} belongs to somebody else; name another with runtime_dir",
+            f"the runtime folder {strangers[0]} belongs to somebody else; name another with runtime_dir",
             code="invalid_settings",
         )
     paths.runtime.chmod(0o700)
+
+
+def _is_own(folder: Path) -> bool:
+    info = folder.lstat()
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid()
 
 
 def keep_fresh(paths: Paths) -> None:
@@ -104,20 +112,51 @@ def keep_fresh(paths: Paths) -> None:
 
 
 @contextlib.contextmanager
-def hold(lock: Path) -> Iterator[None]:
-    """Hold `lock` while the block runs. Raises ShoalError (409) with the holder's pid if another process has it."""
+def hold(paths: Paths) -> Iterator[None]:
+    """Be the one Shoal of these folders while the block runs. Raises ShoalError (409) if another one is.
+
+    Both are locked: two that shared a state folder would take each other's engines for orphans of their own.
+    """
+    with _hold_file(paths.lock), _hold_folder(paths.state):
+        yield
+
+
+@contextlib.contextmanager
+def _hold_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder itself: that needs no file, so it works where nothing can be written."""
+    fd = -1
+    with contextlib.suppress(OSError):  # without such a folder there is nothing to share; the store says what it means
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if fd >= 0:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _already("in another runtime folder") from None
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _already(where: str) -> ShoalError:
+    return ShoalError(
+        f"Shoal already runs with this state folder ({where}); use that one, or name another folder with --state-dir",
+        status=409,
+        code="already_running",
+    )
+
+
+@contextlib.contextmanager
+def _hold_file(lock: Path) -> Iterator[None]:
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
-            raise ShoalError(
-                f"Shoal already runs with this state folder (process {holder}); "
-                "use that one, or name another folder with --state-dir",
-                status=409,
-                code="already_running",
-            ) from None
+            raise _already(f"process {holder}") from None
         with contextlib.suppress(OSError):  # a full disk must not stop the start
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)

@@ -317,7 +317,7 @@ def serve(handover: Handover, on_ready: Callable[[str], None]) -> None:
     """Run `shoal serve` in this process. Raises ShoalError if it cannot start, touching nothing."""
     paths = find_paths(handover.settings)
     make_runtime(paths)
-    with hold(paths.lock), listen(handover.settings) as listener:
+    with hold(paths), listen(handover.settings) as listener:
         listener.set_inheritable(True)
         port = listener.getsockname()[1]
         settings = handover.settings.model_copy(update={"port": port})

@@ -181,6 +181,16 @@ def test_a_hung_engine_is_killed_and_started_again() -> None:
     assert world.get(id).state is S.STARTING
 
 
+def test_a_load_while_a_hung_instance_is_being_replaced_starts_no_second_one() -> None:
+    world = World()
+    id = world.ready()
+    world.tell(facts.Hung(id, "no answer"))
+    world.load()
+    assert [instance.id for instance in world.manager.fleet.of_model("m")] == [id]
+    world.exit(id, Exit(signal=9))
+    assert world.get(id).state is S.QUEUED
+
+
 def test_a_start_that_takes_too_long_is_ended_and_failed() -> None:
     world = World()
     world.add(start_timeout=5)

@@ -356,6 +356,11 @@ def test_a_second_shoal_on_the_same_port_or_folder_says_so_and_the_first_goes_on
     assert second.returncode == 1
     assert "already runs with this state folder" in output
     assert str(shoal.process.pid if shoal.process else "") in output
+    with a_shoal(state_dir=str(shoal.state)) as elsewhere:
+        fourth = elsewhere.launch()
+        output, _ = fourth.communicate(timeout=PATIENCE)
+        assert fourth.returncode == 1
+        assert "already runs with this state folder (in another runtime folder)" in output
     with a_shoal(port=int(shoal.url.rsplit(":", 1)[1])) as other:
         third = other.launch()
         output, _ = third.communicate(timeout=PATIENCE)

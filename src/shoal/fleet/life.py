@@ -106,6 +106,10 @@ class Life:
             self._effects.kill(instance.id)
         return after
 
+    def comes_back(self, instance: Instance) -> bool:
+        """Whether an instance is ending only to be started again."""
+        return instance.state is S.STOPPING and self._after.get(instance.id) is Event.END_RESTART
+
     # -- what the outside tells ---------------------------------------------------------------------------------------
 
     def on_prepared(self, fact: facts.Prepared) -> None:

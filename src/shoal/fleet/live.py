@@ -72,12 +72,15 @@ class LiveEffects:
         self._tasks: set[asyncio.Task[None]] = set()
         self._monitors: dict[str, asyncio.Task[None]] = {}
         self._spawning: set[str] = set()
+        self._began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._alarm: asyncio.TimerHandle | None = None
 
     # -- the interface ------------------------------------------------------------------------------------------------
 
     def now(self) -> float:
-        return time.time()
+        # The wall clock of the start, carried on by one that is never set: a restart or a drain must not wait an hour
+        # because somebody set the clock back.
+        return self._began + time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def token(self) -> str:
         return secrets.token_hex(4)

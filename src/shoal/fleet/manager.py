@@ -156,7 +156,7 @@ class Manager:
                 f"{name} has the fixed port {model.spec.port}, which serves one instance only", param="instances"
             )
         present = self.fleet.of_model(name)
-        live = [i for i in present if i.state in (S.QUEUED, S.STARTING, S.READY)]
+        live = [i for i in present if i.state in (S.QUEUED, S.STARTING, S.READY) or self._life.comes_back(i)]
         missing = max(0, wanted - len(live))
         if model.desired != max(wanted, len(live)):
             self._put_model(dataclasses.replace(model, desired=max(wanted, len(live))))

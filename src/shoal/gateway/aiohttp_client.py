@@ -45,9 +45,14 @@ class BufferedBody(aiohttp.Payload):
 
 
 class Upstreams:
-    """Connections to engines and to the controller, pooled by address."""
+    """Connections to engines and to the controller, pooled by address.
 
-    def __init__(self, connect_timeout: float) -> None:
+    Those to `unpooled` serve one request each: a connection may close while it idles, and a request that meets that
+    moment fails without need. Engines are asked too often to afford it.
+    """
+
+    def __init__(self, connect_timeout: float, unpooled: str = "") -> None:
+        self._unpooled = unpooled
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout)
         self._sessions: dict[str, aiohttp.ClientSession] = {}
         self._users: dict[str, int] = {}
@@ -123,7 +128,7 @@ class Upstreams:
         session = self._sessions.get(address)
         if session is None:
             session = self._sessions[address] = aiohttp.ClientSession(
-                connector=_connector(address),
+                connector=_connector(address, pooled=address != self._unpooled),
                 timeout=self._timeout,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
@@ -142,8 +147,9 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _connector(address: str) -> aiohttp.BaseConnector:
+def _connector(address: str, *, pooled: bool) -> aiohttp.BaseConnector:
     parsed = parse_address(address)
+    keepalive = KEEPALIVE if pooled else None
     if isinstance(parsed, UnixAddress):
-        return aiohttp.UnixConnector(str(parsed.path), limit=0, keepalive_timeout=KEEPALIVE)
-    return aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE)
+        return aiohttp.UnixConnector(str(parsed.path), limit=0, keepalive_timeout=keepalive, force_close=not pooled)
+    return aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive, force_close=not pooled)

@@ -60,7 +60,7 @@ class AiohttpRelay:
     async def start(self, sock: socket.socket) -> None:
         self._routes = Routes(changed=self._on_change)
         self._link = Link(self._routes, self._config.relay_socket, self._config.table, on_table=self._on_table)
-        self._upstreams = Upstreams(self._config.connect_timeout)
+        self._upstreams = Upstreams(self._config.connect_timeout, unpooled=self._controller)
         self._informed = asyncio.Event()
         self._link.restore()
         self._server = ConnectionServer(
