@@ -404,6 +404,23 @@ def test_a_model_that_became_ready_since_the_devices_were_read_counts_as_there()
     assert world.only("c").devices == ("cuda:0",), "what the reading shows is not counted twice"
 
 
+def test_a_starting_model_counts_once_on_a_simulated_device() -> None:
+    device = Device("simulated:0", "simulated", "simulated device", 8 * GIB, 0)
+    world = World(device)
+    world.add("a")
+    world.load("a")
+    world.prepare(5 * GIB, kinds=("simulated",))
+    assert world.only("a").state is S.STARTING
+    world.effects.clock += 1
+    world.tell(facts.DevicesRead((device,), {}))
+    assert world.manager.fleet.devices[0].memory_used == 5 * GIB
+    world.add("b")
+    world.load("b")
+    world.prepare(3 * GIB, kinds=("simulated",))
+    assert world.only("b").state is S.QUEUED
+    assert "waits for a to start" in world.only("b").reason
+
+
 def test_memory_that_starting_models_will_take_is_not_given_twice() -> None:
     world = World(gpu(0, 10 * GIB), gpu(1, 9 * GIB))
     for name in ("a", "b"):

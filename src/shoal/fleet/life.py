@@ -9,16 +9,17 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 
-from shoal.errors import NotFoundError, ShoalError
+from shoal.errors import NotFoundError
 from shoal.fleet import facts
 from shoal.fleet.effects import Effects
 from shoal.fleet.lifecycle import WITH_PROCESS, Effect, Event, RestartPolicy, step
-from shoal.fleet.placement import next_starts, place
+from shoal.fleet.placement import next_starts
 from shoal.fleet.records import Event as Note
 from shoal.fleet.records import LoadRecord
+from shoal.fleet.room import Room
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
-from shoal.fleet.state import Device, Exit, Failure, Instance, Progress
+from shoal.fleet.state import Exit, Failure, Instance, Progress
 from shoal.fleet.state import InstanceState as S
 
 
@@ -41,16 +42,11 @@ class Life:
         self._effects = effects
         self._limits = limits
         self._started: dict[str, float] = {}
-        self._kinds: dict[str, tuple[str, ...]] = {}
+        self._room = Room(fleet)
         self._versions: dict[str, str] = {}
         self._after: dict[str, Event] = {}  # what the end of the process will mean
         self._why: dict[str, Failure] = {}
         self._drain_until: dict[str, float] = {}
-        # A reading of the devices may have been under way when a process ended, so the next one may still show what
-        # that process held: a refusal for want of memory counts after two.
-        self._stale_readings = 0
-        self._ended_last = ""
-        self._read_at = 0.0
 
     # -- what people ask for ------------------------------------------------------------------------------------------
 
@@ -85,7 +81,7 @@ class Life:
             failure=None,
             progress=None,
         )
-        self._kinds.pop(instance.id, None)
+        self._room.forget(instance.id)
         self._apply(fresh, Event.RETRY, "asked for again")
         self._effects.prepare(self.fleet.instances[instance.id])
 
@@ -120,8 +116,7 @@ class Life:
         if fact.failure is not None:
             self._refuse(instance, fact.failure)
             return
-        self.fleet.needs[instance.id] = fact.needs
-        self._kinds[instance.id] = fact.kinds
+        self._room.prepared(instance.id, fact.needs, fact.kinds)
 
     def on_spawned(self, fact: facts.Spawned) -> None:
         """The process group runs, or could not be started."""
@@ -187,7 +182,7 @@ class Life:
         if instance is None or instance.state in (S.QUEUED, S.STOPPED, S.FAILED):
             return
         self._drain_until.pop(instance.id, None)
-        self._stale_readings, self._ended_last = 2, instance.model
+        self._room.ended(instance)
         failure = self._why.pop(instance.id, fact.failure)
         after = self._after.pop(instance.id, Event.END)
         served_for = self._effects.now() - instance.ready_at if instance.ready_at is not None else None
@@ -218,9 +213,7 @@ class Life:
 
     def on_devices(self, fact: facts.DevicesRead) -> None:
         """The devices, read anew."""
-        self._stale_readings = max(0, self._stale_readings - 1)
-        self._read_at = self._effects.now()
-        self.fleet.devices = tuple(self._with_pretended(device) for device in fact.devices)
+        self._room.read(fact.devices, self._effects.now())
         for instance_id, used in fact.memory.items():
             instance = self.fleet.instances.get(instance_id)
             if instance is not None and not instance.state.ended:
@@ -240,9 +233,9 @@ class Life:
     def forget(self, instance_id: str) -> None:
         """Drop an ended instance, its log and its folder."""
         instance = self.fleet.instances.pop(instance_id)
-        self.fleet.needs.pop(instance_id, None)
+        self._room.forget(instance_id)
         self.fleet.metrics.pop(instance_id, None)
-        for remembered in (self._kinds, self._versions, self._started, self._after, self._why):
+        for remembered in (self._versions, self._started, self._after, self._why):
             remembered.pop(instance_id, None)
         self._effects.delete_instance(instance_id)
         self._effects.discard(instance_id)
@@ -310,54 +303,15 @@ class Life:
 
     def _place_queued(self) -> None:
         for instance in sorted(self.fleet.instances.values(), key=lambda i: (i.created_at, i.id)):
-            if instance.state is not S.QUEUED or instance.devices or instance.id not in self._kinds:
+            if instance.state is not S.QUEUED or instance.devices:
                 continue
-            spec = instance.spec
-            assert spec is not None
-            try:
-                devices = place(
-                    spec,
-                    self.fleet.needs.get(instance.id),
-                    self.fleet.devices,
-                    self._kinds[instance.id],
-                    self._promised(),
-                )
-            except ShoalError as error:
-                leaving = [i.model for i in self.fleet.instances.values() if i.state in (S.DRAINING, S.STOPPING)]
-                if self._stale_readings:
-                    leaving.append(self._ended_last)
-                if error.code == "too_little_memory" and leaving:
-                    reason = f"waits for {leaving[0]} to give its memory back"
-                    if instance.reason != reason:
-                        self._put(dataclasses.replace(instance, reason=reason), save=False)
-                    continue
-                self._refuse(instance, Failure(error.code, error.message))
-                continue
-            self._put(dataclasses.replace(instance, devices=tuple(device.id for device in devices)))
-
-    def _promised(self) -> Mapping[str, int]:
-        """Bytes by device that placed instances will still take, or have taken since the devices were read."""
-        promised: dict[str, int] = {}
-        for instance in self.fleet.instances.values():
-            unseen = instance.state is S.READY and (instance.ready_at or 0.0) >= self._read_at
-            if not unseen and instance.state not in (S.QUEUED, S.STARTING):
-                continue
-            needs = self.fleet.needs.get(instance.id) or 0
-            rest = max(0, needs - instance.memory.get("host", 0))
-            for device in instance.devices:
-                promised[device] = promised.get(device, 0) + rest
-        return promised
-
-    def _with_pretended(self, device: Device) -> Device:
-        """A simulated device holds what its instances say that they need."""
-        if device.kind != "simulated":
-            return device
-        used = sum(
-            self.fleet.needs.get(i.id) or 0
-            for i in self.fleet.instances.values()
-            if device.id in i.devices and i.state in (S.STARTING, S.READY, S.DRAINING, S.STOPPING)
-        )
-        return dataclasses.replace(device, memory_used=used)
+            match self._room.find(instance):
+                case Failure() as failure:
+                    self._refuse(instance, failure)
+                case str(reason) if reason != instance.reason:
+                    self._put(dataclasses.replace(instance, reason=reason), save=False)
+                case tuple(devices):
+                    self._put(dataclasses.replace(instance, devices=devices))
 
     def _crashed(self, instance: Instance, failure: Failure, exit: Exit, served_for: float | None) -> None:
         instance = dataclasses.replace(instance, failure=failure)

@@ -1,0 +1,93 @@
+"""The room on the devices: what they hold, what they will hold, and where a queued instance fits.
+
+Readings of the devices are seconds old when they are used. So what has been given out since the last one counts too,
+and a refusal for want of memory counts only once a reading shows what an ended instance gave back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from shoal.errors import ShoalError
+from shoal.fleet.placement import place
+from shoal.fleet.snapshot import Fleet
+from shoal.fleet.state import Device, Failure, Instance
+from shoal.fleet.state import InstanceState as S
+
+# A reading may have been under way when a process ended, so the next one may still show what that process held.
+READINGS_AFTER_AN_END = 2
+
+
+class Room:
+    """Where instances of a fleet find room. No I/O, no clock."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._kinds: dict[str, tuple[str, ...]] = {}
+        self._read_at = 0.0
+        self._readings_to_wait = 0
+        self._ended_last = ""
+
+    def prepared(self, instance: str, needs: int | None, kinds: tuple[str, ...]) -> None:
+        """What an instance needs on each device, in bytes (None: unknown), and the kinds of device that it can use."""
+        self._fleet.needs[instance] = needs
+        self._kinds[instance] = kinds
+
+    def forget(self, instance: str) -> None:
+        """Know nothing of an instance any more; it has to be prepared again."""
+        self._fleet.needs.pop(instance, None)
+        self._kinds.pop(instance, None)
+
+    def ended(self, instance: Instance) -> None:
+        """A process group is gone; what it held comes back with the next readings."""
+        self._readings_to_wait, self._ended_last = READINGS_AFTER_AN_END, instance.model
+
+    def read(self, devices: Iterable[Device], now: float) -> None:
+        """The devices, read anew."""
+        self._readings_to_wait = max(0, self._readings_to_wait - 1)
+        self._read_at = now
+        self._fleet.devices = tuple(self._with_pretended(device) for device in devices)
+
+    def find(self, instance: Instance) -> tuple[str, ...] | str | Failure | None:
+        """The devices for a queued instance, what it waits for, or why it can never run. None: not prepared yet."""
+        spec = instance.spec
+        if spec is None or instance.id not in self._kinds:
+            return None
+        needs = self._fleet.needs.get(instance.id)
+        try:
+            devices = place(spec, needs, self._fleet.devices, self._kinds[instance.id], self._promised())
+        except ShoalError as error:
+            leaving = [i.model for i in self._fleet.instances.values() if i.state in (S.DRAINING, S.STOPPING)]
+            if self._readings_to_wait:
+                leaving.append(self._ended_last)
+            if error.code == "too_little_memory" and leaving:
+                return f"waits for {leaving[0]} to give its memory back"
+            return Failure(error.code, error.message)
+        return tuple(device.id for device in devices)
+
+    def _promised(self) -> Mapping[str, int]:
+        """Bytes by device that placed instances will still take, or have taken since the devices were read."""
+        kinds = {device.id: device.kind for device in self._fleet.devices}
+        promised: dict[str, int] = {}
+        for instance in self._fleet.instances.values():
+            new = instance.state is S.READY and (instance.ready_at or 0.0) >= self._read_at
+            if not new and instance.state not in (S.QUEUED, S.STARTING):
+                continue
+            rest = max(0, (self._fleet.needs.get(instance.id) or 0) - instance.memory.get("host", 0))
+            shown = instance.state is S.STARTING and instance.changed_at < self._read_at
+            for device in instance.devices:
+                if not (shown and kinds.get(device) == "simulated"):
+                    promised[device] = promised.get(device, 0) + rest
+        return promised
+
+    def _with_pretended(self, device: Device) -> Device:
+        """A simulated device holds what its instances say that they need, from their start on."""
+        if device.kind != "simulated":
+            return device
+        used = sum(
+            self._fleet.needs.get(i.id) or 0
+            for i in self._fleet.instances.values()
+            if device.id in i.devices and i.state in (S.STARTING, S.READY, S.DRAINING, S.STOPPING)
+        )
+        return dataclasses.replace(device, memory_used=used)
