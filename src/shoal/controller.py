@@ -49,6 +49,7 @@ from shoal.store.store import Store
 T = TypeVar("T")
 SAVE_PATIENCE = 1.0
 """Seconds that an answer waits for the store: what was accepted is to survive a crash, but a sick disk stops nobody."""
+FOLDER_INTERVAL = 2.0
 _log = logging.getLogger("shoal.controller")
 
 
@@ -309,7 +310,12 @@ async def serve(handover: Handover, *, first: bool, notify_fd: int | None) -> No
     loop.add_signal_handler(signal.SIGHUP, hangups.set)
     # The supervisor has them wait until here, so that none is lost and none ends a start halfway.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGHUP))
-    async with controller.running(first=first), serve_api(controller), _reloading(controller, hangups):
+    async with (
+        controller.running(first=first),
+        serve_api(controller),
+        _reloading(controller, hangups),
+        _watching_over(paths),
+    ):
         if notify_fd is not None:
             os.write(notify_fd, b"ready\n")
             os.close(notify_fd)
@@ -329,6 +335,27 @@ async def _reloading(controller: Controller, hangups: asyncio.Event) -> AsyncIte
                 _log.info("reloaded: %s", await controller.reload())
             except ShoalError as error:
                 _log.error("not reloaded: %s", error.message)
+
+    task = asyncio.create_task(run())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _watching_over(paths: Paths) -> AsyncIterator[None]:
+    """While the block runs, end this process if its runtime folder goes: nobody can reach it any more.
+
+    The supervisor starts a new one, which makes the folder anew, and restarts the engines, whose sockets are gone too.
+    """
+
+    async def run() -> None:
+        while paths.controller_socket.exists():
+            await asyncio.sleep(FOLDER_INTERVAL)
+        _log.error("the runtime folder %s was removed; starting over", paths.runtime)
+        logging.shutdown()
+        os._exit(1)
 
     task = asyncio.create_task(run())
     try:

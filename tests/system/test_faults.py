@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -346,6 +347,24 @@ def test_an_engine_that_nothing_knows_of_is_ended_if_it_is_ours(shoal: Shoal) ->
     assert before["pid"] in shoal.fleet_processes()
     shoal.start()
     until(lambda: not shoal.fleet_processes(), "the orphan's end")
+
+
+def test_a_runtime_folder_that_is_removed_is_made_anew_and_models_come_back(shoal: Shoal) -> None:
+    shoal.add("m")
+    shoal.load("m")
+    before = shoal.model("m")["instances"][0]
+    shutil.rmtree(shoal.runtime)
+
+    def served() -> bool:
+        with contextlib.suppress(httpx2.HTTPError):
+            return shoal.chat("m").status_code == 200
+        return False
+
+    until(lambda: before["pid"] not in shoal.fleet_processes(), "the end of the engine that nobody can reach")
+    until(served, "an answer")
+    (after,) = shoal.wait("m", "ready")
+    assert after["id"] == before["id"]
+    assert shoal.stop() == 0
 
 
 def test_a_second_shoal_on_the_same_port_or_folder_says_so_and_the_first_goes_on(shoal: Shoal) -> None:
