@@ -38,6 +38,9 @@ def demo(
     from shoal.errors import ShoalError
 
     console = Console(stderr=True, highlight=False)
+    # However it is told to end, what it has started is ended in order.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         import openai
     except ImportError:
