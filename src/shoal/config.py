@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +106,12 @@ def config_file() -> Path | None:
 @dataclass(frozen=True, slots=True)
 class Handover:
     """What `shoal serve` hands to its controller: settings, where they came from, and models named on the command
-    line."""
+    line. `flags` go before the file again whenever it is read anew."""
 
     settings: Settings
     config_file: Path | None = None
     models: tuple[ModelSpec, ...] = ()
+    flags: Mapping[str, Any] = field(default_factory=dict)
 
     def dump(self) -> str:
         """JSON for the child's environment."""
@@ -119,7 +120,9 @@ class Handover:
                 "settings": self.settings.model_dump(mode="json"),
                 "config_file": str(self.config_file) if self.config_file else None,
                 "models": [model.model_dump(mode="json") for model in self.models],
-            }
+                "flags": dict(self.flags),
+            },
+            default=str,
         )
 
     @classmethod
@@ -131,6 +134,7 @@ class Handover:
             Settings(**data["settings"]),
             Path(file) if file else None,
             tuple(ModelSpec.model_validate(model) for model in data["models"]),
+            data["flags"],
         )
 
 

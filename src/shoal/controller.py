@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -97,10 +97,11 @@ class Controller:
     store: Store
     devices: Devices
     command_models: tuple[ModelSpec, ...] = ()
+    flags: Mapping[str, Any] = field(default_factory=dict)
     started_at: float = field(default_factory=time.time)
     problems: list[str] = field(default_factory=list)
     file_settings: Settings = field(init=False)
-    """As the configuration file has them; flags may have changed those in force."""
+    """As they were when the configuration file was read last; those in force are of the start."""
     manager: Manager = field(init=False)
     effects: LiveEffects = field(init=False)
     hub: Hub = field(init=False)
@@ -175,7 +176,7 @@ class Controller:
         if self.config_file is None:
             raise ShoalError("Shoal was started without a configuration file; there is nothing to reload", status=409)
         async with self._reloads:  # two at once could end with the older one's reading of the file
-            new = await asyncio.to_thread(load_settings, {}, file=self.config_file)
+            new = await asyncio.to_thread(load_settings, self.flags, file=self.config_file)
             before, after = self.file_settings.model_dump(), new.model_dump()
             changed = [key for key in after if key != "models" and before[key] != after[key]]
             result = await self.do(lambda: self.manager.declare(new.models, "file"))
@@ -212,7 +213,7 @@ class Controller:
         try:
             # A controller that is started anew takes the file as it is now: it may have been reloaded meanwhile.
             if self.config_file is not None:
-                self.file_settings = load_settings({}, file=self.config_file)
+                self.file_settings = load_settings(self.flags, file=self.config_file)
             self.manager.declare(self.file_settings.models, "file")
         except ShoalError as error:
             self.problems.append(f"models are as they were before: {error.message}")
@@ -301,6 +302,7 @@ async def serve(handover: Handover, *, first: bool, notify_fd: int | None) -> No
         store,
         Devices(settings.simulated_devices),
         handover.models,
+        handover.flags,
     )
     loop = asyncio.get_running_loop()
     stops: asyncio.Queue[None] = asyncio.Queue()

@@ -97,6 +97,18 @@ def test_models_in_the_file_exist_and_follow_a_reload() -> None:
             assert {model["name"] for model in client.models()} == {"a", "c"}, "a bad file changes nothing"
 
 
+def test_flags_go_before_the_file_whenever_it_is_read() -> None:
+    with a_shoal(models={"a": {"source": "x"}}) as shoal:
+        del shoal.settings["engine"]
+        shoal.start("--engine", "simulated")
+        assert shoal.model("a")["spec"]["engine"] == "simulated"
+        shoal.settings["models"]["b"] = {"source": "x"}
+        shoal.write_config()
+        with shoal.client as client:
+            assert client.reload_settings()["added"] == ["b"]
+        assert {shoal.model(name)["spec"]["engine"] for name in "ab"} == {"simulated"}
+
+
 def test_several_instances_of_one_model_share_its_requests(shoal: Shoal) -> None:
     shoal.add("m", "--tokens-per-second", "20")
     shoal.load("m", instances=2)

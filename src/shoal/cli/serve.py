@@ -65,7 +65,7 @@ def serve(
             raise ConfigError(f"{', '.join(sorted(twice))}: named both on the command line and in the file")
         if len({spec.name for spec in named}) < len(named):
             raise ConfigError("two models on the command line have one name; write them as NAME=SOURCE")
-        run(Handover(settings, config or config_file(), named), announce)
+        run(Handover(settings, config or config_file(), named, flags), announce)
     except ShoalError as error:
         typer.echo(f"shoal: {error.message}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None

@@ -92,10 +92,6 @@ class Manager:
         self._inbox.put_nowait(run)
         return await future
 
-    def table(self) -> RoutingTable:
-        """The routing table that was published last."""
-        return self._table
-
     # -- commands: call them through `do` -----------------------------------------------------------------------------
 
     def add_model(self, spec: ModelSpec, origin: str = "api") -> Outcome:
@@ -276,7 +272,6 @@ class Manager:
             case facts.RelayGone():
                 self.fleet.relays.pop(fact.connection, None)
             case facts.StoreProblem():
-                self.fleet.store_problem = fact.problem
                 level, text = ("error", fact.problem) if fact.problem else ("info", "everything is saved again")
                 self._effects.publish("message", self._note("store", text or "", None, level))
             case facts.Tick():

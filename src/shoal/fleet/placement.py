@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shoal.errors import ShoalError
-from shoal.fleet.lifecycle import WITH_PROCESS
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Instance, InstanceState
 from shoal.units import format_bytes
@@ -123,8 +122,3 @@ def next_starts(instances: Iterable[Instance], now: float) -> tuple[list[str], l
         for device in instance.devices:
             taken.setdefault(device, f"{reason} on {device}")
     return starts, waits
-
-
-def has_process(instance: Instance) -> bool:
-    """Whether a process group of this instance exists, or may."""
-    return instance.state in WITH_PROCESS

@@ -86,7 +86,6 @@ class Fleet:
     context_lengths: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, EngineMetrics] = field(default_factory=dict)
     relays: dict[int, RelayReport] = field(default_factory=dict)
-    store_problem: str | None = None
 
     def of_model(self, name: str) -> list[Instance]:
         """The model's instances that have not been stopped, oldest first."""
