@@ -50,6 +50,7 @@ T = TypeVar("T")
 SAVE_PATIENCE = 1.0
 """Seconds that an answer waits for the store: what was accepted is to survive a crash, but a sick disk stops nobody."""
 FOLDER_INTERVAL = 2.0
+ENDING = 10.0
 _log = logging.getLogger("shoal.controller")
 
 
@@ -226,14 +227,13 @@ class Controller:
         processes = self.effects.processes
         instances = [self._completed(instance, saved.models) for instance in saved.instances]
         known = {instance.id: instance for instance in instances}
-        for instance in instances:
-            self.effects.remember(instance)  # one may end while the others are looked at
         found = {item.instance: item for item in processes.find()}
         running = {
             id
             for id, item in found.items()
             if id in known and known[id].state in WITH_PROCESS and processes.adopt(item)
         }
+        killed = set()
         for id, item in found.items():
             if id in running or not processes.adopt(item):
                 continue
@@ -244,6 +244,15 @@ class Controller:
             else:
                 _log.warning("ending %s (process %d): it is ours, but nothing knows of it", id, item.pid)
                 processes.kill(id)
+                killed.add(id)
+        for instance in instances:
+            if instance.id not in killed:
+                self.effects.remember(instance)  # one may end while the others are looked at
+        # An instance that was not known to run may start anew at once: never beside its own former self.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ENDING):
+                while killed & {item.instance for item in processes.find()}:
+                    await asyncio.sleep(0.02)
         if saved.complete and (ended := processes.sweep({*running, *found})):
             _log.warning("ended processes %s: an engine that is gone left them", ended)
         exits = []
