@@ -66,6 +66,17 @@ def test_models_of_the_file_take_their_name_from_the_key_and_the_engine_from_the
         ("models: {a: {source: x, env: {SHOAL_FLEET: x}}}", "SHOAL_FLEET is set by Shoal itself"),
         ("models: {a: {source: x, devices: [cuda:0, cuda:1]}}", "2 devices are named but tensor_parallel is 1"),
         ("models: {a: {source: x, port: 9000, instances: 2}}", "a fixed port serves one instance only"),
+        (
+            "models: {a: {source: x, floor: 2GiB, ceiling: 1GiB}}",
+            "floor of 2.0 GiB is above the ceiling of 1.0 GiB",
+        ),
+        ("models: {a: {source: x, elastic: required, kv_cache_memory: 1GiB}}", "leave kv_cache_memory out"),
+        ("models: {a: {source: x, elastic: off, floor: 1GiB}}", "but elastic is off"),
+        ("models: {a: {source: x, kv_cache_memory: 1GiB, ceiling: 1GiB}}", "but kv_cache_memory fixes the size"),
+        ("models: {a: {source: x, floor: -1}}", "a size cannot be negative"),
+        ("models: {a: {source: x, ceiling: 0}}", "models.a.ceiling: Input should be greater than or equal to 1"),
+        ("models: {a: {source: x, priority: 0}}", "models.a.priority: Input should be greater than or equal to 1"),
+        ("models: {a: {source: x, priority: 1001}}", "less than or equal to 1000"),
     ],
 )
 def test_faults_name_the_file_the_place_and_the_remedy(tmp_path: Path, text: str, message: str) -> None:

@@ -22,8 +22,12 @@ from shoal.errors import ShoalError
 from shoal.fleet.spec import ModelSpec
 from shoal.settings import PREFIX, Settings
 
-# Variables that other parts of Shoal read: the client, and what runs beside an engine.
-OTHER_VARIABLES = frozenset({"SHOAL_URL", "SHOAL_CONFIG", "SHOAL_FLEET", "SHOAL_INSTANCE"})
+# Variables that other parts of Shoal read: the client, and what runs beside or inside an engine.
+_ENGINE_VARIABLES = ("ENGINE", "FLOOR", "CEILING", "PRIORITY", "ELASTIC", "FIXED", "PATIENCE")
+OTHER_VARIABLES = frozenset(
+    {"SHOAL_URL", "SHOAL_CONFIG", "SHOAL_FLEET", "SHOAL_INSTANCE"}
+    | {f"SHOAL_MEMORY_{word}" for word in _ENGINE_VARIABLES}
+)
 
 
 class ConfigError(ShoalError):

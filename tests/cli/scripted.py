@@ -212,6 +212,9 @@ def _handler(shoal: ScriptedShoal) -> type[BaseHTTPRequestHandler]:
                     self._add(body)
                 case ("GET", "models", name):
                     self._json(self._model(name))
+                case ("PATCH", "models", name):
+                    self._model(name)["spec"] |= body
+                    self._json(self._model(name))
                 case ("DELETE", "models", name):
                     if self._model(name)["instances"] and "unload" not in query:
                         raise ShoalError(f"{name} is loaded; unload it first", status=409, code="loaded")

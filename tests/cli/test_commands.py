@@ -51,6 +51,16 @@ def test_add_again_is_fine_and_other_settings_conflict(shoal: ScriptedShoal, run
     assert run("models", "add", "m", "--source", "other").exit_code == 5
 
 
+def test_set_changes_the_share_and_nothing_else(shoal: ScriptedShoal, run: Run) -> None:
+    shoal.add("m", ceiling=4 * GIB)
+    result = run("models", "set", "m", "--priority", "7", "--ceiling", "none")
+    assert result.exit_code == 0, result.stderr
+    assert bodies(shoal, "PATCH", "/api/v1/models/m") == [{"ceiling": None, "priority": 7}]
+    assert "m: floor 0 B, no ceiling, priority 7." in result.stdout
+    assert run("models", "set", "m").exit_code == 2
+    assert run("models", "set", "other", "--priority", "7").exit_code == 4
+
+
 def test_add_makes_a_local_folder_absolute(
     shoal: ScriptedShoal, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from shoal.fleet.records import Event, LoadRecord
-from shoal.fleet.spec import ModelSpec
+from shoal.fleet.spec import Elastic, ModelSpec
 from shoal.fleet.state import Failure, Instance, InstanceState, Model, Progress
 
 times = st.floats(0, 4e9)
@@ -31,6 +31,10 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     n = draw(st.integers(1, 4))
     keys = st.from_regex(r"[A-RT-Z_][A-Z_]{0,8}", fullmatch=True)
     port = draw(st.none() | st.integers(1, 65535))
+    fixed = draw(st.none() | st.integers(0, 2**50))
+    elastic: Elastic = draw(st.sampled_from(["auto", "off"] if fixed is not None else ["auto", "required", "off"]))
+    may_grow = fixed is None and elastic != "off"
+    floor = draw(st.integers(0, 2**40)) if may_grow else 0
     return ModelSpec(
         name=draw(names()),
         source=draw(words.filter(bool)),
@@ -40,7 +44,11 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         tensor_parallel=n,
         context_length=draw(st.none() | st.integers(1, 10**7)),
         dtype=draw(st.sampled_from(["auto", "bfloat16"])),
-        kv_cache_memory=draw(st.none() | st.integers(0, 2**50)),
+        kv_cache_memory=fixed,
+        elastic=elastic,
+        floor=floor,
+        ceiling=draw(st.none() | st.integers(max(1, floor), 2**50)) if may_grow else None,
+        priority=draw(st.integers(1, 1000)),
         instances=1 if port else draw(st.integers(1, 64)),
         load_on_start=draw(st.booleans()),
         args=tuple(draw(st.lists(words, max_size=3))),

@@ -12,6 +12,18 @@ from shoal.cli.shell import AsJson, ModelName, Url, connect
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Declare, list, show and forget models.")
 _TAIL = "shoal.engine_args"
+_SIZES = ("kv_cache_memory", "floor", "ceiling")
+
+Floor = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="KV cache per device that it can always get back.", show_default=False),
+]
+Ceiling = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="KV cache per device that it may never exceed.", show_default=False)
+]
+Priority = Annotated[
+    int | None, typer.Option(metavar="N", help="Its weight when models compete for memory.", show_default=False)
+]
 
 
 class TakesEngineArguments(TyperCommand):
@@ -68,8 +80,14 @@ def add(
     context_length: Annotated[int | None, typer.Option(metavar="N", help="Longest context in tokens.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="TEXT", help="auto, bfloat16, float16 or float32.")] = None,
     kv_cache_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="KV cache per device, such as 1GiB.")
+        str | None, typer.Option(metavar="SIZE", help="A fixed KV cache per device, such as 1GiB.")
     ] = None,
+    elastic: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="auto, required or off: KV cache that grows and shrinks.")
+    ] = None,
+    floor: Floor = None,
+    ceiling: Ceiling = None,
+    priority: Priority = None,
     instances: Annotated[int | None, typer.Option(metavar="N", help="How many instances a load starts.")] = None,
     load_on_start: Annotated[
         bool, typer.Option("--load-on-start", metavar="", help="Load when shoal serve starts.")
@@ -94,6 +112,10 @@ def add(
         "context_length": context_length,
         "dtype": dtype,
         "kv_cache_memory": kv_cache_memory,
+        "elastic": elastic,
+        "floor": floor,
+        "ceiling": ceiling,
+        "priority": priority,
         "instances": instances,
         "load_on_start": load_on_start or None,
         "args": list(ctx.meta[_TAIL]) or None,
@@ -111,6 +133,37 @@ def add(
         stdout().print(f"Added {name}. Load it: shoal load {_argument(name)}")
     else:
         stdout().print(f"{name} is there already, with these settings.")
+
+
+@app.command("set")
+def set_(
+    name: ModelName,
+    floor: Floor = None,
+    ceiling: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="KV cache per device that it may never exceed; `none` takes it away."),
+    ] = None,
+    priority: Priority = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a model's share of the memory, while it runs."""
+    given = {"floor": floor, "ceiling": ceiling, "priority": priority}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if not changes:
+        raise typer.BadParameter("say what to change: --floor, --ceiling or --priority")
+    if ceiling == "none":
+        changes["ceiling"] = None
+    with connect(url) as client:
+        view = client.change_model(name, changes)
+    from shoal.cli.output import print_json, stdout
+
+    if as_json:
+        print_json(view)
+        return
+    spec = view["spec"]
+    upper = "no ceiling" if spec["ceiling"] is None else f"ceiling {_value('ceiling', spec['ceiling'])}"
+    stdout().print(f"{name}: floor {_value('floor', spec['floor'])}, {upper}, priority {spec['priority']}.")
 
 
 @app.command("ls")
@@ -185,7 +238,7 @@ def rm(
 
 
 def _value(key: str, value: Any) -> str:
-    if key == "kv_cache_memory":
+    if key in _SIZES:
         from shoal.units import format_bytes
 
         return format_bytes(value)

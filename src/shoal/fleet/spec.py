@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from shoal.units import ByteSize
+from shoal.units import ByteSize, format_bytes
 
 EngineKind = Literal["vllm", "simulated"]
+Elastic = Literal["auto", "required", "off"]
+TERMS = ("floor", "ceiling", "priority")
+"""Settings that running instances take over at once, through the memory broker."""
 MAX_NAME = 200
 MAX_SOURCE = 4096
 MAX_ARGUMENTS = 65_536
@@ -38,8 +41,18 @@ class ModelSpec(BaseModel):
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Data type of the weights.")
     kv_cache_memory: ByteSize | None = Field(
-        None, le=2**50, description="Bytes of KV cache per device, such as `1GiB`."
+        None, le=2**50, description="A fixed KV cache of so many bytes per device, such as `1GiB`."
     )
+    elastic: Elastic = Field(
+        "auto",
+        description="Whether the KV cache takes memory only while requests need it: `auto` where engine and model can, "
+        "`required` or not at all, `off`.",
+    )
+    floor: ByteSize = Field(0, le=2**50, description="Bytes of KV cache per device that it can always get back.")
+    ceiling: ByteSize | None = Field(
+        None, ge=1, le=2**50, description="Bytes of KV cache per device that it may never exceed. Default: the device."
+    )
+    priority: int = Field(100, ge=1, le=1000, description="Its weight when models compete for memory.")
     instances: int = Field(1, ge=1, le=64, description="How many instances a load starts.")
     load_on_start: bool = Field(False, description="Load when `shoal serve` starts.")
     args: tuple[str, ...] = Field((), description="Further engine arguments, passed on word for word.")
@@ -67,6 +80,11 @@ class ModelSpec(BaseModel):
         if text is not None:
             _refuse_unpassable(text)
         return text
+
+    @field_validator("elastic", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        return "off" if value is False else value  # `off` without quotes is a boolean in YAML
 
     @field_validator("args")
     @classmethod
@@ -98,7 +116,27 @@ class ModelSpec(BaseModel):
                 f"{len(self.devices)} devices are named but tensor_parallel is {self.tensor_parallel}; "
                 "they have to be equal"
             )
+        self._check_memory()
         return self
+
+    @property
+    def may_be_elastic(self) -> bool:
+        """Whether its KV cache may grow and shrink, as far as its settings say."""
+        return self.elastic != "off" and self.kv_cache_memory is None
+
+    def _check_memory(self) -> None:
+        if self.elastic == "required" and self.kv_cache_memory is not None:
+            raise ValueError(
+                "kv_cache_memory is a fixed size, and elastic is required; leave kv_cache_memory out and set `ceiling`"
+            )
+        if not self.may_be_elastic and (self.floor or self.ceiling is not None):
+            why = "elastic is off" if self.elastic == "off" else "kv_cache_memory fixes the size of the KV cache"
+            raise ValueError(f"floor and ceiling are for elastic memory, but {why}; leave them out, or that")
+        if self.ceiling is not None and self.floor > self.ceiling:
+            raise ValueError(
+                f"the floor of {format_bytes(self.floor)} is above the ceiling of {format_bytes(self.ceiling)}; "
+                "lower the floor or raise the ceiling"
+            )
 
 
 def _refuse_unpassable(text: str) -> None:
