@@ -113,6 +113,7 @@ async def test_two_race_for_the_last_bytes_and_the_loser_gets_them_later(broker:
             lease.wait_answered(30)
             lease.release(lease.excess)
         lease.ask(0)
+        lease.wait_answered(30)  # so that no grant is under way
         lease.release(lease.lease)
 
     watcher = threading.Thread(target=watch)
@@ -169,6 +170,59 @@ async def test_terms_change_at_run_time_on_every_rank_and_reach_the_engine(broke
     answer = await asyncio.to_thread(tool.say, m.SetTerms(engine="nobody", floor=1))
     assert answer == m.Error(code="no_engine", message="no engine nobody is connected; connected: a")
     tool.close()
+
+
+async def test_an_engine_knows_the_most_it_can_ever_have(broker: Broker, engines: Engines) -> None:
+    a = await engines.joined("a", ceiling=900 * MIB)
+    await eventually(lambda: a.most is None)
+    a.ask(2 * GPU)
+    await _has(a, 900 * MIB)
+    assert a.most == 900 * MIB
+    await engines.joined("b", floor=300 * MIB)
+    await eventually(lambda: a.most == 724 * MIB)  # told without asking, as it waits for more
+    tool = await asyncio.to_thread(Tool, engines.path)
+    assert await asyncio.to_thread(tool.say, m.SetBudget(device="gpu", limit=500 * MIB)) == m.Done()
+    await eventually(lambda: a.most == 200 * MIB)
+    assert await asyncio.to_thread(tool.say, m.SetBudget(device="gpu", unlimited=True)) == m.Done()
+    await eventually(lambda: a.most == 724 * MIB)
+    tool.close()
+    await broker.stop()
+    await eventually(lambda: not a.connected)
+    await eventually(lambda: a.most is None)
+
+
+async def test_memory_held_back_is_given_back_by_engines_and_free_with_the_connection(
+    broker: Broker, engines: Engines
+) -> None:
+    tool, other = await asyncio.to_thread(Tool, engines.path), await asyncio.to_thread(Tool, engines.path)
+    # Before any engine has named the device its size has to be said.
+    answer = await asyncio.to_thread(tool.say, m.Reserve(device="gpu", size=300 * MIB))
+    assert isinstance(answer, m.Error)
+    assert (answer.code, answer.fatal) == ("no_device", False)
+    assert await asyncio.to_thread(tool.say, m.Reserve(device="gpu", size=300 * MIB, device_size=GPU)) == m.Done()
+    recalls: list[tuple[int, str]] = []
+    a = await engines.joined("a", Callbacks(recalled=lambda lease, reason: recalls.append((lease, reason))))
+    a.ask(0, GPU)
+    await _has(a, 724 * MIB)
+    a.report(used=0, cached=(724 * MIB,), backed=724 * MIB)
+    assert await asyncio.to_thread(other.say, m.Reserve(device="gpu", size=200 * MIB)) == m.Done()
+    await eventually(lambda: recalls == [(524 * MIB, "budget")])
+    device, members = await asyncio.to_thread(lambda: other.list()["gpu"])
+    assert (device.held_back, device.budget, device.owed) == (500 * MIB, 524 * MIB, 200 * MIB)
+    assert (members[0].want, members[0].cached_by_age) == (GPU, (724 * MIB,))
+    a.release(a.excess)
+    # Another one on the same connection takes the place of the first, and none of it is left at the end.
+    assert await asyncio.to_thread(tool.say, m.Reserve(device="gpu", size=100 * MIB)) == m.Done()
+    await _has(a, 724 * MIB)
+    too_much = await asyncio.to_thread(tool.say, m.Reserve(device="gpu", size=2 * GPU))
+    assert isinstance(too_much, m.Error)
+    assert "2,048.0 MiB cannot be held back on device gpu, which has 1,024.0 MiB" in too_much.message
+    tool.close()
+    await _has(a, 824 * MIB)
+    assert await asyncio.to_thread(other.say, m.Reserve(device="gpu", size=0)) == m.Done()
+    await _has(a, GPU)
+    other.close()
+    broker.ledger.check()
 
 
 async def test_trim_and_budget(broker: Broker, engines: Engines) -> None:

@@ -170,6 +170,38 @@ def test_the_budget_follows_others_but_not_noise_or_one_odd_reading() -> None:
     assert not ledger.observe(device, 80 * GIB, 50 * GIB + 2**20)
 
 
+def test_what_is_held_back_shrinks_the_budget_and_adds_up_over_owners() -> None:
+    ledger, device = _books(100, headroom=10)
+    a = _member(ledger, device, "a")
+    ledger.grant(a, 60)
+    ledger.hold_back(device, "one", 20)
+    ledger.hold_back(device, "two", 15)
+    assert (device.held_back, device.budget, device.owed) == (35, 55, 5)
+    ledger.hold_back(device, "one", 5)
+    assert (device.held_back, device.owed) == (20, 0)
+    ledger.set_device(device, limit=50, headroom=10)
+    assert device.budget == 50  # what it holds back comes out of what the limit leaves
+    ledger.set_device(device, limit=None, headroom=10)
+    with pytest.raises(LedgerError, match="which has") as caught:
+        ledger.hold_back(device, "one", 101)
+    assert caught.value.code == "above_device"
+    for owner in ("one", "two", "never was"):
+        ledger.hold_back(device, owner, 0)
+    assert (device.held_back, device.budget, device.held_back_by) == (0, 90, {})
+    ledger.check()
+
+
+def test_the_most_that_a_member_can_reach() -> None:
+    ledger, device = _books(100, headroom=10)
+    a, b = _member(ledger, device, "a", floor=20), _member(ledger, device, "b", floor=30, ceiling=50)
+    ledger.grant(b, 50)  # what others hold above their floors does not count: it can come back
+    assert (device.most(a), device.most(b)) == (60, 50)
+    ledger.hold_back(device, "x", 40)
+    assert (device.most(a), device.most(b)) == (20, 30)
+    ledger.hold_back(device, "x", 90)
+    assert (device.most(a), device.most(b)) == (0, 0)
+
+
 def test_memory_that_a_returning_member_holds_is_not_counted_twice() -> None:
     ledger, device = _books(100 * GIB)
     ledger.observe(device, 100 * GIB, 30 * GIB)

@@ -42,12 +42,13 @@ _to_broker = st.one_of(
     st.builds(m.SetTerms, engine=_names, floor=st.none() | _sizes, priority=st.none() | _priorities),
     st.builds(m.SetBudget, device=_names, limit=st.none() | _sizes, unlimited=st.booleans()),
     st.builds(m.Trim, engine=_names, lease=_sizes),
+    st.builds(m.Reserve, device=_names, size=_sizes, device_size=st.none() | st.integers(1, 2**53)),
     st.builds(m.List),
     st.builds(m.Watch, interval=st.floats(0.05, 3600)),
 )
 _from_broker = st.one_of(
     st.builds(m.Welcome, lease=_sizes, floor=_sizes, ceiling=st.none() | _sizes, priority=_priorities),
-    st.builds(m.Grant, size=_sizes, missing=_sizes, seq=_sizes),
+    st.builds(m.Grant, size=_sizes, missing=_sizes, seq=_sizes, most=st.none() | _sizes),
     st.builds(m.Recall, lease=_sizes, reason=st.sampled_from(["idle", "share", "floor", "budget", "limit", "trim"])),
     st.builds(m.Terms, floor=_sizes, ceiling=st.none() | _sizes, priority=_priorities),
     st.builds(m.Done),
@@ -111,6 +112,15 @@ def test_another_version_is_refused_with_both_versions_even_if_its_messages_are_
         m.to_broker(b'{"type": "ask", "need": 5}')
 
 
+def test_messages_of_an_older_release_of_the_same_version_are_read() -> None:
+    assert m.from_broker(b'{"v": 1, "type": "grant", "size": 5, "missing": 1, "seq": 2}') == m.Grant(
+        size=5, missing=1, seq=2, most=None
+    )
+    for size in (-1, 2**60, 1.5, None):
+        with pytest.raises(m.ProtocolError):
+            m.to_broker(json.dumps({"v": 1, "type": "reserve", "device": "gpu", "size": size}).encode())
+
+
 @pytest.mark.parametrize("length", [0, m.MAX_FRAME + 1, 2**32 - 1])
 def test_a_frame_of_an_impossible_length_is_refused_before_it_is_read(length: int) -> None:
     with pytest.raises(m.ProtocolError, match=f"a frame of {length} bytes"):
@@ -139,10 +149,13 @@ def test_the_longest_listing_fits_a_frame() -> None:
         need=big,
         waiting=big,
         recalled=big,
+        want=big,
+        cached_by_age=(big,) * len(AGES),
     )
     device = m.DeviceState(
-        key=name, size=big, budget=big, headroom=big, others=big, leased=big, owed=big, limit=big, free=big
-    )
+        key=name, size=big, budget=big, headroom=big, others=big, leased=big, owed=big, limit=big, free=big,
+        held_back=big,
+    )  # fmt: skip
     assert len(m.frame(m.Listing(device=device, members=(member,) * m.MEMBERS_A_FRAME, more=True))) <= m.MAX_FRAME
 
 

@@ -380,6 +380,17 @@ class Game(RuleBasedStateMachine):
             self.ledger.observe(self.device, self.device.size, int(self.device.size * free))
         self._decide()
 
+    @rule(owner=st.integers(0, 2), part=st.floats(0, 1.2))
+    def hold_back(self, owner: int, part: float) -> None:
+        size = int(self.device.size * part)
+        before = self.device.held_back
+        try:
+            self.ledger.hold_back(self.device, owner, size)
+        except LedgerError:
+            assert size > self.device.size
+            assert self.device.held_back == before
+        self._decide()
+
     @rule(seconds=st.floats(0, 100))
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -423,6 +434,16 @@ class Game(RuleBasedStateMachine):
                     assert theirs <= mine + 1e-9
             if self.device.floors <= self.device.budget:
                 assert member.lease >= min(member.terms.floor, member.need)
+        for member in members:
+            # Who is alone in needing memory gets all that it can ever reach, and no one gets more than that.
+            if self.device.floors <= self.device.budget:
+                assert member.lease <= self.device.most(member)
+                if all(
+                    other.needed(self.now) <= 0 and not min(other.used, other.lease)
+                    for other in members
+                    if other is not member
+                ):
+                    assert member.lease >= min(member.need, self.device.most(member) - unit + 1)
 
     @invariant()
     def books_are_right(self) -> None:

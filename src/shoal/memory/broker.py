@@ -87,6 +87,8 @@ class Broker:
         self._members: dict[Connection, Member] = {}
         self._owners: dict[Member, Connection] = {}
         self._watchers: dict[Connection, Watcher] = {}
+        self._reserving: dict[Connection, set[Device]] = {}
+        self._most: dict[Member, int] = {}
         self._events: asyncio.Queue[Heard | Measured | Due] = asyncio.Queue()
         self._touched: set[Device] = set()
         self._timers: dict[Device, asyncio.TimerHandle] = {}
@@ -128,6 +130,7 @@ class Broker:
             watcher.stop()
         if self._listening is not None:
             self._listening.close()
+            self._listening = None
 
     def _connection(self) -> Connection:
         return Connection(self._opened, lambda connection, message: self._events.put_nowait(Heard(connection, message)))
@@ -174,6 +177,8 @@ class Broker:
             self._set_terms(connection, message)
         elif isinstance(message, m.SetBudget):
             self._set_budget(connection, message)
+        elif isinstance(message, m.Reserve):
+            self._reserve(connection, message)
         elif isinstance(message, m.Trim):
             for member in self._ranks(message.engine):
                 self.ledger.trim(member, message.lease)
@@ -227,38 +232,53 @@ class Broker:
                 # The same process has connected anew, and the end of its old connection is still on its way here.
                 old.close()
                 self._gone(old)
-        new = hello.device not in self.ledger.devices
-        device = self.ledger.add_device(
-            hello.device,
-            hello.device_size,
-            limit=self._limits.get(hello.device),
-            headroom=int(hello.device_size * self._headroom),
-        )
-        if new and self._follower is not None:
-            self._unmeasured.add(device)
+        device = self._device(hello.device, hello.device_size)
+        alone = not device.members
         terms = Terms(hello.floor, hello.ceiling, hello.priority, hello.unit)
         member = self.ledger.join(device, hello.engine, hello.rank, terms, held=hello.held, now=self._clock())
         self._members[connection] = member
         self._owners[member] = connection
         self._touched.add(device)
         if self._follower is not None:
+            if alone:
+                # Nobody has looked at it for a while, or ever: grant nothing before the next reading.
+                self._unmeasured.add(device)
             self._follower.joined()
         connection.send(
             m.Welcome(lease=member.lease, floor=hello.floor, ceiling=hello.ceiling, priority=hello.priority)
         )
         log.info("%s rank %d joins %s with %s", hello.engine, hello.rank, hello.device, mib(hello.held))
 
+    def _device(self, key: str, size: int) -> Device:
+        return self.ledger.add_device(key, size, limit=self._limits.get(key), headroom=int(size * self._headroom))
+
+    def _reserve(self, connection: Connection, message: m.Reserve) -> None:
+        if message.device_size is not None:
+            device = self._device(message.device, message.device_size)
+        elif message.device in self.ledger.devices:
+            device = self.ledger.devices[message.device]
+        else:
+            raise LedgerError(f"no engine has named a device {message.device} yet; say its size too", "no_device")
+        self.ledger.hold_back(device, connection, message.size)
+        self._reserving.setdefault(connection, set()).add(device)
+        self._touched.add(device)
+        connection.send(m.Done())
+
     def _gone(self, connection: Connection) -> None:
         self._connections.discard(connection)
         watcher = self._watchers.pop(connection, None)
         if watcher is not None:
             watcher.stop()
+        for device in self._reserving.pop(connection, ()):
+            self.ledger.hold_back(device, connection, 0)
+            self._touched.add(device)
         member = self._members.pop(connection, None)
         if member is None:
             return
         del self._owners[member]
         log.info("%s rank %d is gone; %s are free", member.engine, member.rank, mib(member.lease))
         self.ledger.leave(member)
+        self._most.pop(member, None)
         self._touched.add(member.device)
         if not self._members and self._follower is not None:
             self._follower.empty()
@@ -323,14 +343,23 @@ class Broker:
             for member, recall in news.recalls.items():
                 self._owners[member].send(m.Recall(lease=recall.lease, reason=recall.reason))
             self._wake_at_change(device, now)
-        for member in granted.keys() | asked.keys():
-            owner = self._owners.get(member)
-            if owner is not None:
-                missing = max(0, member.need - member.lease)
-                owner.send(m.Grant(size=granted.get(member, 0), missing=missing, seq=asked.get(member, 0)))
+        told = granted.keys() | asked.keys()
+        for member in told:
+            self._tell(member, granted.get(member, 0), asked.get(member, 0))
+        for device in touched:
+            for member in device.members.values():
+                # Who waits has to know if what it waits for has become impossible, or possible.
+                if member.need > member.lease and member not in told and self._most.get(member) != device.most(member):
+                    self._tell(member, 0, 0)
         if touched:
             for watcher in self._watchers.values():
                 watcher.changed()
+
+    def _tell(self, member: Member, size: int, seq: int) -> None:
+        owner = self._owners.get(member)
+        if owner is not None:
+            most = self._most[member] = member.device.most(member)
+            owner.send(m.Grant(size=size, missing=max(0, member.need - member.lease), seq=seq, most=most))
 
     def _wake_at_change(self, device: Device, now: float) -> None:
         """A need that fell counts a moment later; if someone is waiting for those bytes, decide again then."""

@@ -75,6 +75,7 @@ class Lease:
         self._lease = held
         self._recalled: int | None = None
         self._missing = 0
+        self._most: int | None = None
         self._floor, self._ceiling, self._priority = rank.floor, rank.ceiling, rank.priority
         self._connected = False
         self._refusal: str | None = None
@@ -104,8 +105,16 @@ class Lease:
 
     @property
     def missing(self) -> int:
-
+        """Bytes that the lease is short of the last need that the broker answered."""
         return self._missing
+
+    @property
+    def most(self) -> int | None:
+        """The largest lease that can be had as things stand, in bytes; None while no broker has said.
+
+        What needs more than this can never run, however long it waits.
+        """
+        return self._most
 
     @property
     def terms(self) -> tuple[int, int | None, int]:
@@ -285,6 +294,7 @@ class Lease:
             if isinstance(message, m.Grant):
                 self._lease += message.size
                 self._missing = message.missing
+                self._most = message.most
                 self._answered = max(self._answered, message.seq)
                 if message.size:
                     self._recalled = None
@@ -315,8 +325,9 @@ class Lease:
     def _lost(self) -> None:
         with self._changed:
             was, self._connected = self._connected, False
-            # Nobody waits for these bytes any more.
+            # Nobody waits for these bytes any more, and the next broker may have other rules.
             self._recalled = None
+            self._most = None
         if was and self._callbacks.connected is not None:
             self._safely(partial(self._callbacks.connected, False))
 

@@ -1,7 +1,8 @@
 """The books of every device: who may keep how many bytes backed. Pure: no clock, no I/O; times are given, in seconds.
 
-A device's *budget* is what may be leased: its size, or the limit set for it, less the headroom and less what is
-measured to be used by others. Four things always hold, and `Ledger.check` proves them:
+A device's *budget* is what may be leased: its size less the headroom, less what is measured to be used by others and
+less what is held back for what is about to come; or the limit set for it, if that is lower. Four things always hold,
+and `Ledger.check` proves them:
 
 - a grant never takes the sum of leases over the budget, nor any lease over its ceiling;
 - a floor is never taken: bytes that a member needs to come back to its floor are granted to nobody else;
@@ -11,6 +12,7 @@ measured to be used by others. Four things always hold, and `Ledger.check` prove
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -140,11 +142,14 @@ class Device:
     leased: int = 0
     reserved: int = 0
     """Leases, and for members below their floor the floor."""
+    held_back: int = 0
+    """Bytes that nobody may lease because something is about to need them."""
+    held_back_by: dict[Hashable, int] = field(default_factory=dict)
     _last_others: int | None = None
 
     @property
     def budget(self) -> int:
-        room = self.size - self.headroom - self.others
+        room = self.size - self.headroom - self.others - self.held_back
         return max(0, room if self.limit is None else min(room, self.limit))
 
     @property
@@ -155,6 +160,10 @@ class Device:
     @property
     def floors(self) -> int:
         return sum(member.terms.floor for member in self.members.values())
+
+    def most(self, member: Member) -> int:
+        """The largest lease that `member` can reach as things stand, if all others come down to their floors."""
+        return max(0, min(member.ceiling, self.budget - self.floors + member.terms.floor))
 
 
 class Ledger:
@@ -186,6 +195,22 @@ class Ledger:
         """Change what may be leased. May leave leases owed, or floors that the budget cannot hold for a while."""
         device.limit = limit
         device.headroom = min(headroom, device.size)
+
+    def hold_back(self, device: Device, owner: Hashable, size: int) -> None:
+        """Keep `size` bytes from being leased, in place of what `owner` had held back; 0 ends it.
+
+        Like memory that others use it may leave leases owed. Raises LedgerError if the device is smaller.
+        """
+        if size > device.size:
+            raise LedgerError(
+                f"{mib(size)} cannot be held back on device {device.key}, which has {mib(device.size)}",
+                "above_device",
+            )
+        if size:
+            device.held_back_by[owner] = size
+        else:
+            device.held_back_by.pop(owner, None)
+        device.held_back = sum(device.held_back_by.values())
 
     def observe(self, device: Device, total: int, free: int) -> bool:
         """A measurement of the device. Returns whether the budget changed.
@@ -294,6 +319,8 @@ class Ledger:
             assert device.reserved == sum(max(m.lease, m.terms.floor) for m in members)
             assert all(m.lease >= 0 and m.device is device for m in members)
             assert all(m.want >= m.need for m in members)
+            assert device.held_back == sum(device.held_back_by.values())
+            assert all(device.most(m) <= m.ceiling for m in members)
 
     def _set_lease(self, member: Member, lease: int) -> None:
         device, floor = member.device, member.terms.floor
@@ -318,11 +345,13 @@ class Ledger:
                 "floor_above_device",
             )
         floors = device.floors - old.floor
+        limit = "" if device.limit is None else f", and limited to {mib(device.limit)}"
         if floors + terms.floor > device.budget:
             raise LedgerError(
                 f"{who}: a floor of {mib(terms.floor)} and the {mib(floors)} of floors already given come to "
                 f"{mib(floors + terms.floor)}, more than the budget of {mib(device.budget)} of device {device.key} "
-                f"({mib(device.size)}, less {mib(device.headroom)} of headroom and {mib(device.others)} of others); "
+                f"({mib(device.size)}, less {mib(device.headroom)} of headroom, {mib(device.others)} of others and "
+                f"{mib(device.held_back)} held back{limit}); "
                 "lower a floor, or free memory on the device",
                 "floors_above_budget",
             )

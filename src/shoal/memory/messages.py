@@ -5,7 +5,7 @@ in a trace and written from any language, while msgspec reads and checks one in 
 few thousand a second. Every object has `v`, the version of the protocol, and `type`. Sizes are bytes.
 
 An engine opens a connection for each rank and says `Hello`; the connection *is* the lease, its end frees it. Tools
-send `List`, `Watch`, `SetTerms`, `SetBudget` or `Trim` on a connection of their own.
+send `List`, `Watch`, `SetTerms`, `SetBudget`, `Trim` or `Reserve` on a connection of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .ledger import Reason
 VERSION = 1
 MAX_FRAME = 64 * 1024
 """Bytes that one message may have."""
-MEMBERS_A_FRAME = 64
+MEMBERS_A_FRAME = 48
 """Members in one `Listing`, so that it stays below `MAX_FRAME` whatever their names are."""
 
 _LENGTH = struct.Struct(">I")
@@ -77,12 +77,14 @@ class Ask(Message, frozen=True, kw_only=True, tag="ask"):
 class Grant(Message, frozen=True, kw_only=True, tag="grant"):
     """`size` bytes more may be backed; a recall before it is over. Every `Ask` is answered at once, be it by 0 bytes.
 
-    `seq` is that of the last `Ask` read, `missing` what is short of its need and follows when memory comes free.
+    `seq` is that of the last `Ask` read, `missing` what is short of its need and follows when memory comes free. `most`
+    is the largest lease that the member can ever reach as things stand; who misses something is told when it changes.
     """
 
     size: Size
     missing: Size = 0
     seq: Size = 0
+    most: Size | None = None
 
 
 class Recall(Message, frozen=True, kw_only=True, tag="recall"):
@@ -144,8 +146,20 @@ class Trim(Message, frozen=True, kw_only=True, tag="trim"):
     lease: Size = 0
 
 
+class Reserve(Message, frozen=True, kw_only=True, tag="reserve"):
+    """Hold `size` bytes of a device back for what is about to need them, such as the weights of an engine that starts.
+
+    Nobody may lease them while this connection lives; another `Reserve` for the device replaces this one, and one of 0
+    ends it. `device_size` is needed for a device that no engine has named yet.
+    """
+
+    device: Name
+    size: Size
+    device_size: Annotated[int, msgspec.Meta(ge=1, le=2**53)] | None = None
+
+
 class Done(Message, frozen=True, kw_only=True, tag="done"):
-    """The answer to `SetTerms`, `SetBudget` and `Trim`."""
+    """The answer to `SetTerms`, `SetBudget`, `Trim` and `Reserve`."""
 
 
 class List(Message, frozen=True, kw_only=True, tag="list"):
@@ -174,6 +188,8 @@ class MemberState(msgspec.Struct, frozen=True):
     need: int
     waiting: int
     recalled: int | None
+    want: int = 0
+    cached_by_age: tuple[int, ...] = ()
 
 
 class DeviceState(msgspec.Struct, frozen=True):
@@ -188,6 +204,7 @@ class DeviceState(msgspec.Struct, frozen=True):
     owed: int
     limit: int | None = None
     free: int | None = None
+    held_back: int = 0
 
 
 class Listing(Message, frozen=True, kw_only=True, tag="listing"):
@@ -206,7 +223,7 @@ class Error(Message, frozen=True, kw_only=True, tag="error"):
     fatal: bool = False
 
 
-ToBroker = Hello | Ask | Release | Report | SetTerms | SetBudget | Trim | List | Watch
+ToBroker = Hello | Ask | Release | Report | SetTerms | SetBudget | Trim | Reserve | List | Watch
 FromBroker = Welcome | Grant | Recall | Terms | Listing | Done | Error
 
 

@@ -33,6 +33,7 @@ def _device(device: Device) -> DeviceState:
         owed=device.owed,
         limit=device.limit,
         free=device.free,
+        held_back=device.held_back,
     )
 
 
@@ -51,6 +52,8 @@ def _member(member: Member, pid: int) -> MemberState:
         need=member.need,
         waiting=member.waiting,
         recalled=member.recalled,
+        want=member.want,
+        cached_by_age=member.cached,
     )
 
 
