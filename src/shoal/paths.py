@@ -51,6 +51,16 @@ class Paths:
         return self.runtime / "relay.sock"
 
     @property
+    def memory_socket(self) -> Path:
+        """The memory broker's, unless the settings name another."""
+        return self.runtime / "memory.sock"
+
+    @property
+    def python_path(self) -> Path:
+        """What engines import of Shoal."""
+        return self.runtime / "python"
+
+    @property
     def routing_table(self) -> Path:
         return self.runtime / "routes.json"
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from shoal.engines.base import Engine, Environment
 from shoal.engines.environments import RECORD, Environments
-from shoal.engines.vllm.adapter import CONTROLLED, CPU_OVERHEAD, GIB, KV_DEFAULT, MIB, VllmEngine
+from shoal.engines.vllm.adapter import CONTROLLED, VllmEngine
+from shoal.engines.vllm.sizing import CPU_OVERHEAD, GIB, KV_DEFAULT, MIB
 from shoal.engines.vllm.sources import is_local, read_source
 from shoal.errors import ShoalError
 from shoal.fleet.spec import ModelSpec
@@ -252,7 +253,7 @@ def test_needs_are_weights_and_cache_and_overhead(engine: VllmEngine, model: Cal
 
 def test_the_default_cache_holds_one_context(engine: VllmEngine, model: Callable[..., Path]) -> None:
     per_token = 2 * 2 * 30 * 3 * 64
-    needs = engine.needs(spec(model(weights=1, max_position_embeddings=65536)))
+    needs = engine.needs(spec(model(weights=1, max_position_embeddings=65536), elastic="off"))
     assert needs == 1 + per_token * (65536 + 256) + CPU_OVERHEAD
 
 

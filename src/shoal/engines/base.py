@@ -13,6 +13,7 @@ from typing import Protocol
 
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure
+from shoal.memory.elastic import ElasticTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,14 @@ class Environment:
 class Launch:
     """How to start one engine process group.
 
-    `env` is added to a small, scrubbed environment: an engine never inherits Shoal's secrets.
+    `env` is added to a small, scrubbed environment: an engine never inherits Shoal's secrets. `elastic` says that it
+    will lease its KV cache from the memory broker, `fixed_because` why not.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
+    elastic: bool = False
+    fixed_because: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +100,31 @@ class Engine(Protocol):
         ...
 
     def needs(self, spec: ModelSpec) -> int | None:
-        """Bytes that one device has to have free for a share of this model, or None if unknown."""
+        """Bytes that one device has to have free for a share of this model, or None if unknown.
+
+        Of an elastic KV cache only what has to be there from the start counts.
+        """
+        ...
+
+    def weights(self, spec: ModelSpec) -> int | None:
+        """Bytes of the model's weights on one device, or None if unknown."""
         ...
 
     def launch(
-        self, spec: ModelSpec, *, instance: str, address: str, devices: Sequence[Device], environment: Environment
+        self,
+        spec: ModelSpec,
+        *,
+        instance: str,
+        address: str,
+        devices: Sequence[Device],
+        environment: Environment,
+        memory: ElasticTerms | None = None,
     ) -> Launch:
-        """The command line that serves `spec` at `address` (see `shoal.net`) on `devices`."""
+        """The command line that serves `spec` at `address` (see `shoal.net`) on `devices`.
+
+        With `memory` it is started elastic if it can be; `Launch` says whether. Raises ShoalError (`not_elastic`) where
+        `spec` requires it and it cannot be.
+        """
         ...
 
     def read_metrics(self, text: str) -> EngineMetrics:

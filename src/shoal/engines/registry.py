@@ -13,6 +13,8 @@ def engines(settings: Settings) -> Mapping[str, Engine]:
     from shoal.engines.environments import Environments
     from shoal.engines.simulated.adapter import SimulatedEngine
     from shoal.engines.vllm.adapter import VllmEngine
+    from shoal.paths import find_paths
 
-    known: tuple[Engine, ...] = (VllmEngine(Environments(settings.engines_dir)), SimulatedEngine())
+    vllm = VllmEngine(Environments(settings.engines_dir), find_paths(settings).python_path)
+    known: tuple[Engine, ...] = (vllm, SimulatedEngine())
     return {engine.kind: engine for engine in known}

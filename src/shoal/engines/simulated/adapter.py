@@ -16,6 +16,7 @@ from shoal.engines.vllm.milestones import MILESTONES
 from shoal.errors import ShoalError
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure
+from shoal.memory.elastic import ElasticTerms
 from shoal.net import UnixAddress, parse_address
 
 _BAD_ARGUMENT = re.compile(rf"^{re.escape(PROGRAM)}: error: (.{{1,300}}?)(?:; --help lists what there is)?$")
@@ -57,6 +58,11 @@ class SimulatedEngine:
             return None
         return max(options.device_memory, options.memory) + (spec.kv_cache_memory or 0)
 
+    def weights(self, spec: ModelSpec) -> int | None:
+        """Bytes of `--device-memory` or of `--memory`, the larger; None if the arguments cannot be read."""
+        options = _options(spec)
+        return None if options is None else max(options.device_memory, options.memory)
+
     def launch(
         self,
         spec: ModelSpec,
@@ -65,6 +71,7 @@ class SimulatedEngine:
         address: str,
         devices: Sequence[Device],  # noqa: ARG002
         environment: Environment,
+        memory: ElasticTerms | None = None,  # noqa: ARG002
     ) -> Launch:
         """The model's arguments word for word, then Shoal's own, which win."""
         place = parse_address(address)

@@ -13,21 +13,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from shoal.engines.base import Capabilities, EngineMetrics, Environment, Launch, Milestone
 from shoal.engines.environments import Environments
+from shoal.engines.pythonpath import python_path as make_python_path
 from shoal.engines.readings import read_vllm_metrics
+from shoal.engines.vllm import elastic
 from shoal.engines.vllm.architectures import surely_unsupported
 from shoal.engines.vllm.failures import explain
 from shoal.engines.vllm.milestones import MILESTONES
+from shoal.engines.vllm.sizing import (
+    CPU_OVERHEAD,
+    CUDA_OVERHEAD,
+    GIB,
+    first_kv,
+    fixed_kv,
+    python_path,
+    virtual_kv,
+    why_fixed,
+    why_fixed_with,
+)
 from shoal.engines.vllm.sources import Source, is_local, read_source
 from shoal.errors import ShoalError
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure
+from shoal.memory.elastic import ElasticTerms
 from shoal.net import UnixAddress, parse_address
-
-GIB = 2**30
-MIB = 2**20
 
 CONTROLLED = {
     "--host": "engines listen on a Unix socket or on loopback only",
@@ -41,17 +54,8 @@ CONTROLLED = {
 }
 """Arguments that Shoal gives itself, and what to do instead."""
 
-CPU_OVERHEAD = 1900 * MIB
-"""Resident bytes of vLLM's three CPU processes beyond weights and KV cache: 1.8 GB with a 135M model in 0.32."""
-
-CUDA_OVERHEAD = 2 * GIB
-"""About what a CUDA context, activations and graphs take on a device; models with long batches take more."""
-
 CUDA_MARGIN = GIB
 """Bytes of a GPU left alone: vLLM refuses to start if its own CUDA context (0.5 GiB) eats into its share."""
-
-KV_DEFAULT = 512 * MIB
-KV_DEFAULT_MOST = 4 * GIB
 
 
 class VllmEngine:
@@ -61,13 +65,14 @@ class VllmEngine:
     device_kinds: tuple[str, ...] = ("cuda", "host")
     milestones: Sequence[Milestone] = MILESTONES
 
-    def __init__(self, environments: Environments) -> None:
+    def __init__(self, environments: Environments, python_path: Path | None = None) -> None:
         self._environments = environments
+        self._python_path = python_path or environments.directory / ".shoal-path"
 
     def capabilities(self, spec: ModelSpec) -> Capabilities:
         """No sleep: on the CPU `/sleep` answers 200 and frees nothing. LoRA as the model's arguments ask for it."""
         lora = "--enable-lora" in spec.args and spec.env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1"
-        return Capabilities(lora=lora)
+        return Capabilities(lora=lora, elastic=not why_fixed(spec))
 
     def environment(self, spec: ModelSpec, devices: Sequence[Device]) -> Environment:
         """The environment that `spec` names, or the one installed for the kind of `devices`."""
@@ -118,18 +123,27 @@ class VllmEngine:
                 code="unsupported_architecture",
                 param="source",
             )
+        self._refuse_fixed(spec, environments)
 
     def needs(self, spec: ModelSpec) -> int | None:
         """Weights over tensor parallel ranks, KV cache, and vLLM's own processes.
 
-        Weights that are not here yet count as nothing: what is sure to be needed. None if that too is unknown.
+        Of an elastic KV cache only the floor counts, and at least a small working set. Weights that are not here yet
+        count as nothing: what is sure to be needed. None if that too is unknown.
         """
         source = _source_or_none(spec)
-        weights = source.weight_bytes(spec.dtype) if source is not None else None
-        overhead = CPU_OVERHEAD if self._variant(spec) == "cpu" else CUDA_OVERHEAD
+        weights = self.weights(spec)
         if source is None or weights is None:
-            return None if spec.kv_cache_memory is None else spec.kv_cache_memory + overhead
-        return weights // spec.tensor_parallel + _kv_bytes(spec, source) + overhead
+            known = spec.kv_cache_memory if spec.kv_cache_memory is not None else spec.floor or None
+            return None if known is None else known + self._overhead(spec)
+        kv = first_kv(spec) if self._may_be_elastic(spec) else fixed_kv(spec, source)
+        return weights + kv + self._overhead(spec)
+
+    def weights(self, spec: ModelSpec) -> int | None:
+        """What the weights' files hold, over tensor parallel ranks."""
+        source = _source_or_none(spec)
+        weights = source.weight_bytes(spec.dtype) if source is not None else None
+        return None if weights is None else weights // spec.tensor_parallel
 
     def launch(
         self,
@@ -139,9 +153,13 @@ class VllmEngine:
         address: str,
         devices: Sequence[Device],
         environment: Environment,
+        memory: ElasticTerms | None = None,
     ) -> Launch:
         """`vllm serve` at `address`. The model's own `args` come last, where they win."""
         _check_args(spec.args)
+        reason = why_fixed_with(spec, environment.version)
+        if reason and spec.elastic == "required":
+            raise _not_elastic(spec, reason)
         local = is_local(spec.source)
         source = os.path.abspath(os.path.expanduser(spec.source)) if local else spec.source  # noqa: PTH100, PTH111
         argv = [str(environment.python), "-m", "vllm.entrypoints.cli.main", "serve", source]
@@ -163,13 +181,22 @@ class VllmEngine:
         }
         if local:
             env["HF_HUB_OFFLINE"] = "1"
-        if environment.variant == "cpu":
-            argv += _cpu_arguments(spec)
+        variant: elastic.Variant = "cpu" if environment.variant == "cpu" else "cuda"
+        if variant == "cpu":
+            argv += ["--enforce-eager"]  # compiling takes 120 s instead of 30, again at each start
             env |= _cpu_env(spec)
         else:
-            argv += _cuda_arguments(spec, devices)
             env |= _cuda_env(devices)
-        return Launch((*argv, *spec.args), {**env, **spec.env})
+        found = _source_or_none(spec)
+        if memory is not None and not reason:
+            beside = (self.weights(spec) or 0) + (CPU_OVERHEAD if variant == "cpu" else CUDA_OVERHEAD)
+            argv += elastic.arguments(environment.version, variant, virtual_kv(spec, found, devices, beside))
+            terms = replace(memory, fixed=fixed_kv(spec, found))
+            env |= elastic.environment(terms, environment.version, variant)
+            own = {"PYTHONPATH": python_path(str(make_python_path(self._python_path)), spec.env)}
+            return Launch((*argv, *spec.args), {**env, **spec.env, **own}, elastic=True)
+        argv += ["--kv-cache-memory-bytes", str(fixed_kv(spec, found))] if variant == "cpu" else _cuda(spec, devices)
+        return Launch((*argv, *spec.args), {**env, **spec.env}, fixed_because=reason or "no memory broker was given")
 
     def read_metrics(self, text: str) -> EngineMetrics:
         """Readings from vLLM's `/metrics`."""
@@ -178,6 +205,26 @@ class VllmEngine:
     def explain(self, spec: ModelSpec, log: Sequence[str], exit: Exit) -> Failure:
         """Why it ended; see `failures`."""
         return explain(spec, log, exit)
+
+    def _overhead(self, spec: ModelSpec) -> int:
+        return CPU_OVERHEAD if self._variant(spec) == "cpu" else CUDA_OVERHEAD
+
+    def _may_be_elastic(self, spec: ModelSpec) -> bool:
+        try:
+            candidates = self._candidates(spec)
+        except ShoalError:  # `environment` says so when it matters
+            return not why_fixed(spec)
+        if not candidates:
+            return not why_fixed(spec)
+        return any(not why_fixed_with(spec, environment.version) for environment in candidates)
+
+    def _refuse_fixed(self, spec: ModelSpec, environments: Sequence[Environment]) -> None:
+        """Refuse a model that requires elastic memory where it is sure that it cannot have it."""
+        if spec.elastic != "required":
+            return
+        reasons = [why_fixed_with(spec, environment.version) for environment in environments] or [why_fixed(spec)]
+        if all(reasons):
+            raise _not_elastic(spec, reasons[0])
 
     def _variant(self, spec: ModelSpec) -> str:
         if spec.devices != "auto":
@@ -193,6 +240,12 @@ class VllmEngine:
         if spec.environment is not None:
             return [self._environments.get(spec.environment)]
         return [environment for environment in self._environments.ls() if environment.kind == self.kind]
+
+
+def _not_elastic(spec: ModelSpec, reason: str) -> ShoalError:
+    return ShoalError(
+        f"{spec.name} requires elastic memory, but {reason}", status=409, code="not_elastic", param="elastic"
+    )
 
 
 def _recipe(variant: str) -> str:
@@ -221,19 +274,6 @@ def _source_or_none(spec: ModelSpec) -> Source | None:
         return None
 
 
-def _kv_bytes(spec: ModelSpec, source: Source) -> int:
-    """KV cache of one device. By default one whole context, within limits: the CPU build would take 92 % of RAM."""
-    if spec.kv_cache_memory is not None:
-        return spec.kv_cache_memory
-    per_token = source.kv_bytes_per_token()
-    tokens = spec.context_length or source.text_config.get("max_position_embeddings")
-    if per_token is None or not isinstance(tokens, int):
-        return GIB
-    # vLLM takes whole blocks of up to 128 tokens and keeps one for itself.
-    whole = per_token * (tokens + 256) // spec.tensor_parallel
-    return min(KV_DEFAULT_MOST, max(KV_DEFAULT, whole))
-
-
 def _listen(address: str) -> tuple[str, ...]:
     where = parse_address(address)
     if isinstance(where, UnixAddress):
@@ -244,13 +284,6 @@ def _listen(address: str) -> tuple[str, ...]:
 def _hub_env(environ: Mapping[str, str]) -> dict[str, str]:
     """Where the hub and its cache are; no token: a model that needs one gets it by its `env`."""
     return {name: environ[name] for name in ("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT") if name in environ}
-
-
-def _cpu_arguments(spec: ModelSpec) -> list[str]:
-    """Eager: compiling takes 120 s instead of 30, again at each start. The size of the KV cache is always given."""
-    source = _source_or_none(spec)
-    kv_bytes = _kv_bytes(spec, source) if source is not None else spec.kv_cache_memory or GIB
-    return ["--enforce-eager", "--kv-cache-memory-bytes", str(kv_bytes)]
 
 
 def _cpu_env(spec: ModelSpec) -> dict[str, str]:
@@ -265,7 +298,7 @@ def _cpu_env(spec: ModelSpec) -> dict[str, str]:
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
 
 
-def _cuda_arguments(spec: ModelSpec, devices: Sequence[Device]) -> list[str]:
+def _cuda(spec: ModelSpec, devices: Sequence[Device]) -> list[str]:
     """Never more than what is free, so that a neighbour on the device keeps what it has."""
     argv = []
     if spec.kv_cache_memory is not None:
