@@ -61,6 +61,23 @@ class Settings(BaseSettings):
     restart_delay_max: float = Field(60, ge=0, description="Longest wait before a restart, in seconds.")
     restart_reset: float = Field(300, gt=0, description="Seconds of service after which crashes are forgotten.")
 
+    memory_socket: Path | None = Field(
+        None,
+        description="Socket of a memory broker that runs already, such as one of `shoal memory broker`. Default: Shoal "
+        "runs its own.",
+    )
+    memory_limits: dict[str, ByteSize] = Field(
+        default_factory=dict,
+        description="Most bytes of a device that all elastic KV caches on it may take together, such as "
+        "{cuda:0: 60GiB}. Default: what weights and others leave.",
+    )
+    memory_headroom: float = Field(
+        0.03, ge=0, lt=1, description="Part of each device that elastic KV caches leave free for peaks of other use."
+    )
+    memory_wait: float = Field(
+        60, ge=0, description="Seconds that a start may wait for a device to have free what the model needs."
+    )
+
     log_bytes: ByteSize = Field(32 * 2**20, ge=65536, description="Bytes of log kept per instance, in two files.")
     history: int = Field(200, ge=0, description="Ended instances kept, with their logs.")
     events_kept: int = Field(10_000, ge=100, description="Events kept in the database.")
@@ -87,10 +104,19 @@ class Settings(BaseSettings):
                 named[str(name)] = spec
         return {**data, "models": named}
 
-    @field_validator("state_dir", "runtime_dir", "engines_dir")
+    @field_validator("state_dir", "runtime_dir", "engines_dir", "memory_socket")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - keeps symlinks
+
+    @model_validator(mode="after")
+    def _limits_are_for_its_own(self) -> Settings:
+        if self.memory_socket is not None and self.memory_limits:
+            raise ValueError(
+                "memory_limits are for Shoal's own memory broker, and memory_socket names another; leave one of them "
+                "out, and give that broker its limits with `shoal memory limit`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _open_only_when_told(self) -> Settings:

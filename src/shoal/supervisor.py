@@ -1,8 +1,12 @@
-"""`shoal serve`: owns the public port, and keeps one controller and one relay running.
+"""`shoal serve`: owns the public port, and keeps one controller, one relay and one memory broker running.
 
 The supervisor holds the listening socket, so a relay that dies loses no connection that waits to be accepted, and it is
-the parent that orphaned engines fall to and are reaped by. If it is killed, controller and relay die with it, engines
-live on, and the next `shoal serve` takes them back.
+the parent that orphaned engines fall to and are reaped by. If it is killed, its children die with it, engines live on,
+and the next `shoal serve` takes them back.
+
+The broker is no exception: engines that live on without a relay get no requests, so they need no more memory than they
+have, and they tell the next broker on the same socket what that is. A second one beside an old one, with books of its
+own, is what must never be.
 """
 
 from __future__ import annotations
@@ -18,10 +22,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from shoal.config import Handover
 from shoal.errors import ShoalError
+from shoal.fleet.devices import Devices
 from shoal.paths import Paths, find_paths, hold, make_runtime
 from shoal.settings import Settings
 
@@ -33,6 +38,7 @@ LONGEST_DELAY = 5.0
 CALM = 30.0
 """Seconds of life after which a child's earlier crashes are forgotten."""
 RELAY_GRACE = 10.0
+BROKER_GRACE = 5.0
 CONTROLLER_GRACE = 30.0
 """Seconds that the controller may take to stop beyond what draining and ending engines takes."""
 HELD_BACK = frozenset({signal.SIGTERM, signal.SIGHUP})
@@ -133,7 +139,12 @@ class Supervisor:
     """Runs until SIGTERM or SIGINT; a second one does not wait for running requests."""
 
     def __init__(
-        self, handover: Handover, listener: socket.socket, paths: Paths, on_ready: Callable[[str], None]
+        self,
+        handover: Handover,
+        listener: socket.socket,
+        paths: Paths,
+        on_ready: Callable[[str], None],
+        memory_limits: Mapping[str, int],
     ) -> None:
         self._handover = handover
         self._settings = handover.settings
@@ -142,7 +153,11 @@ class Supervisor:
         self._on_ready = on_ready
         self._controller = _Child("controller", self._start_controller)
         self._relay = _Child("relay", self._start_relay)
-        self._children = (self._controller, self._relay)
+        self._needed = (self._controller, self._relay)
+        own = () if self._settings.memory_socket is not None else (_Child("memory broker", self._start_broker),)
+        # First up and last down: engines that start or end have one.
+        self._children = (*own, *self._needed)
+        self._memory_limits = memory_limits
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
         self._told = False
@@ -174,6 +189,9 @@ class Supervisor:
                         self._launch(child)
             self._stop_controller(wake_r)
             self._stop(self._relay, wake_r, RELAY_GRACE)
+            for child in self._children:
+                if child not in self._needed:
+                    self._stop(child, wake_r, BROKER_GRACE)
         finally:
             for child in self._children:
                 child.signal(signal.SIGKILL)
@@ -234,7 +252,7 @@ class Supervisor:
                 child.ready = os.read(key.fd, 64).startswith(b"ready")
                 child.served = child.served or child.ready
                 self._unwatch(child)
-        if not self._told and all(child.ready for child in self._children):
+        if not self._told and all(child.ready for child in self._needed):
             self._told = True
             self._on_ready(self.url)
 
@@ -293,6 +311,13 @@ class Supervisor:
         ]
         return _popen(argv, (fd, notify))
 
+    def _start_broker(self, _notify: int, _again: bool) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "shoal.memory.broker", "--socket", str(self._paths.memory_socket)]
+        argv += ["--headroom", str(self._settings.memory_headroom)]
+        for key, size in self._memory_limits.items():
+            argv += ["--limit", f"{key}={size}"]
+        return _popen(argv, ())
+
 
 def _popen(argv: list[str], fds: tuple[int, ...], blocked: frozenset[int] = frozenset()) -> subprocess.Popen[bytes]:
     parent = os.getpid()
@@ -313,9 +338,27 @@ def _popen(argv: list[str], fds: tuple[int, ...], blocked: frozenset[int] = froz
     )
 
 
+def find_limits(settings: Settings) -> dict[str, int]:
+    """`memory_limits` by the names that devices have at the broker. Raises StartError for one that is not there."""
+    if not settings.memory_limits:
+        return {}
+    reader = Devices(settings.simulated_devices)
+    try:
+        devices = reader.read()
+    finally:
+        reader.close()
+    names = {name: device.key for device in devices for name in (device.id, device.key)}
+    for name in settings.memory_limits:
+        if name not in names:
+            known = ", ".join(device.id for device in devices)
+            raise StartError(f"memory_limits: there is no device {name}; this machine has {known}")
+    return {names[name]: size for name, size in settings.memory_limits.items()}
+
+
 def serve(handover: Handover, on_ready: Callable[[str], None]) -> None:
     """Run `shoal serve` in this process. Raises ShoalError if it cannot start, touching nothing."""
     paths = find_paths(handover.settings)
+    limits = find_limits(handover.settings)
     make_runtime(paths)
     with hold(paths), listen(handover.settings) as listener:
         listener.set_inheritable(True)
@@ -323,4 +366,4 @@ def serve(handover: Handover, on_ready: Callable[[str], None]) -> None:
         settings = handover.settings.model_copy(update={"port": port})
         # A table left by an earlier run would name engines that may be gone.
         paths.routing_table.unlink(missing_ok=True)
-        Supervisor(dataclasses.replace(handover, settings=settings), listener, paths, on_ready).run()
+        Supervisor(dataclasses.replace(handover, settings=settings), listener, paths, on_ready, limits).run()

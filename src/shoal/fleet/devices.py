@@ -57,12 +57,14 @@ class Devices:
         try:
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
             name = nvml.nvmlDeviceGetName(handle)
+            uuid = nvml.nvmlDeviceGetUUID(handle)
         except nvml.NVMLError as error:  # a GPU that has fallen off the bus
             return Device(f"cuda:{index}", "cuda", "unknown GPU", 0, 0, error=str(error))
         return Device(
             id=f"cuda:{index}",
             kind="cuda",
             name=name if isinstance(name, str) else name.decode(),
+            uuid=uuid if isinstance(uuid, str) else uuid.decode(),
             memory_total=int(memory.total),
             memory_used=int(memory.used),
             utilization=_reading(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),

@@ -72,6 +72,13 @@ class Device:
     temperature: float | None = None  # degrees Celsius
     power: float | None = None  # watts
     error: str | None = None
+    uuid: str = ""
+    """A GPU's name in NVML, which stays the same in every process."""
+
+    @property
+    def key(self) -> str:
+        """Its name at the memory broker."""
+        return self.uuid or self.id
 
     @property
     def memory_free(self) -> int:
