@@ -1,0 +1,100 @@
+"""How much of its KV cache an engine should have backed, and what it asks of the broker. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+READY_BYTES = 24 << 20
+"""Backed free blocks that an engine keeps even when it is idle, so that a first request need not wait."""
+
+AHEAD = 0.15
+"""Seconds of growth at the present rate that are backed ahead."""
+
+LEASE_AHEAD = 0.5
+"""Seconds of growth for which a lease is asked ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What the scheduler has before it, in blocks: `waiting` and `prefilling` are what those requests still lack."""
+
+    running: int = 0
+    queued: int = 0
+    waiting: int = 0
+    prefilling: int = 0
+    step: int = 1
+    """What one step can use up at most."""
+
+    @property
+    def idle(self) -> bool:
+        return not (self.running or self.queued)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The state of one engine's memory. `block`, `lease`, `excess`, `backed` and `leaving` in bytes, all else in blocks.
+
+    `backed` includes what is just being backed, and `leaving`: blocks taken from vLLM that are still to be unbacked.
+    `fresh` is exact up to `target` and may be more. `spare` is what of it was never needed lately.
+    """
+
+    block: int
+    lease: int
+    excess: int
+    backed: int
+    leaving: int
+    used: int
+    free: int
+    fresh: int
+    parked: int
+    rate: float
+    spare: int
+    work: Workload
+    overhead: int = 0
+    """Bytes backed beyond what the backed blocks have: pages that they share with blocks that are not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now. `grow` and `shrink` in blocks; `drop` are bytes of the lease that hold nothing."""
+
+    grow: int = 0
+    shrink: int = 0
+    cached: bool = False
+    """Whether shrinking may take blocks that hold a prefix."""
+    drop: int = 0
+    need: int = 0
+    want: int = 0
+
+
+def target(work: Workload, rate: float, block: int) -> int:
+    """Fresh blocks to have ready: for the next steps, and for growth at `rate` blocks a second."""
+    ready = max(2, READY_BYTES // block)
+    if work.idle:
+        return ready
+    return ready + int(rate * AHEAD) + min(work.waiting + work.prefilling, 2 * work.step)
+
+
+def decide(view: View) -> Decision:
+    """What to do in `view`. Never asks to park a block in use, nor to back more than the lease allows."""
+    work = view.work
+    goal = target(work, view.rate, view.block)
+    growth = int(view.rate * LEASE_AHEAD)
+    cached = max(0, view.free - view.fresh)
+    upcoming = 0 if work.idle else work.waiting + work.prefilling + growth
+    need = (view.used + upcoming) * view.block + view.overhead
+    want = need + (cached + goal) * view.block
+    room = view.lease - view.backed
+    if view.excess > 0 or room < 0:
+        over = max(view.excess, -room)
+        drop = min(max(0, room), view.excess)
+        left = max(0, over - drop - view.leaving)
+        shrink = min(view.free, -(-left // view.block))
+        return Decision(shrink=shrink, cached=True, drop=drop, need=need, want=want)
+    if view.fresh < goal:
+        # In one go up to the goal, once a third of it is missing, and not block by block.
+        due = view.fresh * 3 < goal * 2 or work.idle
+        grow = min(goal - view.fresh, room // view.block, view.parked) if due else 0
+        return Decision(grow=max(0, grow), need=need, want=want)
+    shrink = min(view.spare, max(0, view.fresh - goal))
+    return Decision(shrink=shrink, need=need, want=want)

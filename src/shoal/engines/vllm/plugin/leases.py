@@ -1,0 +1,96 @@
+"""The leases of all ranks of one engine, as one: what the smallest allows, every rank has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from shoal.memory.client import Callbacks, Lease, LeaseError, Rank
+from shoal.memory.elastic import ElasticTerms
+
+CONNECT_TIMEOUT = 30.0
+
+
+class Leases:
+    """A lease for each of `ranks` while open; `changed` is called when one has news, from any thread."""
+
+    def __init__(self, terms: ElasticTerms, ranks: Sequence[Rank]) -> None:
+        self._terms = terms
+        self._ranks = list(ranks)
+        self._leases: list[Lease] = []
+        self.changed: Callable[[], object] = lambda: None
+        self._asked: tuple[int, int] | None = None
+
+    @property
+    def lease(self) -> int:
+        """Bytes that every rank may keep backed."""
+        return min((lease.lease for lease in self._leases), default=0)
+
+    @property
+    def excess(self) -> int:
+        """Bytes that every rank should give back, for the sake of the one that has to most."""
+        return max((lease.excess for lease in self._leases), default=0)
+
+    @property
+    def most(self) -> int | None:
+        """Bytes that every rank could ever have, or None if no broker has said."""
+        known = [most for lease in self._leases if (most := getattr(lease, "most", None)) is not None]
+        ceilings = [ceiling for lease in self._leases if (ceiling := lease.terms[1]) is not None]
+        return min((*known, *ceilings), default=None)
+
+    def open(self) -> None:
+        """Join the broker. Raises `LeaseError` if none answers, or with its refusal."""
+        callbacks = Callbacks(
+            granted=lambda _: self._news(),
+            recalled=lambda _, __: self._news(),
+            terms=lambda *new: self._keep(new),
+            connected=lambda _: self._news(),
+        )
+        self._asked = None
+        self._leases = [Lease(self._terms.socket, rank, callbacks) for rank in self._ranks]
+        deadline = time.monotonic() + CONNECT_TIMEOUT
+        try:
+            for lease in self._leases:
+                lease.wait_connected(max(0.1, deadline - time.monotonic()))
+        except LeaseError:
+            self.close()
+            raise
+
+    def ask(self, need: int, want: int) -> None:
+        """What requests need, and what could be used besides, in bytes on every rank."""
+        if (need, want) != self._asked:
+            self._asked = (need, want)
+            for lease in self._leases:
+                lease.ask(need, want)
+
+    def release(self, size: int) -> None:
+        """Every rank has given `size` bytes back."""
+        for lease in self._leases:
+            lease.release(size)
+
+    def wait(self, size: int, timeout: float) -> bool:
+        """Wait until every rank may have `size` bytes. Returns whether it may."""
+        deadline = time.monotonic() + timeout
+        return all(lease.wait_lease(size, max(0.0, deadline - time.monotonic())) for lease in self._leases)
+
+    def report(self, *, used: int, cached: tuple[int, ...], backed: int, waiting: int) -> None:
+        """What every rank holds."""
+        for lease in self._leases:
+            lease.report(used=used, cached=cached, backed=backed, waiting=waiting)
+
+    def close(self) -> None:
+        """Give everything back. Nothing may be backed any more."""
+        leases, self._leases = self._leases, []
+        for lease in leases:
+            lease.close()
+
+    def _news(self) -> None:
+        self.changed()
+
+    def _keep(self, terms: tuple[int, int | None, int]) -> None:
+        """What was changed at run time holds after a sleep, too."""
+        floor, ceiling, priority = terms
+        self._ranks = [
+            Rank(r.engine, r.device, r.device_size, r.rank, floor, ceiling, priority, r.unit) for r in self._ranks
+        ]
+        self._news()

@@ -1,0 +1,413 @@
+"""The pager of one engine: keeps backed blocks ready ahead of the scheduler, and gives memory back.
+
+Two threads meet here. vLLM's calls the scheduler, and so `before_step` and the like, with `lock` held. The pager's own
+does everything that takes time: it backs and unbacks outside the lock, and holds it only to move blocks in and out of
+vLLM's pool. The books (`_map`: what is backed or about to be) change under the lock, before memory is taken and after
+it is given, so that the engine never has more backed than its lease.
+
+A block is unbacked only when every step that was scheduled before it left vLLM's pool has been processed: until then
+the device may still write to it. vLLM's own `defer_block_free` would do this too, but at a price: it keeps the blocks
+of a preempted request from the request that needs them, and so one shortage preempts everything that runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from shoal.memory.ages import AGES
+from shoal.memory.pages import PageMap
+
+from .demand import View, Workload, decide, target
+from .leases import Leases
+from .pool import ElasticPool
+from .ranks import Ranks
+from .statistics import Statistics
+
+log = logging.getLogger("vllm.shoal")
+
+BATCH_BYTES = 16 << 20
+"""How much is backed before vLLM gets it: the first blocks of a large growth are of use before its last."""
+
+PARK_BYTES = 512 << 20
+"""How much leaves vLLM's pool under one hold of the lock."""
+
+BUSY, IDLE = 0.02, 0.5
+"""Seconds between two looks at an engine that has requests, and at one that has none."""
+
+WINDOW = 2.0
+"""Seconds for which a backed block must not have been needed before it goes for no other reason."""
+
+RETRY = 0.05
+"""Seconds after which a device that was full in spite of the lease is asked again."""
+
+START_TIMEOUT = 60.0
+
+
+class PagerError(RuntimeError):
+    """The engine's memory cannot be managed any more, and why."""
+
+
+class Pager:
+    """Backs, parks and reports. `workload` is called without the lock, from the pager's thread."""
+
+    def __init__(self, pool: ElasticPool, ranks: Ranks, leases: Leases, workload: Callable[[], Workload]) -> None:
+        self.lock = threading.RLock()
+        self.pool = pool
+        self.statistics = Statistics()
+        self._ranks = ranks
+        self._leases = leases
+        self._workload = workload
+        self._changed = threading.Condition(self.lock)
+        self._turn = threading.RLock()
+        geometry = ranks.geometry()
+        self._map = PageMap(geometry)
+        self._block = geometry.block_size
+        self._batch = max(1, BATCH_BYTES // self._block)
+        self._most_parked = max(self._batch, PARK_BYTES // self._block)
+        self._leaving: deque[tuple[int, list[int]]] = deque()
+        self._leaving_blocks = 0
+        self._scheduled = self._processed = 0
+        self._consumed = 0
+        self._rate = _Rate()
+        self._spare = _Window(WINDOW)
+        self._full_until = 0.0
+        self._reported: tuple[int, ...] = ()
+        self._ages = [0] * len(AGES)
+        self._aged_at = 0.0
+        self._asleep = True
+        self._closed = False
+        self._failure: BaseException | None = None
+        self._sleepers = 0
+        self._poked = threading.Event()
+        leases.changed = self._poked.set
+        with self.lock:
+            self.pool.put_back(self.pool.park_all())
+        self._thread = threading.Thread(target=self._run, name="shoal-pager", daemon=True)
+
+    def start(self) -> None:
+        """Back what must always be, and begin. Raises PagerError."""
+        self._wake()
+        self._thread.start()
+        self._ranks.watch(self.suspend, self.resume)
+        with self.lock:
+            # The first request should find its memory there.
+            self._poked.set()
+            self._changed.wait_for(lambda: self.pool.free > 0 or self._failure is not None, 5.0)
+
+    # vLLM's thread, with the lock held
+
+    def before_step(self, required: Callable[[], int], sure: int) -> None:
+        """See to it that what runs need not be preempted for want of a page.
+
+        `sure` blocks are always enough; what is really `required` is only computed if there are fewer. Raises
+        PagerError.
+        """
+        self._raise_failure()
+        if self.pool.free >= sure:
+            return
+        short = required() - self.pool.free
+        if short > 0:
+            began = time.perf_counter()
+            self._grow(short)
+            self.statistics.waited(time.perf_counter() - began)
+
+    def after_step(self, blocks: int, *, ran: bool) -> None:
+        """A step was scheduled that took `blocks` out of the pool; `ran`: it has something to run."""
+        if ran:
+            self._scheduled += 1
+        if blocks > 0:
+            self._consumed += blocks
+            self.statistics.stepped()
+            self._poked.set()
+
+    def processed(self) -> None:
+        """The oldest step that was under way has left the device."""
+        self._processed += 1
+        if self._leaving and self._leaving[0][0] <= self._processed:
+            self._poked.set()
+
+    def poke(self) -> None:
+        """Something changed that the pager should look at."""
+        self._poked.set()
+
+    def wait(self, blocks: int, timeout: float) -> bool:
+        """Nothing can run before `blocks` more are there: get them here, or wait for them. Returns whether they are."""
+        self._raise_failure()
+        goal = self.pool.free + blocks
+        self._grow(blocks)
+        if self.pool.free < goal:
+            self._poked.set()
+            self._changed.wait_for(lambda: self.pool.free >= goal, timeout)
+        return self.pool.free >= goal
+
+    @property
+    def most(self) -> int | None:
+        """Blocks that this engine can ever have at once, as the broker sees it now; None if it has not said."""
+        most = self._leases.most
+        return None if most is None else most // self._block
+
+    def close(self) -> None:
+        """End the thread and give up the lease."""
+        self._closed = True
+        self._poked.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(5.0)
+        self._ranks.close()
+        self._leases.close()
+        self.statistics.close()
+
+    # Sleep
+
+    def suspend(self) -> None:
+        """Take all memory away, block 0 too. Called once by each rank, none of which runs anything; waits for all.
+
+        Raises PagerError if requests hold blocks.
+        """
+        with self._turn, self.lock:
+            self._sleepers += 1
+            if self._asleep or self._sleepers < len(self._ranks.descriptions):
+                return
+            self._sleepers = 0
+            if self.pool.used > 1:
+                raise PagerError(f"requests still hold {self.pool.used - 1} blocks; end or abort them before sleeping")
+            self._asleep = True
+            self.pool.put_back(self.pool.park_all())
+            self._processed = self._scheduled
+        with self._turn:
+            self._unback_left()
+            ids = self._map.ids()
+            self._ranks.unback(ids)
+            with self.lock:
+                self._map.commit(self._map.plan_unback(ids))
+            # Nothing is held and nothing is owed: a sleeping engine's floor is of use to others.
+            self._leases.close()
+
+    def resume(self) -> None:
+        """Back what must always be. Raises PagerError if there is no memory for it."""
+        with self._turn:
+            self._sleepers = 0
+            if self._asleep:
+                self._wake()
+        self._poked.set()
+
+    def _wake(self) -> None:
+        plan = self._map.plan_back([0])
+        self._leases.open()
+        self._leases.ask(plan.size, plan.size + self._block)
+        if not self._leases.wait(plan.size, START_TIMEOUT):
+            self._leases.close()
+            raise PagerError(
+                f"the memory broker gave no {plan.size >> 10} KiB for the first block within {START_TIMEOUT:.0f} s; see "
+                "`shoal memory ls`"
+            )
+        if self._ranks.back([0]) < 1:
+            self._leases.close()
+            raise PagerError("the device has no memory left for the first block; free some and try again")
+        with self.lock:
+            self._map.commit(plan)
+            self._asleep = False
+
+    # The pager's thread
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                with self._turn:
+                    if not self._asleep:
+                        while self._look():
+                            pass
+                work = self._workload()
+                self._poked.wait(IDLE if work.idle and not self._leaving else BUSY)
+                self._poked.clear()
+        except BaseException as error:
+            log.exception("the pager failed; the engine ends")
+            self._failure = error
+            with self._changed:
+                self._changed.notify_all()
+
+    def _look(self) -> bool:
+        """One decision, carried out as far as one hold of the lock goes. Returns whether to look again at once."""
+        self._unback_left()
+        work = self._workload()
+        now = time.monotonic()
+        with self.lock:
+            rate = self._rate.of(self._consumed, now)
+            goal = target(work, rate, self._block)
+            fresh = self.pool.fresh(max(256, 2 * goal))
+            spare = self._spare.least(fresh - goal, now)
+            view = self._view(work, rate, fresh, spare)
+            decision = decide(view)
+            if decision.shrink:
+                self._park(min(decision.shrink, self._most_parked), cached=decision.cached)
+        self._leases.ask(decision.need, decision.want)
+        if decision.drop:
+            self._leases.release(decision.drop)
+        self._report(view, work, now)
+        if decision.shrink:
+            self._unback_left()
+            return decision.shrink > self._most_parked
+        if decision.grow and now >= self._full_until:
+            with self.lock:
+                claimed = self._claim(min(decision.grow, self._batch))
+            return self._back(claimed) and decision.grow > len(claimed)
+        return False
+
+    def _view(self, work: Workload, rate: float, fresh: int, spare: int) -> View:
+        backed = self._map.backed_bytes
+        overhead = max(0, backed - self._map.backed_blocks * self._block)
+        return View(
+            block=self._block,
+            lease=self._leases.lease,
+            excess=self._leases.excess,
+            backed=backed,
+            leaving=self._leaving_blocks * self._block,
+            used=self.pool.used,
+            free=self.pool.free,
+            fresh=fresh,
+            parked=self.pool.parked,
+            rate=rate,
+            spare=spare,
+            work=work,
+            overhead=overhead,
+        )
+
+    def _claim(self, count: int) -> list[int]:
+        """Take at most `count` parked blocks that the lease covers, and book them as backed. The lock is held."""
+        ids = self.pool.take(count)
+        room = self._leases.lease - self._map.backed_bytes
+        while ids:
+            plan = self._map.plan_back(ids)
+            if plan.size <= room:
+                self._map.commit(plan)
+                return ids
+            # Proportionally fewer, and at least one fewer.
+            keep = min(len(ids) - 1, len(ids) * max(0, room) // plan.size)
+            self.pool.put_back(ids[keep:])
+            ids = ids[:keep]
+        return []
+
+    def _back(self, ids: list[int]) -> bool:
+        """Back claimed blocks and hand them to vLLM. Returns whether all of them could be."""
+        if not ids:
+            return False
+        began = time.perf_counter()
+        done = self._ranks.back(ids)
+        self.statistics.backed(done, time.perf_counter() - began)
+        with self._changed:
+            if done < len(ids):
+                # Someone took the memory that the lease promised; the broker will see it and say who gives way.
+                self._map.commit(self._map.plan_unback(ids[done:]))
+                self.pool.put_back(ids[done:])
+                self._full_until = time.monotonic() + RETRY
+                self.statistics.full += 1
+            self.pool.unpark(ids[:done])
+            self._changed.notify_all()
+        return done == len(ids)
+
+    def _grow(self, count: int) -> None:
+        """As many of `count` blocks as the lease and the device have, at once. The lock is held."""
+        while count > 0 and (claimed := self._claim(min(count, self._batch))):
+            if not self._back(claimed):
+                return
+            count -= len(claimed)
+
+    def _park(self, count: int, *, cached: bool) -> None:
+        """Take blocks from vLLM; they are unbacked once nothing under way can touch them. The lock is held."""
+        ids = self.pool.park(count, cached=cached)
+        if ids:
+            self._leaving.append((self._scheduled, ids))
+            self._leaving_blocks += len(ids)
+
+    def _unback_left(self) -> None:
+        """Unback what left vLLM's pool before the oldest step under way."""
+        while True:
+            with self.lock:
+                if not self._leaving or self._leaving[0][0] > self._processed:
+                    return
+                _, ids = self._leaving.popleft()
+            began = time.perf_counter()
+            self._ranks.unback(ids)
+            self.statistics.unbacked(len(ids), time.perf_counter() - began)
+            with self.lock:
+                plan = self._map.plan_unback(ids)
+                self._map.commit(plan)
+                self._leaving_blocks -= len(ids)
+                self.pool.put_back(ids)
+            self._leases.release(plan.size)
+
+    def _report(self, view: View, work: Workload, now: float) -> None:
+        cached = max(0, view.free - view.fresh)
+        # Walking the free queue is cheap when nobody waits for it, and rare otherwise.
+        if now - self._aged_at >= (1.0 if work.idle else 4.0):
+            self._aged_at = now
+            with self.lock:
+                self._ages = self.pool.cached_by_age(now)
+        ages = _scaled(self._ages, cached)
+        held = (view.used * self._block, view.backed, work.queued, *ages)
+        if held == self._reported:
+            return
+        self._reported = held
+        self._leases.report(
+            used=view.used * self._block,
+            cached=tuple(count * self._block for count in ages),
+            backed=view.backed,
+            waiting=work.queued,
+        )
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise PagerError(f"the pager failed: {self._failure}") from self._failure
+
+
+def _scaled(ages: list[int], total: int) -> list[int]:
+    """The buckets of an earlier count, brought to what there is now: what is new is young, what went was old."""
+    result = list(ages)
+    surplus = total - sum(result)
+    if surplus > 0:
+        result[0] += surplus
+    index = len(result) - 1
+    while surplus < 0:
+        part = min(result[index], -surplus)
+        result[index] -= part
+        surplus += part
+        index -= 1
+    return result
+
+
+class _Rate:
+    """Blocks a second, over about the last second; quick to rise."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def of(self, total: int, now: float) -> float:
+        samples = self._samples
+        if not samples or now - samples[-1][0] >= 0.05:
+            samples.append((now, total))
+        while len(samples) > 2 and now - samples[0][0] > 1.0:
+            samples.popleft()
+        recent = next((s for s in samples if now - s[0] <= 0.25), samples[-1])
+        rates = [(total - count) / (now - at) for at, count in (samples[0], recent) if now - at >= 0.05]
+        return max(rates, default=0.0)
+
+
+class _Window:
+    """The least of a value over the last `seconds`; zero until that much has passed."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._began = self._least_since = float("-inf")
+        self._least: int | None = None
+        self._previous = 0
+
+    def least(self, value: int, now: float) -> int:
+        if self._least is None or now - self._began >= self._seconds:
+            self._previous = 0 if self._least is None else min(self._least, value)
+            self._least, self._began = value, now
+        else:
+            self._least = min(self._least, value)
+        return max(0, min(self._previous, self._least))

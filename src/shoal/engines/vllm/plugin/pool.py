@@ -1,0 +1,172 @@
+"""vLLM's block pool, with some of its blocks parked. Not thread-safe: the pager's lock is held for every call.
+
+A parked block is simply not in vLLM's free queue, so vLLM's admission, preemption, prefix caching and eviction work as
+they do with a smaller cache. Blocks are taken out of the queue from its head: first those that hold nothing, then
+cached ones, the longest unused first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import Any
+
+from shoal.memory.ages import AGES, bucket_of
+from shoal.memory.pages import Geometry
+
+
+class ElasticPool:
+    """A view of `pool`, vLLM's BlockPool. Counts are in blocks."""
+
+    def __init__(self, pool: Any, geometry: Geometry) -> None:
+        self._pool = pool
+        self._queue = pool.free_block_queue
+        self._geometry = geometry
+        self._caching = bool(getattr(pool, "enable_caching", True))
+        self._parked: list[int] = []  # a heap: low ids first, which keeps neighbours together
+        self._is_parked = bytearray(len(pool.blocks))
+        self._since = [0.0] * len(pool.blocks)
+        self._seen = bytearray(len(pool.blocks))
+        self._alone = _stands_alone(geometry)
+
+    @property
+    def total(self) -> int:
+        """Blocks that the cache could have at most."""
+        return len(self._pool.blocks)
+
+    @property
+    def parked(self) -> int:
+        """Blocks that vLLM does not see and that can be backed."""
+        return len(self._parked)
+
+    @property
+    def free(self) -> int:
+        """Blocks in vLLM's free queue."""
+        return int(self._queue.num_free_blocks)
+
+    @property
+    def used(self) -> int:
+        """Blocks that requests hold, and block 0."""
+        return int(self._pool.num_gpu_blocks) - self.free
+
+    def fresh(self, limit: int) -> int:
+        """Free blocks that hold no prefix, counted up to `limit`."""
+        if not self._caching:
+            return min(limit, self.free)
+        count = 0
+        block = self._queue.fake_free_list_head.next_free_block
+        while count < limit and block is not None and block.block_id >= 0 and block.block_hash is None:
+            count += 1
+            block = block.next_free_block
+        return count
+
+    def park_all(self) -> list[int]:
+        """Take every free block out of the queue."""
+        return self._remove(list(self._walk()))
+
+    def park(self, count: int, *, cached: bool) -> list[int]:
+        """Take about `count` free blocks out of the queue, with `cached` also those that hold a prefix.
+
+        They are neither vLLM's nor parked until `put_back`, which is for when they are unbacked.
+        """
+        chosen: list[Any] = []
+        if self._alone:
+            for block in self._walk():
+                if len(chosen) >= count or not (cached or block.block_hash is None):
+                    break
+                chosen.append(block)
+            return self._remove(chosen)
+        ids: set[int] = set()
+        for block in self._walk():
+            if len(ids) >= count or not (cached or block.block_hash is None):
+                break
+            if block.block_id in ids:
+                continue
+            # A page goes only with all the blocks on it.
+            group = self._neighbours(block.block_id)
+            if all(self._may_go(other, cached=cached) for other in group):
+                ids.update(other for other in group if not self._is_parked[other])
+        return self._remove([self._pool.blocks[id] for id in sorted(ids)])
+
+    def put_back(self, ids: list[int]) -> None:
+        """`ids` are unbacked: they can be taken again."""
+        for id in ids:
+            self._is_parked[id] = 1
+            heapq.heappush(self._parked, id)
+
+    def take(self, count: int) -> list[int]:
+        """At most `count` parked blocks, to be backed; the lowest, in order."""
+        ids = [heapq.heappop(self._parked) for _ in range(min(count, len(self._parked)))]
+        for id in ids:
+            self._is_parked[id] = 0
+        return ids
+
+    def unpark(self, ids: list[int]) -> None:
+        """`ids` are backed: vLLM may use them, before it evicts a cached block."""
+        self._queue.prepend_n([self._pool.blocks[id] for id in ids])
+        self._pool.num_gpu_blocks += len(ids)
+
+    def cached_by_age(self, now: float) -> list[int]:
+        """Free blocks that hold a prefix, by the buckets of `shoal.memory.ages`.
+
+        vLLM keeps no times, but its queue is ordered by last use. So a block that is seen here for the first time was
+        freed since the last call, and none can be older than one before it.
+        """
+        buckets = [0] * len(AGES)
+        if not self._caching:
+            return buckets
+        seen = bytearray(len(self._seen))
+        oldest = float("-inf")
+        for block in self._walk():
+            id = block.block_id
+            if block.block_hash is None:
+                continue
+            since = self._since[id] if self._seen[id] else now
+            if since < oldest:
+                since = oldest
+            oldest = since
+            self._since[id] = since
+            seen[id] = 1
+            buckets[bucket_of(now - since)] += 1
+        self._seen = seen
+        return buckets
+
+    def _walk(self) -> Iterator[Any]:
+        block = self._queue.fake_free_list_head.next_free_block
+        while block is not None and block.block_id >= 0:
+            following = block.next_free_block
+            yield block
+            block = following
+
+    def _remove(self, blocks: list[Any]) -> list[int]:
+        for block in blocks:
+            self._pool._maybe_evict_cached_block(block)  # noqa: SLF001 - the pool's own way to forget a prefix
+            self._queue.remove(block)
+        self._pool.num_gpu_blocks -= len(blocks)
+        return [block.block_id for block in blocks]
+
+    def _neighbours(self, id: int) -> set[int]:
+        return {other for span in self._geometry.pages_of(id) for other in self._blocks_on(span.first, span.pages)}
+
+    def _blocks_on(self, first: int, pages: int) -> Iterator[int]:
+        # Inner pages of a span hold nothing but what its ends hold.
+        yield from self._geometry.blocks_on(first)
+        if pages > 1:
+            yield from self._geometry.blocks_on(first + pages - 1)
+
+    def _may_go(self, id: int, *, cached: bool) -> bool:
+        if self._is_parked[id]:
+            return True
+        block = self._pool.blocks[id]
+        return (
+            block.ref_cnt == 0
+            and block.next_free_block is not None
+            and (cached or block.block_hash is None)
+            and id != 0
+        )
+
+
+def _stands_alone(geometry: Geometry) -> bool:
+    """Whether unbacking one block alone always frees a page."""
+    page = geometry.page_size
+    return all(run.length >= 2 * page or not (run.offset % page or run.stride % page) for run in geometry.runs)

@@ -1,0 +1,247 @@
+"""vLLM's scheduler over an elastic KV cache: `--scheduler-cls shoal.engines.vllm.plugin.scheduler.ElasticScheduler`."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.request import RequestStatus
+from vllm.version import __version__ as VLLM_VERSION  # noqa: N812 - vLLM's own name for it
+
+from shoal.memory.client import Rank
+from shoal.memory.elastic import ElasticTerms
+
+from . import hooks
+from .demand import Workload
+from .leases import Leases
+from .pager import Pager
+from .patience import Patience
+from .pool import ElasticPool
+from .ranks import find_ranks
+from .worker import engine_name
+
+log = logging.getLogger("vllm.shoal")
+
+LOOKED_AT = 64
+"""Waiting requests whose prompts are counted; the others are taken to be like them."""
+
+STUCK_WAIT = 0.02
+"""Seconds for which an engine that can run nothing waits for memory before it looks at its messages again."""
+
+
+class ElasticMixin:
+    """What the asynchronous and the plain scheduler have in common; goes before vLLM's class."""
+
+    pager: Pager | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        hooks.verify(hooks.SCHEDULER_HOOKS, VLLM_VERSION)
+        super().__init__(*args, **kwargs)
+        scheduler: Any = self
+        terms = ElasticTerms.read(os.environ)
+        engine = engine_name(terms, os.getpid())
+        ranks = find_ranks(engine, scheduler.vllm_config.parallel_config.world_size)
+        if ranks.reason:
+            # The worker has said so already, and has given this model a cache of fixed size.
+            ranks.close()
+            return
+        pool = scheduler.kv_cache_manager.block_pool
+        hooks.verify_fields(self, hooks.SCHEDULER_FIELDS, VLLM_VERSION)
+        hooks.verify_fields(pool, hooks.POOL_FIELDS, VLLM_VERSION)
+        hooks.verify_fields(pool.free_block_queue, hooks.QUEUE_FIELDS, VLLM_VERSION)
+        hooks.verify_fields(pool.null_block, hooks.BLOCK_FIELDS, VLLM_VERSION)
+        geometry = ranks.geometry()
+        if len(pool.blocks) != geometry.blocks:
+            raise hooks.HookError(
+                f"vLLM has {len(pool.blocks)} blocks, but its cache was laid out for {geometry.blocks}"
+            )
+        leased = [
+            Rank(
+                engine, d.device, d.device_size, number, terms.floor, terms.ceiling, terms.priority, geometry.block_size
+            )
+            for number, d in enumerate(ranks.descriptions)
+        ]
+        self._patience = Patience(terms.patience)
+        self._sizes = [group.kv_cache_spec.block_size for group in scheduler.kv_cache_config.kv_cache_groups]
+        self._step_tokens = int(scheduler.scheduler_config.max_num_batched_tokens)
+        pager = Pager(ElasticPool(pool, geometry), ranks, Leases(terms, leased), self._workload)
+        pager.start()
+        self.pager = pager
+        log.info(
+            "Shoal: elastic KV cache of up to %.2f GiB in blocks of %.2f MiB on %d device(s), leased from %s as %s",
+            geometry.size / 2**30,
+            geometry.block_size / 2**20,
+            len(leased),
+            terms.socket,
+            engine,
+        )
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """One step's work, with memory for what runs."""
+        pager = self.pager
+        if pager is None:
+            return super().schedule(*args, **kwargs)  # type: ignore[misc]
+        scheduler: Any = self
+        running = scheduler.running
+        if running:
+            # Every request may need one block, or as many as its new tokens fill.
+            sure = len(running) * self._blocks(1 + scheduler.num_lookahead_tokens) + self._blocks(self._step_tokens)
+            pager.before_step(self._required, sure)
+        elif scheduler.waiting:
+            self._admit_first(pager)
+        before = pager.pool.free
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        pager.after_step(before - pager.pool.free, ran=output.total_num_scheduled_tokens > 0)
+        if scheduler.waiting:
+            pager.poke()
+        return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """What a step brought; requests that memory will never suffice for end here, with an error."""
+        pager = self.pager
+        if pager is not None and scheduler_output.total_num_scheduled_tokens > 0:
+            pager.processed()
+        outputs = super().update_from_output(  # type: ignore[misc]
+            scheduler_output, model_runner_output, *args, **kwargs
+        )
+        if pager is not None and self._patience.lost:
+            for request_id in self._patience.take_lost():
+                self._end(request_id, outputs)
+        return outputs
+
+    def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """The pager begins with the prompt's memory at once."""
+        result = super().add_request(request, *args, **kwargs)  # type: ignore[misc]
+        if self.pager is not None:
+            self.pager.poke()
+        return result
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's statistics, with the cache's usage as a share of all it could grow to."""
+        stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is not None and self.pager is not None:
+            pool = self.pager.pool
+            stats.kv_cache_usage = (pool.used - 1) / max(1, pool.total - 1)
+        return stats
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> Any:
+        """End the pager, then vLLM's part."""
+        if self.pager is not None:
+            self.pager.close()
+        return super().shutdown(*args, **kwargs)  # type: ignore[misc]
+
+    def _admit_first(self, pager: Pager) -> None:
+        """Nothing runs, so nothing is in the way: the first waiting request gets its memory here, or waits for it."""
+        scheduler: Any = self
+        request = next(iter(scheduler.waiting))
+        needed = self._blocks(request.num_tokens + scheduler.num_lookahead_tokens)
+        short = needed - pager.pool.free
+        if short <= 0:
+            # With room for all it has, it may still find none for its next token.
+            self._patience.notice(request.request_id, request.num_tokens, time.monotonic(), served=True)
+            return
+        if pager.wait(short, STUCK_WAIT):
+            return
+        most = pager.most
+        why = None if most is None or needed < most else f"it needs {needed} blocks, and {max(0, most - 1)} is the most"
+        if self._patience.notice(request.request_id, request.num_tokens, time.monotonic(), never=why is not None):
+            log.error(
+                "Shoal: request %s ends with an error: %s; raise this engine's ceiling or the broker's limit, free memory "
+                "on the device, or send a shorter request",
+                request.request_id,
+                why or f"alone, it has waited {self._patience.seconds:g} s for {short} more blocks of KV cache",
+            )
+
+    def _end(self, request_id: str, outputs: Any) -> None:
+        scheduler: Any = self
+        request = scheduler.requests.get(request_id)
+        if request is None or request.is_finished():
+            return
+        scheduler.finish_requests([request_id], RequestStatus.FINISHED_ERROR)
+        output = EngineCoreOutput(request_id=request_id, new_token_ids=[], finish_reason=FinishReason.ERROR)
+        if request.client_index not in outputs:
+            outputs[request.client_index] = EngineCoreOutputs()
+        # Its list may be the class's own empty one.
+        outputs[request.client_index].outputs = [*outputs[request.client_index].outputs, output]
+
+    def _required(self) -> int:
+        """Blocks that the running requests take in their next step, at least as many as vLLM will ask for."""
+        scheduler: Any = self
+        left, blocks = self._step_tokens, 0
+        ahead = scheduler.num_lookahead_tokens
+        for request in scheduler.running:
+            done = request.num_computed_tokens
+            tokens = min(max(1, request.num_tokens_with_spec + request.num_output_placeholders - done), max(1, left))
+            left -= tokens
+            blocks += self._blocks(done + tokens + ahead) - self._blocks(done)
+        return blocks
+
+    def _workload(self) -> Workload:
+        """What is before the engine. Runs on the pager's thread: numbers that are a moment old do no harm."""
+        scheduler: Any = self
+        try:
+            running = list(scheduler.running)
+            queued = len(scheduler.waiting)
+            first = list(itertools.islice(scheduler.waiting, LOOKED_AT))
+        except (RuntimeError, IndexError):  # the queue changed meanwhile
+            return Workload(running=len(scheduler.running), queued=1, step=self._blocks(self._step_tokens))
+        admissible = min(queued, max(0, scheduler.max_num_running_reqs - len(running)))
+        prompts = [self._blocks(request.num_tokens) for request in first[:admissible]]
+        waiting = sum(prompts) if admissible <= len(prompts) else sum(prompts) * admissible // max(1, len(prompts))
+        prefilling = 0
+        for request in running:
+            missing = request.num_tokens - request.num_computed_tokens
+            if missing > 1:
+                prefilling += self._blocks(missing)
+        return Workload(len(running), queued, waiting, prefilling, self._blocks(self._step_tokens))
+
+    def _blocks(self, tokens: int) -> int:
+        """Blocks for `tokens` tokens, over all groups of layers."""
+        return sum(-(-tokens // size) for size in self._sizes)
+
+
+def _locked(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: ElasticMixin, *args: Any, **kwargs: Any) -> Any:
+        pager = self.pager
+        if pager is None:
+            return method(self, *args, **kwargs)
+        with pager.lock:
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+def _with_lock(scheduler: type) -> type:
+    """`scheduler` with every public method under the pager's lock: whatever vLLM calls from outside is complete."""
+    for name in dir(scheduler):
+        method = getattr(scheduler, name)
+        if not name.startswith("_") and callable(method) and not isinstance(method, type):
+            setattr(scheduler, name, _locked(method))
+    return scheduler
+
+
+class _ElasticPlainScheduler(ElasticMixin, Scheduler):
+    pass
+
+
+class ElasticScheduler(ElasticMixin, AsyncScheduler):
+    """vLLM's asynchronous scheduler; where vLLM runs without asynchronous scheduling, an instance of its plain one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        config = kwargs.get("vllm_config") or args[0]
+        if cls is ElasticScheduler and not config.scheduler_config.async_scheduling:
+            return _ElasticPlainScheduler(*args, **kwargs)
+        return super().__new__(cls)
+
+
+_with_lock(_ElasticPlainScheduler)
+_with_lock(ElasticScheduler)
