@@ -127,7 +127,7 @@ def test_a_frame_of_an_impossible_length_is_refused_before_it_is_read(length: in
         m.Frames().feed(struct.pack(">I", length))
 
 
-@pytest.mark.parametrize("name", ["", "x" * 129, "a\nb", 'a"b', "a\\b", "\x7f"])
+@pytest.mark.parametrize("name", ["", "x" * 129, "a\nb", "a\n", 'a"b', "a\\b", "\x7f"])
 def test_names_are_short_and_printable(name: str) -> None:
     with pytest.raises(m.ProtocolError):
         m.to_broker(json.dumps({"v": 1, "type": "trim", "engine": name}).encode())

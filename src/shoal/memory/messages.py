@@ -28,7 +28,7 @@ _LENGTH = struct.Struct(">I")
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Rank = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-Name = Annotated[str, msgspec.Meta(max_length=128, pattern=r'^[^\x00-\x1f\x7f"\\]+$')]
+Name = Annotated[str, msgspec.Meta(max_length=128, pattern=r'^[^\x00-\x1f\x7f"\\]+\Z')]
 Priority = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 Cached = Annotated[tuple[Size, ...], msgspec.Meta(max_length=len(AGES))]
 
