@@ -32,7 +32,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The state of one engine's memory. `block`, `lease`, `excess`, `backed` and `leaving` in bytes, all else in blocks.
+    """One engine's memory. `block`, `lease`, `excess`, `backed`, `leaving` and `overhead` in bytes, all else in blocks.
 
     `backed` includes what is just being backed, and `leaving`: blocks taken from vLLM that are still to be unbacked.
     `fresh` is exact up to `target` and may be more. `spare` is what of it was never needed lately.

@@ -1,4 +1,4 @@
-"""Where vLLM is to put its KV cache: one range of addresses in which each block lies in as few pieces as possible. Pure.
+"""Where vLLM is to put its KV cache: in one range of addresses, each block in as few pieces as possible. Pure.
 
 Reads vLLM's `KVCacheConfig` by its attributes, because its class changed with 0.29: before, each layer has a tensor of
 its own, and they are rewritten here to share one (`offset` and `block_stride`); from then on there is one anyway.

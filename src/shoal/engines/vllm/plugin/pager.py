@@ -201,8 +201,8 @@ class Pager:
         if not self._leases.wait(plan.size, START_TIMEOUT):
             self._leases.close()
             raise PagerError(
-                f"the memory broker gave no {plan.size >> 10} KiB for the first block within {START_TIMEOUT:.0f} s; see "
-                "`shoal memory ls`"
+                f"the memory broker gave no {plan.size >> 10} KiB for the first block within {START_TIMEOUT:.0f} s; "
+                "see `shoal memory ls`"
             )
         if self._ranks.back([0]) < 1:
             self._leases.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import logging
 import os
@@ -154,8 +155,8 @@ class ElasticMixin:
         why = None if most is None or needed < most else f"it needs {needed} blocks, and {max(0, most - 1)} is the most"
         if self._patience.notice(request.request_id, request.num_tokens, time.monotonic(), never=why is not None):
             log.error(
-                "Shoal: request %s ends with an error: %s; raise this engine's ceiling or the broker's limit, free memory "
-                "on the device, or send a shorter request",
+                "Shoal: request %s ends with an error: %s; raise this engine's ceiling or the broker's limit, free "
+                "memory on the device, or send a shorter request",
                 request.request_id,
                 why or f"alone, it has waited {self._patience.seconds:g} s for {short} more blocks of KV cache",
             )
@@ -221,19 +222,22 @@ def _locked(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_lock(scheduler: type) -> type:
-    """`scheduler` with every public method under the pager's lock: whatever vLLM calls from outside is complete."""
+    """`scheduler` with every public method under the pager's lock: whatever vLLM calls from outside is complete.
+
+    But for `shutdown`, which waits for the pager to end.
+    """
     for name in dir(scheduler):
-        method = getattr(scheduler, name)
-        if not name.startswith("_") and callable(method) and not isinstance(method, type):
+        method = inspect.getattr_static(scheduler, name)
+        if not name.startswith("_") and name != "shutdown" and inspect.isfunction(method):
             setattr(scheduler, name, _locked(method))
     return scheduler
 
 
-class _ElasticPlainScheduler(ElasticMixin, Scheduler):
+class _ElasticPlainScheduler(ElasticMixin, Scheduler):  # type: ignore[misc]
     pass
 
 
-class ElasticScheduler(ElasticMixin, AsyncScheduler):
+class ElasticScheduler(ElasticMixin, AsyncScheduler):  # type: ignore[misc]
     """vLLM's asynchronous scheduler; where vLLM runs without asynchronous scheduling, an instance of its plain one."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
