@@ -69,9 +69,9 @@ class SimulatedEngine:
         *,
         instance: str,  # noqa: ARG002 - part of the interface; the process needs no name or device of its own
         address: str,
-        devices: Sequence[Device],  # noqa: ARG002
+        devices: Sequence[Device],
         environment: Environment,
-        memory: ElasticTerms | None = None,  # noqa: ARG002
+        memory: ElasticTerms | None = None,
     ) -> Launch:
         """The model's arguments word for word, then Shoal's own, which win."""
         place = parse_address(address)
@@ -82,9 +82,16 @@ class SimulatedEngine:
         own = [f"--model={spec.source}", f"--served-model-name={spec.name}", *listen]
         if spec.context_length is not None:
             own.append(f"--max-model-len={spec.context_length}")
+        env = {"PYTHONPATH": str(Path(shoal.__file__).parents[1]), **spec.env}
+        if memory is not None:
+            env |= memory.environment()
+            for device in devices[:1]:
+                own += [f"--simulated-device={device.id}", f"--simulated-device-size={device.memory_total}"]
+            if spec.kv_cache_memory is not None:
+                own.append(f"--kv-cache-memory-bytes={spec.kv_cache_memory}")
         # Safe path: a folder called shoal where the engine happens to start must not be imported.
         argv = (str(environment.python), "-P", "-m", "shoal.engines.simulated", *spec.args, *own)
-        return Launch(argv, {"PYTHONPATH": str(Path(shoal.__file__).parents[1]), **spec.env})
+        return Launch(argv, env)
 
     def read_metrics(self, text: str) -> EngineMetrics:
         """The readings under vLLM's names."""

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal import __version__
 from shoal.engines.simulated import completions, text
@@ -19,6 +19,10 @@ from shoal.engines.simulated.core import Core
 from shoal.engines.simulated.http import Reply, Request
 from shoal.engines.simulated.metrics import Metrics
 from shoal.engines.simulated.options import Options
+
+if TYPE_CHECKING:
+    from shoal.engines.simulated.elastic import Elastic
+    from shoal.memory.elastic import ElasticTerms
 
 _EMBEDDING_SIZE = 64
 _QUIET = frozenset({"/health", "/metrics"})
@@ -29,12 +33,18 @@ Endpoint = Callable[[Request, Reply], Awaitable[None]]
 class Api:
     """Answers requests. Made before the start, so that it can already hold memory."""
 
-    def __init__(self, options: Options, crash: Callable[[], None]) -> None:
+    def __init__(self, options: Options, crash: Callable[[], None], elastic: ElasticTerms | None = None) -> None:
         self._options = options
         self._crash = crash
         self.metrics = Metrics()
         self.core = Core(options, self.metrics)
         self.core.on_first_token = self._after_first_token
+        self.elastic: Elastic | None = None
+        if elastic is not None:
+            # Only here: an engine with a fixed KV cache starts faster without.
+            from shoal.engines.simulated.elastic import Elastic
+
+            self.elastic = Elastic(elastic, options, self.core)
         self._vocabulary = text.Vocabulary()
         self._adapters: dict[str, str] = {}
         self._created = int(time.time())
@@ -113,6 +123,12 @@ class Api:
             "simulated:device_memory_bytes": self._options.device_memory,
             "simulated:sleep_level": self._sleep_level or 0,
         }
+        if self.elastic is not None:
+            gauges |= {
+                "simulated:kv_lease_bytes": self.elastic.lease,
+                "simulated:kv_backed_bytes": self.elastic.backed,
+                "simulated:kv_cached_bytes": self.elastic.cached,
+            }
         page = self.metrics.render(self._options.served_model_name, gauges)
         reply.send(200, page.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
@@ -210,12 +226,17 @@ class Api:
         self._sleep_level = int(level)
         if self._sleep_level and "sleep-keeps-memory" not in self._options.fail:
             self._memory = None
+            self.core.discard()
+            if self.elastic is not None:
+                self.elastic.sleep()
         _json(reply, 200, {"status": "sleeping", "level": self._sleep_level})
 
     async def _wake_up(self, _: Request, reply: Reply) -> None:
         if self._memory is None:
             self._memory = _occupy(self._options.memory)
         self._sleep_level = None
+        if self.elastic is not None:
+            self.elastic.wake()
         self.core.resume()
         _json(reply, 200, {"status": "awake", "tags": None})
 

@@ -189,7 +189,7 @@ class Stops:
 
 
 async def deltas(generation: Generation, sequences: list[Sequence], core: Core) -> AsyncIterator[Delta]:
-    """The pieces of all choices as they come, each choice to its end."""
+    """The pieces of all choices as they come, each to its end. Raises RequestError if the engine gives one up."""
     stops = [Stops(generation.stop) for _ in sequences]
     produced = [0] * len(sequences)
     left = {sequence.index for sequence in sequences}
@@ -197,6 +197,8 @@ async def deltas(generation: Generation, sequences: list[Sequence], core: Core) 
         index, token, finish = await sequences[0].tokens.get()
         if index not in left:
             continue  # made before its sequence was stopped
+        if finish == "error":
+            raise RequestError(500, token, "InternalServerError")
         produced[index] += finish != "abort"
         shown, stop = stops[index].feed(token, finish is not None)
         if stop is not None:
@@ -216,7 +218,10 @@ def _line(data: dict[str, Any]) -> bytes:
 
 
 async def answer_stream(generation: Generation, sequences: list[Sequence], core: Core, reply: Reply) -> None:
-    """Write server-sent events: a role chunk first (chat), the pieces, the usage if asked for, `[DONE]`."""
+    """Write server-sent events: a role chunk first (chat), the pieces, the usage if asked for, `[DONE]`.
+
+    A request that the engine gives up ends with an event that holds the error.
+    """
     kind = "chat.completion.chunk" if generation.chat else "text_completion"
     base = {"id": generation.id, "object": kind, "created": generation.created, "model": generation.model}
     prompt_tokens = generation.prompt_tokens
@@ -230,21 +235,27 @@ async def answer_stream(generation: Generation, sequences: list[Sequence], core:
 
     reply.start(200, "text/event-stream; charset=utf-8")
     begun = False
-    async for delta in deltas(generation, sequences, core):
-        if not begun:
-            begun = True
-            for sequence in sequences if generation.chat else []:
-                role = {"role": "assistant", "content": ""}
-                await chunk({"index": sequence.index, "delta": role, "logprobs": None, "finish_reason": None})
-        produced[delta.index] = delta.tokens
-        if not delta.text and delta.finish is None:
-            continue
-        choice: dict[str, Any] = {"index": delta.index}
-        choice |= {"delta": {"content": delta.text}} if generation.chat else {"text": delta.text}
-        choice |= {"logprobs": None, "finish_reason": delta.finish}
-        if delta.finish is not None or not generation.chat:
-            choice["stop_reason"] = delta.stop
-        await chunk({**choice, "token_ids": None})
+    try:
+        async for delta in deltas(generation, sequences, core):
+            if not begun:
+                begun = True
+                for sequence in sequences if generation.chat else []:
+                    role = {"role": "assistant", "content": ""}
+                    await chunk({"index": sequence.index, "delta": role, "logprobs": None, "finish_reason": None})
+            produced[delta.index] = delta.tokens
+            if not delta.text and delta.finish is None:
+                continue
+            choice: dict[str, Any] = {"index": delta.index}
+            choice |= {"delta": {"content": delta.text}} if generation.chat else {"text": delta.text}
+            choice |= {"logprobs": None, "finish_reason": delta.finish}
+            if delta.finish is not None or not generation.chat:
+                choice["stop_reason"] = delta.stop
+            await chunk({**choice, "token_ids": None})
+    except RequestError as error:
+        await reply.write(_line(error.body))
+        await reply.write(b"data: [DONE]\n\n")
+        reply.end()
+        return
     if generation.usage:
         usage = _usage(prompt_tokens, sum(produced))
         await reply.write(_line({**base, "choices": [], "usage": usage, "system_fingerprint": FINGERPRINT}))

@@ -69,7 +69,7 @@ class Metrics:
         self.prefix_queries = 0
         self.prefix_hits = 0
         self.cancelled = 0
-        self.finished = {"stop": 0, "length": 0, "abort": 0}
+        self.finished = {"stop": 0, "length": 0, "abort": 0, "error": 0}
         self.step_tokens = Histogram(_STEP_TOKENS)
         self.first_token = Histogram(_FIRST_TOKEN)
         self.latency = Histogram(_LATENCY)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import mmap
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,6 +45,12 @@ class Options:
     model_len: int
     max_num_seqs: int
     kv_cache_tokens: int
+    kv_cache_memory_bytes: int | None
+    block_size: int
+    simulated_block_bytes: int
+    simulated_device: str
+    simulated_device_size: int
+    simulated_resident: bool
     tokens_per_second: float
     ttft: float
     start_seconds: float
@@ -61,6 +69,11 @@ class Options:
         return int(value) if value.isdigit() else None
 
     @property
+    def blocks(self) -> int:
+        """Blocks of the KV cache."""
+        return -(-self.kv_cache_tokens // self.block_size)
+
+    @property
     def crash_seconds(self) -> float | None:
         """The N of `--fail crash-after=Ns`, or None."""
         value = self.fail.get("crash-after", "")
@@ -75,7 +88,15 @@ def parse(argv: Sequence[str]) -> Options:
         raise ValueError(f"--host {given.host}: the simulated engine listens on loopback only; give 127.0.0.1")
     given.served_model_name = given.served_model_name or given.model
     given.max_model_len = given.max_model_len or given.model_len
+    if given.kv_cache_memory_bytes is not None:
+        given.kv_cache_tokens = given.kv_cache_memory_bytes // given.simulated_block_bytes * given.block_size
     given.kv_cache_tokens = max(given.kv_cache_tokens, given.max_model_len)
+    given.simulated_device_size = given.simulated_device_size or _physical()
+    if given.simulated_resident and given.simulated_block_bytes % mmap.PAGESIZE:
+        size = given.simulated_block_bytes
+        raise ValueError(
+            f"--simulated-block-bytes {size}: with --simulated-resident it has to be a multiple of {mmap.PAGESIZE}"
+        )
     return Options(**{name: getattr(given, name) for name in Options.__dataclass_fields__})
 
 
@@ -106,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-len", type=_positive, default=32768, help="the longest context that the model itself has")
     add("--max-num-seqs", type=_positive, default=256, help="sequences that run at once; more wait")
     add("--kv-cache-tokens", type=_positive, default=262_144, help="tokens that fit before sequences are preempted")
+    add("--kv-cache-memory-bytes", type=_size, help="the same in bytes, in place of --kv-cache-tokens")
+    add("--block-size", type=_positive, default=16, help="tokens of a block of the KV cache")
+    add("--simulated-block-bytes", type=_size, default=2 << 20, help="bytes of a block")
+    add("--simulated-device", type=_key, default="host", help="elastic: the device's key at the memory broker")
+    add("--simulated-device-size", type=_size, default=0, help="elastic: bytes of that device; default: the host's")
+    add("--simulated-resident", action="store_true", help="elastic: really take the memory of backed blocks")
     add("--tokens-per-second", type=_seconds, default=200.0, help="of one request; 0: as fast as it goes")
     add("--ttft", type=_seconds, default=0.01, help="seconds from admission to the first token")
     add("--start-seconds", type=_seconds, default=0.0, help="how long a start takes")
@@ -123,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODE[=N]",
         help="; ".join(f"{k}: {v}" for k, v in FAILURES.items()),
     )
-    for name in ("--dtype", "--tensor-parallel-size", "--kv-cache-memory-bytes"):
+    for name in ("--dtype", "--tensor-parallel-size"):
         add(name, help="accepted and ignored")
     return parser
 
@@ -145,6 +172,23 @@ def _bytes(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; give bytes, or one such as 512MiB")
     return int(match[1]) << _POWER[match[2] or ""]
+
+
+def _size(text: str) -> int:
+    size = _bytes(text)
+    if not 0 < size <= 2**53:
+        raise argparse.ArgumentTypeError("has to be 1 to 2**53 bytes")
+    return size
+
+
+def _key(text: str) -> str:
+    if not re.fullmatch(r'[^\x00-\x1f\x7f"\\]{1,128}', text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the key of a device, such as simulated:0")
+    return text
+
+
+def _physical() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _whole(text: str) -> int:

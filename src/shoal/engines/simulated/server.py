@@ -10,11 +10,15 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from shoal.engines.simulated.api import Api, log
 from shoal.engines.simulated.http import Connection
 from shoal.engines.simulated.options import Options
-from shoal.engines.simulated.start import StartError, report, say, start
+from shoal.engines.simulated.start import StartError, join, report, say, start
+
+if TYPE_CHECKING:
+    from shoal.memory.elastic import ElasticTerms
 
 _BACKLOG = 2048
 _STUBBORN = (
@@ -22,8 +26,8 @@ _STUBBORN = (
 )
 
 
-def run(options: Options) -> int:
-    """Serve until a signal; the process's exit code."""
+def run(options: Options, elastic: ElasticTerms | None = None) -> int:
+    """Serve until a signal; the process's exit code. `elastic`: what the engine was told of its memory."""
     try:
         listener = _bind(options)
     except OSError as error:
@@ -31,7 +35,7 @@ def run(options: Options) -> int:
         sys.stderr.write(f"OSError: [Errno {error.errno}] {error.strerror or error}\n")
         return 1
     try:
-        return asyncio.run(_main(options, listener))
+        return asyncio.run(_main(options, listener, elastic))
     finally:
         listener.close()
         if options.uds is not None:
@@ -39,7 +43,7 @@ def run(options: Options) -> int:
                 os.unlink(options.uds)  # noqa: PTH108 - pathlib would cost the start
 
 
-async def _main(options: Options, listener: socket.socket) -> int:
+async def _main(options: Options, listener: socket.socket, elastic: ElasticTerms | None) -> int:
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     ignore = "ignore-sigterm" in options.fail
@@ -47,7 +51,7 @@ async def _main(options: Options, listener: socket.socket) -> int:
     loop.add_signal_handler(signal.SIGINT, asked.set)
     if options.spawn_child:
         _spawn_child()
-    work = loop.create_task(_serve(options, listener))
+    work = loop.create_task(_serve(options, listener, elastic))
     stop = loop.create_task(asked.wait())
     await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
     if not work.done():
@@ -64,11 +68,21 @@ async def _main(options: Options, listener: socket.socket) -> int:
     return 1
 
 
-async def _serve(options: Options, listener: socket.socket) -> None:
+async def _serve(options: Options, listener: socket.socket, elastic: ElasticTerms | None) -> None:
     """Start, then answer until cancelled. Raises StartError."""
-    api = Api(options, _crash)
+    api = Api(options, _crash, elastic)
+    try:
+        await start(options)
+        if api.elastic is not None:
+            await join(api.elastic)
+        await _answer(api, options, listener)
+    finally:
+        if api.elastic is not None:
+            api.elastic.close()
+
+
+async def _answer(api: Api, options: Options, listener: socket.socket) -> None:
     connections: set[Connection] = set()
-    await start(options)
     loop = asyncio.get_running_loop()
     say("APIServer", "entry.py", f"Starting vLLM server on {_where(options, listener)}")
     create = loop.create_unix_server if options.uds is not None else loop.create_server

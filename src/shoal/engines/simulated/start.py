@@ -6,10 +6,14 @@ import asyncio
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from shoal import __version__
 from shoal.engines.simulated.api import log
 from shoal.engines.simulated.options import Options
+
+if TYPE_CHECKING:
+    from shoal.engines.simulated.elastic import Elastic
 
 _GIB = 2**30
 
@@ -57,6 +61,16 @@ async def start(options: Options) -> None:
     await reach(1.0)
     took = 0.4 * options.start_seconds
     say("EngineCore", "core.py", f"init engine (profile, create kv cache, warmup model) took {took:.2f} s")
+
+
+async def join(elastic: Elastic) -> None:
+    """Wait until the memory broker has taken the engine in. Raises StartError."""
+    from shoal.memory.client import LeaseError
+
+    try:
+        await elastic.connected()
+    except LeaseError as error:
+        raise StartError(f"shoal.memory.client.LeaseError: {error}") from None
 
 
 def say(process: str, file: str, message: str) -> None:
