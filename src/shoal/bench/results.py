@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import psutil
 
+import shoal
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -55,26 +57,52 @@ def write(
     *,
     packages: Sequence[str] = ("shoal",),
     quick: bool = False,
+    label: str = "",
+    extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a result to `folder/results/DATE.json` (a rehearsal to `…-quick.json`); the file."""
+    """Write a result to `folder/results/DATE[-label].json` (a rehearsal to `…-quick.json`); the file.
+
+    `extra` is what else the machine is told by, such as its GPU. One of the same day and label is replaced.
+    """
     now = datetime.datetime.now(datetime.UTC)
     result = {
         "date": now.isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
-        "machine": machine(),
-        "versions": {name: metadata.version(name) for name in packages},
+        "machine": {**machine(), **(extra or {})},
+        "versions": {name: _version(name) for name in packages},
         "quick": quick,
         "rows": list(rows),
         "checks": [{**asdict(check), "holds": check.holds} for check in checks],
     }
-    path = folder / "results" / f"{now:%Y-%m-%d}{'-quick' if quick else ''}.json"
-    path.parent.mkdir(exist_ok=True)
+    name = "-".join(part for part in (f"{now:%Y-%m-%d}", label, "quick" if quick else "") if part)
+    path = folder / "results" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
 
 
+def rows_of(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The rows of several results, in that order: a benchmark longer than one sitting."""
+    return [row for path in paths for row in json.loads(path.read_text())["rows"]]
+
+
+def show(checks: Iterable[Check]) -> None:
+    """Print each check on a line."""
+    for check in checks:
+        sign = "holds" if check.holds else "DOES NOT HOLD"
+        print(f"{check.name}: {check.value:.4g} {check.unit} ({check.sense} {check.target:g}: {sign})", flush=True)  # noqa: T201
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        # Run from a source tree, by PYTHONPATH.
+        return shoal.__version__ if package == "shoal" else "unknown"
+
+
 def report(benchmarks: Path) -> bool:
-    """Print every check of the newest result of every benchmark in one table; whether all hold."""
+    """Print every check of every benchmark in one table, as the newest result that has it says; whether all hold."""
     from rich.console import Console
     from rich.table import Table
 
@@ -85,8 +113,10 @@ def report(benchmarks: Path) -> bool:
         if not results:
             table.add_row(folder.name, "no result yet", "", "", "", "")
             continue
-        result = json.loads(results[-1].read_text())
-        for check in result["checks"]:
+        newest: dict[str, tuple[str, dict[str, Any]]] = {}
+        for result in sorted((json.loads(path.read_text()) for path in results), key=lambda one: str(one["date"])):
+            newest |= {check["name"]: (result["date"], check) for check in result["checks"]}
+        for date, check in newest.values():
             good = good and check["holds"]
             table.add_row(
                 folder.name,
@@ -94,7 +124,7 @@ def report(benchmarks: Path) -> bool:
                 f"{check['value']:.4g} {check['unit']}",
                 f"{check['sense']} {check['target']:g}",
                 "yes" if check["holds"] else "NO",
-                result["date"][:10],
+                date[:10],
             )
     Console().print(table)
     return good
