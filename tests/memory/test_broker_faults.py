@@ -69,7 +69,7 @@ class Processes:
         return process
 
     def broker(self, path: Path) -> subprocess.Popen[str]:
-        return self.start("-m", "shoal.memory.broker", "--socket", path)
+        return self.start("-m", "shoal.cli", "memory", "broker", "--socket", path, "--headroom", "0")
 
     def end(self, process: subprocess.Popen[str]) -> None:
         process.kill()

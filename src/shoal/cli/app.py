@@ -19,8 +19,9 @@ class Shoal(Root):
         super().__init__(**attributes)
         serve = Lazy("serve", "shoal.cli.serve:serve", "Run Shoal: one endpoint for every model.", _RUN)
         engines = Lazy("engines", "shoal.cli.engines:app", "Install, list and check engine environments.", _MACHINE)
+        memory = Lazy("memory", "shoal.cli.memory:app", "Elastic memory: run the broker, see it and steer it.", _LOOK)
         demo = Lazy("demo", "shoal.cli.demo:demo", "Serve two real models on this machine's CPU.", _RUN)
-        self.commands = {"serve": serve, "demo": demo, **self.commands, "engines": engines}
+        self.commands = {"serve": serve, "demo": demo, **self.commands, "memory": memory, "engines": engines}
 
 
 app = typer.Typer(

@@ -4,16 +4,13 @@ One task owns the books. Connections put what they read on its queue; it books a
 each device it touched, and writes the answers. Nothing runs while nothing happens, but for the measurement of devices
 that have members.
 
-`python -m shoal.memory.broker --socket PATH` runs it alone.
+`shoal memory broker` runs it alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
-import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from .ledger import Device, Ledger, LedgerError, Member, Terms, mib
 from .listening import ListeningSocket, listen
 from .measuring import Follower, Measure, Reading
 from .policy import decide
+from .sizes import Amount
 from .watching import Watcher, listing
 
 log = logging.getLogger(__name__)
@@ -59,24 +57,26 @@ class Due:
 class Broker:
     """Leases the memory of this machine's devices to the engines that connect.
 
-    `limits` and `headrooms` are bytes by device; a device not named may be leased whole, less `headroom` of its size
-    (a fraction). `measure` is called every `interval` seconds while a device has members.
+    `limits` are bytes or parts by device; one not named may be leased whole. `headroom`, a fraction or an amount, is
+    kept back of each. `measure` is called every `interval` seconds while a device has members.
     """
 
     def __init__(
         self,
         socket: Path,
         *,
-        limits: Mapping[str, int] | None = None,
-        headroom: float = 0.0,
+        limits: Mapping[str, int | Amount] | None = None,
+        headroom: float | Amount = 0.0,
         measure: Measure | None = None,
         interval: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger = Ledger()
         self._path = socket
-        self._limits = dict(limits or {})
-        self._headroom = headroom
+        self._limits = {
+            key: Amount(limit) if isinstance(limit, int) else limit for key, limit in (limits or {}).items()
+        }
+        self._headroom = headroom if isinstance(headroom, Amount) else Amount(share=headroom)
         self._follower = (
             None
             if measure is None
@@ -102,6 +102,11 @@ class Broker:
     def connections(self) -> int:
         """Connections open now."""
         return len(self._connections)
+
+    def know(self, readings: Mapping[str, Reading]) -> None:
+        """Take devices into the books before an engine names them, so that people can set their budgets."""
+        for key, reading in readings.items():
+            self._device(key, reading.total)
 
     async def start(self) -> None:
         """Listen. Raises `listening.BrokerRunningError` if a live broker has the socket."""
@@ -250,7 +255,11 @@ class Broker:
         log.info("%s rank %d joins %s with %s", hello.engine, hello.rank, hello.device, mib(hello.held))
 
     def _device(self, key: str, size: int) -> Device:
-        return self.ledger.add_device(key, size, limit=self._limits.get(key), headroom=int(size * self._headroom))
+        # Parts are parts of what the device has, which is known from here on.
+        limit = self._limits.get(key)
+        return self.ledger.add_device(
+            key, size, limit=None if limit is None else limit.of(size), headroom=self._headroom.of(size)
+        )
 
     def _reserve(self, connection: Connection, message: m.Reserve) -> None:
         if message.device_size is not None:
@@ -392,44 +401,3 @@ class Broker:
     def _list(self, connection: Connection) -> None:
         for page in listing(self.ledger, lambda member: self._owners[member].pid):
             connection.send(page)
-
-
-def main() -> None:
-    """Run a broker until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="python -m shoal.memory.broker", description=__doc__)
-    parser.add_argument("--socket", type=Path, required=True, help="the Unix socket that engines connect to")
-    parser.add_argument(
-        "--limit", action="append", default=[], metavar="DEVICE=BYTES", help="lease at most BYTES of DEVICE; repeatable"
-    )
-    parser.add_argument(
-        "--headroom", type=float, default=0.0, metavar="FRACTION", help="of each device, never leased (default 0)"
-    )
-    options = parser.parse_args()
-    limits = {}
-    for text in options.limit:
-        device, _, size = text.rpartition("=")
-        if not device or not size.isdigit():
-            parser.error(f"--limit {text}: give a device and bytes, such as GPU-0=8589934592")
-        limits[device] = int(size)
-    if not 0 <= options.headroom < 1:
-        parser.error("--headroom is a fraction: at least 0, below 1")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        asyncio.run(_serve(Broker(options.socket, limits=limits, headroom=options.headroom)))
-    except OSError as error:
-        sys.exit(f"shoal: {error}")
-
-
-async def _serve(broker: Broker) -> None:
-    await broker.start()
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        await broker.stop()
-
-
-if __name__ == "__main__":
-    main()
