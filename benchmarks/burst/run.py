@@ -21,7 +21,7 @@ import aiohttp
 
 from shoal.bench import rig as rigs
 from shoal.bench.arrivals import Burst, bursts, lasts, rate_over_time
-from shoal.bench.broker import Tool
+from shoal.bench.broker import connect
 from shoal.bench.load import Due, Served, body, client, drive, prompt, send
 from shoal.bench.phases import Phase, parse
 from shoal.bench.processes import Processes, Running, end_in_order
@@ -104,7 +104,7 @@ class Bench:
         tool = None
         if system == "shoal":
             rigs.start_broker(processes, self.rig, scratch / "s", int(o.kv_gib * GIB))
-            tool = Tool(scratch / "s")
+            tool = connect(scratch / "s")
         number = 1 if system == "alone" else o.engines
         engines: list[tuple[Running, int]] = []
         # The first alone: it fills the compile cache that the others then read.
@@ -114,7 +114,7 @@ class Bench:
                 took = rigs.wait_healthy(started, timeout=min(300.0, max(30.0, self.left())))
                 say(system, "engines ready after", *(f"{seconds:.1f} s" for seconds in took))
             engines += started
-        recorder = Recorder(self.rig.device, Tool(scratch / "s") if tool else None)
+        recorder = Recorder(self.rig.device, tool)
         recorder.start()
         try:
             asyncio.run(self.phases(system, engines, recorder, scratch))

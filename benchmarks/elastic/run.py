@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from shoal.bench import rig as rigs
-from shoal.bench.broker import BrokerError, Tool
+from shoal.bench.broker import connect, members, wait_lease
 from shoal.bench.offline import as_settings
 from shoal.bench.processes import Processes, Running, end_in_order
 from shoal.bench.promises import elastic_checks
 from shoal.bench.results import rows_of, show, write
 from shoal.memory.client import Lease, Rank
 from shoal.memory.elastic import ElasticTerms
+from shoal.memory.tools import BrokerError, BrokerTool
 
 GIB, MIB = 2**30, 2**20
 FOLDER = Path(__file__).resolve().parent
@@ -98,6 +99,7 @@ class Bench:
         self.options = options
         self.rig = rig
         self.rows: list[dict[str, Any]] = []
+        self.socket = Path()
         self.logs: Path = options.logs or Path(tempfile.mkdtemp(prefix="shoal-elastic-"))
         loads = QUICK if options.quick else LOADS
         self.loads = [load for load in loads if not options.loads or any(part in load.name for part in options.loads)]
@@ -131,16 +133,17 @@ class Bench:
                     self.measure(engine, tool, system, loads, number, baseline)
 
     @contextlib.contextmanager
-    def engine(self, system: str, *, caching: bool) -> Iterator[tuple[Engine, Tool | None, int]]:
+    def engine(self, system: str, *, caching: bool) -> Iterator[tuple[Engine, BrokerTool | None, int]]:
         """An engine that is ready, and for Shoal a tool of its broker; with the bytes in use before."""
         o, rig, shared = self.options, self.rig, system == "shoal"
         baseline = rig.device.used
         with Processes(self.logs) as processes, tempfile.TemporaryDirectory(prefix="shoal-e-") as scratch:
             socket, stats = Path(scratch) / "s", Path(scratch) / "stats.json"
+            self.socket = socket
             tool = None
             if shared:
                 rigs.start_broker(processes, rig, socket, self.size)
-                tool = Tool(socket)
+                tool = connect(socket)
             terms = ElasticTerms(socket, NAME, mode="required") if shared else None
             running = processes.start(
                 f"{system}-{len(self.rows)}",
@@ -176,7 +179,7 @@ class Bench:
                 self.add(row)
 
     def measure(
-        self, engine: Engine, tool: Tool | None, system: str, loads: list[Load], number: int, baseline: int
+        self, engine: Engine, tool: BrokerTool | None, system: str, loads: list[Load], number: int, baseline: int
     ) -> None:
         """All loads on one engine."""
         few = {"count": 64, "length": 64, "tokens": 16} if self.rig.variant == "cuda" else {"count": 2, "length": 8}
@@ -212,20 +215,20 @@ class Bench:
     def command(self, load: dict[str, Any], *, seed: int, skip: int = 0) -> dict[str, Any]:
         return {**load, "seed": seed, "skip": skip, "vocabulary": self.rig.vocabulary}
 
-    def held(self, tool: Tool | None, baseline: int) -> dict[str, int]:
+    def held(self, tool: BrokerTool | None, baseline: int) -> dict[str, int]:
         held = {"used_bytes": self.rig.device.used - baseline}
-        if tool is not None and (member := tool.members().get(NAME)) is not None:
+        if tool is not None and (member := members(tool).get(NAME)) is not None:
             held |= {"backed_bytes": member.backed, "lease_bytes": member.lease, "cached_bytes": member.cached}
         return held
 
-    def trim(self, tool: Tool) -> None:
+    def trim(self, tool: BrokerTool) -> None:
         """Let the engine start from nothing."""
-        before = tool.members()[NAME].backed
+        before = members(tool)[NAME].backed
         tool.trim(NAME)
-        seconds = tool.wait_backed(NAME, IDLE, timeout=30)
-        self.add({"what": "trim", "bytes": before - tool.members()[NAME].backed, "seconds": round(seconds, 4)})
+        seconds = wait_lease(tool, NAME, IDLE, timeout=30)
+        self.add({"what": "trim", "bytes": before - members(tool)[NAME].backed, "seconds": round(seconds, 4)})
 
-    def press(self, engine: Engine, tool: Tool, load: Load, baseline: int) -> None:
+    def press(self, engine: Engine, tool: BrokerTool, load: Load, baseline: int) -> None:
         """What an idle engine keeps without pressure, how fast it gives way, and what is left with all asked for."""
         time.sleep(3)
         idle = self.held(tool, baseline)
@@ -233,10 +236,10 @@ class Bench:
         usable = again["in_tokens"] - 16 * min(16, load.count)
         hit_rate = round(min(1.0, again["cached_tokens"] / usable), 4)
         say(f"idle: {idle}; of the last prompts {hit_rate:.1%} of the tokens were still cached")
-        device, members = tool.books()[self.rig.device.key]
-        held = members[0].backed
+        book = tool.list()[self.rig.device.key]
+        device, held = book.device, members(tool)[NAME].backed
         size = min(32 * GIB, held - IDLE if held > 2 * IDLE else held // 2)
-        neighbour = Lease(tool.path, Rank("neighbour", self.rig.device.key, self.rig.device.size))
+        neighbour = Lease(self.socket, Rank("neighbour", self.rig.device.key, self.rig.device.size))
         try:
             neighbour.wait_connected(10)
             need = device.budget - device.leased + size
@@ -300,7 +303,7 @@ def main() -> int:
     say(rig.describe(), "logs in", bench.logs)
     try:
         bench.run()
-    except BrokerError as error:
+    except (BrokerError, TimeoutError) as error:
         say(error)
         return 1
     finally:

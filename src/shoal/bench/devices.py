@@ -1,15 +1,12 @@
-"""The device that a benchmark runs on: a GPU by NVML, or the host's memory. NVML is loaded only for a GPU."""
+"""The device that a benchmark runs on: a GPU by NVML, or the host's memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psutil
-
 from shoal.memory.measuring import Reading
-
-HOST = "host"
+from shoal.memory.nvml import HOST, Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,49 +26,35 @@ class Device:
 
 
 def host() -> Device:
-    """The host's memory. What is in use is what its processes hold, not the page cache."""
-
-    def read() -> Reading:
-        memory = psutil.virtual_memory()
-        return Reading(memory.total, memory.available)
-
-    return Device(HOST, "host memory", psutil.virtual_memory().total, read)
+    """The host's memory. Raises RuntimeError if this system does not tell it."""
+    return _device(Machine(), HOST, "host memory")
 
 
 def gpu(index: int = 0) -> Device:
     """The GPU of this number in NVML's order. Raises RuntimeError if there is none."""
+    machine = Machine()
     try:
-        import pynvml
-    except ImportError as error:
-        raise RuntimeError("a GPU is read by NVML: install nvidia-ml-py, or rehearse on the CPU with --cpu") from error
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        uuid, name = _text(pynvml.nvmlDeviceGetUUID(handle)), _text(pynvml.nvmlDeviceGetName(handle))
-        total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-    except pynvml.NVMLError as error:
-        raise RuntimeError(f"GPU {index} cannot be read: {error}") from error
+        key = machine.key(f"cuda:{index}")
+    except ValueError as error:
+        raise RuntimeError(str(error)) from None
+    return _device(machine, key, _gpu_name(key))
 
+
+def _device(machine: Machine, key: str, name: str) -> Device:
     def read() -> Reading:
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        return Reading(int(memory.total), int(memory.free))
+        try:
+            return machine()[key]
+        except KeyError:
+            raise RuntimeError(f"{key} cannot be measured") from None
 
-    return Device(uuid, name, total, read)
+    return Device(key, name, read().total, read)
 
 
-def of(key: str) -> Device:
-    """The device that the broker calls `key`. Raises RuntimeError if this machine has none of that name."""
-    if key == HOST:
-        return host()
+def _gpu_name(uuid: str) -> str:
     import pynvml
 
-    pynvml.nvmlInit()
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        device = gpu(index)
-        if device.key == key:
-            return device
-    raise RuntimeError(f"this machine has no device {key}")
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    try:
+        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()))
+    except pynvml.NVMLError:
+        return "GPU"
+    return name if isinstance(name, str) else str(name.decode())

@@ -7,7 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .broker import BrokerError, Tool
+from shoal.memory.tools import BrokerError, BrokerTool
+
+from .broker import members
 from .devices import Device
 from .svg import Band, Line, stacked
 
@@ -26,7 +28,7 @@ class Sample:
 class Recorder:
     """Samples on a thread from `start` until `stop`."""
 
-    def __init__(self, device: Device, tool: Tool | None, interval: float = 0.2) -> None:
+    def __init__(self, device: Device, tool: BrokerTool | None, interval: float = 0.2) -> None:
         self.samples: list[Sample] = []
         self._device = device
         self._tool = tool
@@ -50,7 +52,7 @@ class Recorder:
             backed: dict[str, int] = {}
             if self._tool is not None:
                 try:
-                    backed = {name: member.backed for name, member in self._tool.members().items()}
+                    backed = {name: member.backed for name, member in members(self._tool).items()}
                 except (BrokerError, OSError):
                     # A broker that was killed is part of some benchmarks; the device is still read.
                     self._tool = None
