@@ -29,7 +29,7 @@ from .statistics import Statistics
 
 log = logging.getLogger("vllm.shoal")
 
-BATCH_BYTES = 16 << 20
+BATCH_BYTES = 64 << 20
 """How much is backed before vLLM gets it: the first blocks of a large growth are of use before its last."""
 
 PARK_BYTES = 512 << 20
@@ -38,7 +38,7 @@ PARK_BYTES = 512 << 20
 BUSY, IDLE = 0.02, 0.5
 """Seconds between two looks at an engine that has requests, and at one that has none."""
 
-WINDOW = 2.0
+WINDOW_BUSY, WINDOW_IDLE = 10.0, 1.0
 """Seconds for which a backed block must not have been needed before it goes for no other reason."""
 
 RETRY = 0.05
@@ -73,7 +73,7 @@ class Pager:
         self._scheduled = self._processed = 0
         self._consumed = 0
         self._rate = _Rate()
-        self._spare = _Window(WINDOW)
+        self._spare = _Window()
         self._full_until = 0.0
         self._reported: tuple[int, ...] = ()
         self._ages = [0] * len(AGES)
@@ -238,7 +238,7 @@ class Pager:
             rate = self._rate.of(self._consumed, now)
             goal = target(work, rate, self._block)
             fresh = self.pool.fresh(max(256, 2 * goal))
-            spare = self._spare.least(fresh - goal, now)
+            spare = self._spare.least(fresh - goal, now, WINDOW_IDLE if work.idle else WINDOW_BUSY)
             view = self._view(work, rate, fresh, spare)
             decision = decide(view)
             if decision.shrink:
@@ -396,17 +396,15 @@ class _Rate:
 
 
 class _Window:
-    """The least of a value over the last `seconds`; zero until that much has passed."""
+    """The least of a value over the last one to two windows; zero until one has passed."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._began = self._least_since = float("-inf")
-        self._least: int | None = None
-        self._previous = 0
+    def __init__(self) -> None:
+        self._began = float("-inf")
+        self._least = self._previous = 0
 
-    def least(self, value: int, now: float) -> int:
-        if self._least is None or now - self._began >= self._seconds:
-            self._previous = 0 if self._least is None else min(self._least, value)
+    def least(self, value: int, now: float, seconds: float) -> int:
+        if now - self._began >= seconds:
+            self._previous = min(self._least, value)
             self._least, self._began = value, now
         else:
             self._least = min(self._least, value)

@@ -54,7 +54,7 @@ class RankMemory:
     def place(self, vmm: Vmm, layout: Layout) -> torch.Tensor:
         """Reserve addresses for `layout`; answers the tensor over them."""
         self._vmm = vmm
-        self.arena = Arena(vmm, layout.geometry, slice_bytes=8 << 20)
+        self.arena = Arena(vmm, layout.geometry, slice_bytes=32 << 20)
         return self.arena.tensor(layout.size)
 
     def describe(self) -> m.Description:
