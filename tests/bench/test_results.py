@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.bench.results import Check, report, write
+from shoal.bench.results import Check, report, rows_of, show, write
 
 
 def benchmark(folder: Path, *checks: Check, quick: bool = False) -> Path:
@@ -44,3 +44,21 @@ def test_a_rehearsal_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[
     benchmark(tmp_path / "one", Check("latency", 9.0, "ms", 5.0), quick=True)
     assert report(tmp_path)
     assert "no result yet" in capsys.readouterr().out
+
+
+def test_results_of_several_sittings_count_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "run.py").touch()
+    a = write(folder, [{"n": 1}], [Check("first", 9.0, "ms", 5.0)], label="a", extra={"gpu": "x"})
+    b = write(folder, [{"n": 2}], [Check("second", 1.0, "ms", 5.0)], label="b", packages=("shoal", "no-such-package"))
+    assert a != b
+    assert [row["n"] for row in rows_of([a, b])] == [1, 2]
+    assert json.loads(a.read_text())["machine"]["gpu"] == "x"
+    assert json.loads(b.read_text())["versions"]["no-such-package"] == "unknown"
+    assert not report(tmp_path)
+    printed = capsys.readouterr().out
+    assert "first" in printed
+    assert "second" in printed
+    show([Check("third", 9.0, "ms", 5.0)])
+    assert "DOES NOT HOLD" in capsys.readouterr().out

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.memory.measuring import Reading
-from shoal.memory.nvml import HOST, Machine
+from shoal.memory.nvml import HOST as HOST
+from shoal.memory.nvml import Machine
 
 
 @dataclass(frozen=True, slots=True)

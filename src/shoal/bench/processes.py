@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 LAST_LINES = 30
+KILLED = 10.0
+"""Seconds that the kernel gets to clear away what was killed; a driver may take its time over a GPU's memory."""
 
 
 def end_in_order() -> None:
@@ -91,11 +93,10 @@ class Processes:
             _signal(running, signal.SIGTERM)
         deadline = time.monotonic() + patience
         for running in which:
-            while _group_lives(running) and time.monotonic() < deadline:
-                running.process.poll()
-                time.sleep(0.05)
+            _wait_gone(running, deadline)
             _signal(running, signal.SIGKILL)
             running.process.wait()
+            _wait_gone(running, time.monotonic() + KILLED)
             for pipe in (running.process.stdin, running.process.stdout):
                 if pipe is not None:
                     with contextlib.suppress(OSError):
@@ -118,6 +119,11 @@ def tail(log: Path, lines: int = LAST_LINES) -> str:
 def _signal(running: Running, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(running.process.pid, number)
+
+
+def _wait_gone(running: Running, deadline: float) -> None:
+    while _group_lives(running) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _group_lives(running: Running) -> bool:
