@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from shoal.cli import memory_steer
 from shoal.cli.memory_broker import broker
+from shoal.cli.memory_env import env
 
 app = typer.Typer(
     name="memory",
@@ -15,6 +17,15 @@ app = typer.Typer(
 )
 
 app.command()(broker)
+app.command()(env)
+app.command()(memory_steer.ls)
+app.command()(memory_steer.top)
+app.command()(memory_steer.watch)
+app.command()(memory_steer.limit)
+app.command()(memory_steer.floor)
+app.command()(memory_steer.priority)
+app.command()(memory_steer.trim)
+app.command()(memory_steer.budget)
 
 
 @app.callback()
