@@ -22,6 +22,8 @@ import aiohttp
 from shoal.engines.promtext import parse_samples
 from shoal.engines.simulated.adapter import SimulatedEngine
 from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Device
+from shoal.memory.elastic import ElasticTerms
 
 DEADLINE = 60.0
 CHAT = {"model": "fish", "messages": [{"role": "user", "content": "hello there"}]}
@@ -52,6 +54,8 @@ class Process:
     args: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     context_length: int | None = None
+    memory: ElasticTerms | None = None
+    devices: tuple[Device, ...] = ()
 
     def __post_init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(dir="/tmp", prefix="shoal-sim-"))
@@ -69,8 +73,9 @@ class Process:
             spec,
             instance="i",
             address=f"unix:{self.socket}",
-            devices=(),
+            devices=self.devices,
             environment=engine.environment(spec, ()),
+            memory=self.memory,
         )
         self.log_path = self.directory / "log"
         with self.log_path.open("wb") as log:

@@ -16,7 +16,11 @@ class Tool:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
         self.socket.settimeout(30)
         self._frames = m.Frames()
         self._heard: list[m.FromBroker] = []
