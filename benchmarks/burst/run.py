@@ -120,6 +120,8 @@ class Bench:
             asyncio.run(self.phases(system, engines, recorder, scratch))
         finally:
             recorder.stop()
+            if tool is not None:
+                tool.close()
 
     def engine(self, system: str, model: int, processes: Processes, scratch: Path) -> tuple[Running, int]:
         o, port = self.options, PORT + model
@@ -309,7 +311,7 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("--engines", type=int, default=3, help="models, each with an engine")
     parser.add_argument("--step", type=int, default=2, help="by how many requests/s a ramp rises each second")
-    parser.add_argument("--gap", type=float, default=10.0, help="seconds between two models' ramps")
+    parser.add_argument("--gap", type=float, default=12.0, help="seconds between two models' ramps")
     parser.add_argument("--rest", type=float, default=3.0, help="seconds of rest between phases")
     parser.add_argument("--in-tokens", type=int, default=256, help="tokens of each prompt")
     parser.add_argument("--card-gib", type=float, default=79.0, help="GiB of the card that a ballast leaves; 0 for all")

@@ -168,11 +168,13 @@ class Bench:
         """A neighbour that only asks: until the broker grants, and until the device has that much more free."""
         time.sleep(1.5)
         free = self.rig.device.read().free
-        book = tool.list()[self.rig.device.key].device
+        book = tool.list()[self.rig.device.key]
+        # What is leased and not backed goes first, so that as much really has to be given back.
+        backed = sum(member.backed for member in book.members)
         lease = Lease(self.socket, Rank("asker", self.rig.device.key, self.rig.device.size))
         try:
             lease.wait_connected(10)
-            need = book.budget - book.leased + self.reclaim
+            need = book.device.budget - backed + self.reclaim
             watched = threading.Event()
             seen: list[float] = []
 

@@ -95,7 +95,8 @@ def test_idle_engines_and_waits() -> None:
         {"what": "pressure", "left_bytes": 65 << 20, "hit_rate": 0.99},
         {"what": "give back", "seconds_for_32_gib": 0.5},
         {"what": "memory", "waits": {"steps_needing": 4, "p99_us": 150.0}},
-        {"what": "memory"},
+        {"what": "memory", "waits": {"steps_needing": 0, "p99_us": 0.0}},
+        {"what": "memory", "waits": {"steps_needing": 9, "p99_us": 90.0}},
     ]
     assert [check.holds for check in elastic_checks(rows)] == [False, True, True, True]
 
