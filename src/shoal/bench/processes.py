@@ -87,7 +87,7 @@ class Processes:
         self._running.append(running)
         return running
 
-    def stop(self, *which: Running, patience: float = 15.0) -> None:
+    def stop(self, *which: Running, patience: float = 10.0) -> None:
         """End these and all that they started: asked first, then killed."""
         for running in reversed(which):
             _signal(running, signal.SIGTERM)
