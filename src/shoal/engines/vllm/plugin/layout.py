@@ -12,17 +12,9 @@ from typing import Any
 
 from shoal.memory.pages import Geometry, Run
 
-STATELESS = frozenset(
-    {
-        "AttentionSpec",
-        "FullAttentionSpec",
-        "MLAAttentionSpec",
-        "SlidingWindowSpec",
-        "SlidingWindowMLASpec",
-        "ChunkedLocalAttentionSpec",
-    }
-)
-"""Kinds of cache whose blocks hold tokens and nothing else, so that a free one may go. Any other kind stays fixed."""
+ELASTIC_KINDS = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
+"""vLLM's names for caches whose blocks belong to a request until it ends. Any other kind stays fixed: recurrent state
+is no block, and windows leave their old blocks in tables that the device may still read."""
 
 
 class NotElasticError(ValueError):
@@ -37,14 +29,16 @@ class Layout:
     size: int
 
 
-def refuse_state(specs: Mapping[str, Any]) -> None:
-    """Raises NotElasticError if a layer of `specs` (vLLM's `get_kv_cache_spec`) keeps more than tokens."""
+def refuse_others(specs: Mapping[str, Any]) -> None:
+    """Raises NotElasticError unless all layers of `specs` (vLLM's `get_kv_cache_spec`) keep one known kind of cache."""
     if not specs:
         raise NotElasticError("the model has no KV cache")
     for layer, spec in specs.items():
-        for kind in _kinds(spec):
-            if kind not in STATELESS:
-                raise NotElasticError(f"layer {layer} keeps a {kind}, whose memory cannot be taken away block by block")
+        kind = type(spec).__name__
+        if kind not in ELASTIC_KINDS:
+            raise NotElasticError(f"layer {layer} keeps a {kind}, whose memory cannot be taken away block by block")
+    if len({(spec.block_size, spec.page_size_bytes) for spec in specs.values()}) > 1:
+        raise NotElasticError("its layers keep caches of different shapes")
 
 
 def plan(config: Any, page_size: int) -> Layout:
@@ -55,7 +49,8 @@ def plan(config: Any, page_size: int) -> Layout:
     tensors = config.kv_cache_tensors
     if not tensors:
         raise NotElasticError("the model has no KV cache")
-    refuse_state({group.layer_names[0]: group.kv_cache_spec for group in config.kv_cache_groups if group.layer_names})
+    if len(config.kv_cache_groups) != 1:
+        raise NotElasticError(f"vLLM keeps its cache in {len(config.kv_cache_groups)} groups of layers")
     if hasattr(tensors[0], "layer_stride"):
         return _named(config, page_size)
     return _packed(config, page_size)
@@ -90,15 +85,15 @@ def _named(config: Any, page_size: int) -> Layout:
     """From 0.29 on: every layer of every tensor is a run; runs that touch are one."""
     tensors, blocks = config.kv_cache_tensors, config.num_blocks
     size = tensors[0].size
-    pages = _page_sizes(config.kv_cache_groups)
+    page = int(config.kv_cache_groups[0].kv_cache_spec.page_size_bytes)
     found = set()
     for tensor in tensors:
         if getattr(tensor, "host_resident", False):
             raise NotElasticError("a part of its cache lies in the host's memory")
         if tensor.size != size or config.num_blocks_of(tensor) != blocks:
             raise NotElasticError("its layers lie in blocks of different numbers or sizes")
-        for index, layer in enumerate(tensor.layers):
-            found.add(Run(tensor.offset + index * tensor.layer_stride, tensor.block_stride, pages[layer]))
+        for index in range(len(tensor.layers)):
+            found.add(Run(tensor.offset + index * tensor.layer_stride, tensor.block_stride, page))
     strides = {run.stride for run in found}
     if len(strides) == 1 and (stride := strides.pop()) * blocks == size:
         # Block after block, whatever gaps are in one.
@@ -110,16 +105,6 @@ def _named(config: Any, page_size: int) -> Layout:
     if geometry.extent > size:
         raise NotElasticError(f"its layers reach {geometry.extent - size} bytes beyond the cache of {size}")
     return Layout(geometry, size)
-
-
-def _page_sizes(groups: Iterable[Any]) -> dict[str, int]:
-    """Bytes that each layer keeps of a block."""
-    sizes = {}
-    for group in groups:
-        specs = getattr(group.kv_cache_spec, "kv_cache_specs", None)
-        for layer in group.layer_names:
-            sizes[layer] = int((specs[layer] if specs else group.kv_cache_spec).page_size_bytes)
-    return sizes
 
 
 def _merge(runs: Iterable[Run]) -> tuple[Run, ...]:
@@ -134,11 +119,3 @@ def _merge(runs: Iterable[Run]) -> tuple[Run, ...]:
                 continue
         merged.append(run)
     return tuple(merged)
-
-
-def _kinds(spec: Any) -> list[str]:
-    """The names of the kinds of cache in `spec`, or of what it is derived from that is known."""
-    inner = getattr(spec, "kv_cache_specs", None)
-    if isinstance(inner, Mapping):
-        return [kind for each in inner.values() for kind in _kinds(each)]
-    return [type(spec).__name__]

@@ -23,6 +23,7 @@ from shoal.memory.pages import PageMap
 
 from .demand import View, Workload, decide, target
 from .leases import Leases
+from .messages import ChannelError
 from .pool import ElasticPool
 from .ranks import Ranks
 from .statistics import Statistics
@@ -92,7 +93,7 @@ class Pager:
         """Back what must always be, and begin. Raises PagerError."""
         self._wake()
         self._thread.start()
-        self._ranks.watch(self.suspend, self.resume)
+        self._ranks.watch(self.suspend, self.resume, self.close)
         with self.lock:
             # The first request should find its memory there.
             self._poked.set()
@@ -151,7 +152,9 @@ class Pager:
         return None if most is None else most // self._block
 
     def close(self) -> None:
-        """End the thread and give up the lease."""
+        """End the thread and give up the lease. May be called more than once."""
+        if self._closed:
+            return
         self._closed = True
         self._poked.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -224,7 +227,10 @@ class Pager:
                 self._poked.wait(IDLE if work.idle and not self._leaving else BUSY)
                 self._poked.clear()
         except BaseException as error:
-            log.exception("the pager failed; the engine ends")
+            if isinstance(error, ChannelError):
+                log.info("Shoal: the workers are gone, and so the pager ends: %s", error)
+            elif not self._closed:
+                log.exception("Shoal: the pager failed, and so the engine ends")
             self._failure = error
             with self._changed:
                 self._changed.notify_all()

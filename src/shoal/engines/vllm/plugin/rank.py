@@ -47,6 +47,8 @@ class RankMemory:
         self.suspend: Callable[[], None] | None = None
         """Set by the pager: takes all memory away, for sleep."""
         self.resume: Callable[[], None] | None = None
+        self.closing: Callable[[], None] | None = None
+        """Set by a pager in this process: ends it, before its arena goes."""
         self._vmm: Vmm | None = None
         self._server: _Server | None = None
         _here[engine, rank] = self
@@ -90,6 +92,8 @@ class RankMemory:
     def close(self) -> None:
         """Give everything back."""
         _here.pop((self.engine, self.rank), None)
+        if self.closing is not None:
+            self.closing()
         if self._server is not None:
             self._server.close()
         if self.arena is not None:

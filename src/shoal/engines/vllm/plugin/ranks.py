@@ -40,8 +40,8 @@ class OneRank(Protocol):
         """How many blocks were done, in their order."""
         ...
 
-    def watch(self, suspend: Callable[[], None], resume: Callable[[], None]) -> None:
-        """Have `suspend` and `resume` called when the worker sleeps and wakes."""
+    def watch(self, suspend: Callable[[], None], resume: Callable[[], None], close: Callable[[], None]) -> None:
+        """Have `suspend` and `resume` called when the worker sleeps and wakes, and `close` before it ends."""
         ...
 
     def close(self) -> None: ...
@@ -93,10 +93,13 @@ class Ranks:
             for rank in self._ranks:
                 rank.end()
 
-    def watch(self, suspend: Callable[[], None], resume: Callable[[], None]) -> None:
-        """Have `suspend` and `resume` called when workers sleep and wake; once for each rank."""
+    def watch(self, suspend: Callable[[], None], resume: Callable[[], None], close: Callable[[], None]) -> None:
+        """Have `suspend` and `resume` called when workers sleep and wake, once for each rank.
+
+        `close` is called before an arena in this process goes; one in another process may go at any time.
+        """
         for rank in self._ranks:
-            rank.watch(suspend, resume)
+            rank.watch(suspend, resume, close)
 
     def close(self) -> None:
         """Let go of the workers."""
@@ -131,11 +134,11 @@ class _Near:
     def end(self) -> int:
         return int(self._done.count)
 
-    def watch(self, suspend: Callable[[], None], resume: Callable[[], None]) -> None:
-        self._memory.suspend, self._memory.resume = suspend, resume
+    def watch(self, suspend: Callable[[], None], resume: Callable[[], None], close: Callable[[], None]) -> None:
+        self._memory.suspend, self._memory.resume, self._memory.closing = suspend, resume, close
 
     def close(self) -> None:
-        self._memory.suspend = self._memory.resume = None
+        self._memory.suspend = self._memory.resume = self._memory.closing = None
 
 
 class _Far:
@@ -162,7 +165,12 @@ class _Far:
             raise RankError(answer.error)
         return answer.count
 
-    def watch(self, suspend: Callable[[], None], resume: Callable[[], None]) -> None:
+    def watch(
+        self,
+        suspend: Callable[[], None],
+        resume: Callable[[], None],
+        close: Callable[[], None],  # noqa: ARG002 - its end shows by itself
+    ) -> None:
         self._calls = channel = _connect(self._address)
         m.send(channel, m.Listen())
         m.receive(channel)

@@ -19,12 +19,14 @@ from shoal.memory.pages import PageMap
 from shoal.memory.vmm import Vmm
 
 from . import hooks
-from .layout import NotElasticError, plan, refuse_state
+from .layout import NotElasticError, plan, refuse_others
 from .placing import Placement
 from .rank import RankMemory
 
 log = logging.getLogger("vllm.shoal")
 
+CONTEXT_PARALLEL = ("decode_context_parallel_size", "prefill_context_parallel_size")
+UNSCALED = ("auto", "bfloat16", "float16", "float32")
 BROKER_TIMEOUT = 30.0
 WARM_UP_TIMEOUT = 120.0
 
@@ -241,13 +243,24 @@ def open_device(device: torch.device) -> Vmm:
 
 def _refusal(worker: Any) -> str:
     """Why this model cannot be elastic; empty if it can."""
-    config = worker.vllm_config
-    if config.parallel_config.data_parallel_size > 1:
-        return "data parallel ranks run steps on their own, which may touch memory that is gone"
+    config, parallel = worker.vllm_config, worker.vllm_config.parallel_config
+    if parallel.data_parallel_size > 1:
+        return "data parallel ranks run steps of their own, which may touch memory that is gone"
+    if parallel.pipeline_parallel_size > 1:
+        return "the stages of a pipeline have caches of different shapes"
+    if any(getattr(parallel, name, 1) > 1 for name in CONTEXT_PARALLEL):
+        return "context parallel ranks share the blocks of a request"
+    if config.speculative_config is not None:
+        return "a draft of speculative decoding may still use a request's blocks when its step counts as processed"
     if config.kv_transfer_config is not None:
         return f"the KV connector {config.kv_transfer_config.kv_connector} registers the whole cache"
+    if (
+        getattr(config.model_config, "enable_sleep_mode", False)
+        and str(config.cache_config.cache_dtype) not in UNSCALED
+    ):
+        return "waking from sleep clears the whole of a quantised cache"
     try:
-        refuse_state(worker.get_kv_cache_spec())
+        refuse_others(worker.get_kv_cache_spec())
     except NotElasticError as error:
         return str(error)
     return ""
