@@ -90,8 +90,8 @@ def _named(config: Any, page_size: int) -> Layout:
     for tensor in tensors:
         if getattr(tensor, "host_resident", False):
             raise NotElasticError("a part of its cache lies in the host's memory")
-        if tensor.size != size or config.num_blocks_of(tensor) != blocks:
-            raise NotElasticError("its layers lie in blocks of different numbers or sizes")
+        if tensor.size != size:
+            raise NotElasticError("its layers lie in caches of different sizes")
         for index in range(len(tensor.layers)):
             found.add(Run(tensor.offset + index * tensor.layer_stride, tensor.block_stride, page))
     strides = {run.stride for run in found}

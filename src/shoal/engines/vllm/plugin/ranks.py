@@ -160,7 +160,7 @@ class _Far:
     def end(self) -> int:
         answer = m.receive(self._channel)
         if not isinstance(answer, m.Done):
-            raise RankError("a worker is gone")
+            raise m.ChannelError("a worker is gone")
         if answer.error is not None:
             raise RankError(answer.error)
         return answer.count
