@@ -35,7 +35,8 @@ from shoal.fleet.hub import Hub
 from shoal.fleet.life import Limits
 from shoal.fleet.lifecycle import WITH_PROCESS, RestartPolicy
 from shoal.fleet.live import LiveEffects
-from shoal.fleet.manager import Manager
+from shoal.fleet.manager import Manager, Outcome
+from shoal.fleet.memory import Terms
 from shoal.fleet.relays import Relays
 from shoal.fleet.snapshot import DeviceView, ModelView
 from shoal.fleet.spec import ModelSpec
@@ -64,6 +65,15 @@ class StoreStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryStatus:
+    """Whether the memory broker answers; if not, why."""
+
+    ok: bool
+    problem: str | None
+    socket: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """How Shoal itself is."""
 
@@ -73,6 +83,7 @@ class Status:
     instances: dict[str, int]
     relays: int
     store: StoreStatus
+    memory: MemoryStatus
     config_file: str | None
     warnings: list[str]
 
@@ -108,6 +119,7 @@ class Controller:
     hub: Hub = field(init=False)
     relays: Relays = field(init=False)
     _reloads: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    _changes: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.hub = Hub(self.snapshot)
@@ -120,6 +132,7 @@ class Controller:
             store=self.store,
             hub=self.hub,
             relays=self.relays,
+            devices=self.devices,
             tell=self._tell,
         )
         limits = Limits(
@@ -149,6 +162,9 @@ class Controller:
             warnings.append(store.problem)
         if not self.relays.connected:
             warnings.append("no relay is connected: no request can be served now")
+        broker = self.effects.broker
+        if broker.problem:
+            warnings.append(f"elastic models cannot grow: {broker.problem}")
         return Status(
             version=__version__,
             started_at=self.started_at,
@@ -156,6 +172,7 @@ class Controller:
             instances=counts,
             relays=self.relays.connected,
             store=store,
+            memory=MemoryStatus(broker.problem is None, broker.problem, str(broker.path)),
             config_file=str(self.config_file) if self.config_file else None,
             warnings=warnings,
         )
@@ -171,6 +188,22 @@ class Controller:
         result = await self.manager.do(command)
         await self.store.flush(SAVE_PATIENCE)
         return result
+
+    async def change_model(self, name: str, make: Callable[[ModelSpec], ModelSpec]) -> Outcome:
+        """Give a model other settings. Running instances take floor, ceiling and priority over at once; where the
+        broker refuses them, nothing is changed at all."""
+        async with self._changes:  # of two at once, one could undo what the other has done
+            terms = await self.manager.do(partial(self.manager.terms_to_change, name, make))
+            changed: list[tuple[str, Terms]] = []
+            try:
+                for instance, (before, wanted) in terms.items():
+                    await self.effects.broker.set_terms(instance, wanted)
+                    changed.append((instance, before))
+                return await self.do(partial(self.manager.change_model, name, make))
+            except ShoalError:
+                for instance, before in changed:
+                    self.effects.set_terms(instance, before)
+                raise
 
     async def reload(self) -> dict[str, list[str]]:
         """Read the configuration file again. Models follow at once; other settings need a restart, and are named."""
@@ -196,7 +229,8 @@ class Controller:
         await self.relays.start()
         tasks = [
             asyncio.create_task(self.manager.run()),
-            asyncio.create_task(self.effects.watch_devices(self.devices)),
+            asyncio.create_task(self.effects.watch_devices()),
+            asyncio.create_task(self.effects.broker.watch()),
         ]
         try:
             yield
@@ -267,6 +301,7 @@ class Controller:
             if instance.spec is not None:
                 with contextlib.suppress(ShoalError, OSError, ValueError):
                     self.manager.fleet.needs[id] = await asyncio.to_thread(engine.needs, instance.spec)
+                    self.manager.fleet.weights[id] = await asyncio.to_thread(engine.weights, instance.spec)
             if instance.state is S.STOPPING:
                 self.effects.terminate(id)
             elif instance.state in (S.STARTING, S.READY):

@@ -5,16 +5,26 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from platformdirs import user_cache_path, user_data_path
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shoal.fleet.spec import EngineKind, ModelSpec
+from shoal.memory.sizes import Amount
 from shoal.units import ByteSize
 
 PREFIX = "SHOAL_"
+
+
+def _amount(text: str) -> str:
+    Amount.parse(text)  # the broker reads it again, once it knows the device
+    return text
+
+
+AmountText = Annotated[str, BeforeValidator(str), AfterValidator(_amount)]
+"""Bytes, or a part of a device: `2GiB`, `80%`."""
 
 
 class Settings(BaseSettings):
@@ -66,16 +76,19 @@ class Settings(BaseSettings):
         description="Socket of a memory broker that runs already, such as one of `shoal memory broker`. Default: Shoal "
         "runs its own.",
     )
-    memory_limits: dict[str, ByteSize] = Field(
+    memory_limits: dict[str, AmountText] = Field(
         default_factory=dict,
-        description="Most bytes of a device that all elastic KV caches on it may take together, such as "
-        "{cuda:0: 60GiB}. Default: what weights and others leave.",
+        description="Most of a device that all elastic KV caches on it may take together, such as {cuda:0: 60GiB} or "
+        "{host: 50%}. Default: what weights and others leave.",
     )
-    memory_headroom: float = Field(
-        0.03, ge=0, lt=1, description="Part of each device that elastic KV caches leave free for peaks of other use."
+    memory_headroom: AmountText = Field(
+        "3%", description="What elastic KV caches leave free of each device, for peaks of other use: 3%, or 2GiB."
     )
     memory_wait: float = Field(
-        60, ge=0, description="Seconds that a start may wait for a device to have free what the model needs."
+        60,
+        ge=0,
+        description="Seconds that a start may wait for the memory broker, and for a device to have free what the "
+        "model needs.",
     )
 
     log_bytes: ByteSize = Field(32 * 2**20, ge=65536, description="Bytes of log kept per instance, in two files.")

@@ -144,7 +144,7 @@ class Supervisor:
         listener: socket.socket,
         paths: Paths,
         on_ready: Callable[[str], None],
-        memory_limits: Mapping[str, int],
+        memory_limits: Mapping[str, str],
     ) -> None:
         self._handover = handover
         self._settings = handover.settings
@@ -312,10 +312,10 @@ class Supervisor:
         return _popen(argv, (fd, notify))
 
     def _start_broker(self, _notify: int, _again: bool) -> subprocess.Popen[bytes]:
-        argv = [sys.executable, "-m", "shoal.memory.broker", "--socket", str(self._paths.memory_socket)]
-        argv += ["--headroom", str(self._settings.memory_headroom)]
-        for key, size in self._memory_limits.items():
-            argv += ["--limit", f"{key}={size}"]
+        argv = [sys.executable, "-m", "shoal.cli", "memory", "broker", "--socket", str(self._paths.memory_socket)]
+        argv += ["--headroom", self._settings.memory_headroom]
+        for key, amount in self._memory_limits.items():
+            argv += ["--limit", f"{key}={amount}"]
         return _popen(argv, ())
 
 
@@ -338,7 +338,7 @@ def _popen(argv: list[str], fds: tuple[int, ...], blocked: frozenset[int] = froz
     )
 
 
-def find_limits(settings: Settings) -> dict[str, int]:
+def find_limits(settings: Settings) -> dict[str, str]:
     """`memory_limits` by the names that devices have at the broker. Raises StartError for one that is not there."""
     if not settings.memory_limits:
         return {}
@@ -352,7 +352,7 @@ def find_limits(settings: Settings) -> dict[str, int]:
         if name not in names:
             known = ", ".join(device.id for device in devices)
             raise StartError(f"memory_limits: there is no device {name}; this machine has {known}")
-    return {names[name]: size for name, size in settings.memory_limits.items()}
+    return {names[name]: amount for name, amount in settings.memory_limits.items()}
 
 
 def serve(handover: Handover, on_ready: Callable[[str], None]) -> None:

@@ -29,8 +29,20 @@ def instance(id_: str, model: str, state: str, **fields: Any) -> View:
         "id": id_, "model": model, "engine": "simulated", "state": state, "reason": "", "devices": ["cuda:0"],
         "created_at": now, "changed_at": now, "ready_at": None, "pid": 4242, "address": f"unix:/run/{id_}.sock",
         "environment": "simulated", "restarts": 0, "restart_at": None, "progress": None, "failure": None,
-        "memory": {}, "outdated": False,
+        "memory": memory(), "outdated": False,
     }  # fmt: skip
+    return view | fields
+
+
+def memory(**fields: Any) -> View:
+    """A MemoryView; of an instance that leases something, where `lease` is given."""
+    view: View = {
+        "mode": "elastic", "reason": "", "held": {}, "weights": None, "leases": [], "floor": None, "ceiling": None,
+        "priority": None, "lease": None, "backed": None, "used": None, "cached": None, "missing": None, "waiting": None,
+    }  # fmt: skip
+    if "lease" in fields:
+        none = dict.fromkeys(("floor", "backed", "used", "cached", "missing", "waiting"), 0)
+        view |= none | {"priority": 100}
     return view | fields
 
 
@@ -39,6 +51,7 @@ def device(id_: str, **fields: Any) -> View:
     view: View = {
         "id": id_, "kind": "cuda", "name": "NVIDIA H200", "memory_total": 140 * GIB, "memory_used": 60 * GIB,
         "utilization": 0.42, "temperature": 51.0, "power": 388.0, "error": None, "instances": [],
+        "pool": None,
     }  # fmt: skip
     return view | fields
 
@@ -106,7 +119,8 @@ class ScriptedShoal:
                 counts[one["state"]] = counts.get(one["state"], 0) + 1
         return {
             "version": "9.9", "started_at": time.time() - 75, "instances": counts, "models": len(self.models),
-            "relays": 1, "store": {"ok": True, "problem": None, "unsaved": 0}, "config_file": None, "warnings": [],
+            "relays": 1, "store": {"ok": True, "problem": None, "unsaved": 0},
+            "memory": {"ok": True, "problem": None, "socket": "/run/memory.sock"}, "config_file": None, "warnings": [],
         }  # fmt: skip
 
     def load(self, name: str, wanted: int | None) -> tuple[int, View]:

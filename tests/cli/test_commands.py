@@ -11,7 +11,7 @@ import pytest
 
 from shoal.fleet.spec import ModelSpec
 from tests.cli.conftest import Run
-from tests.cli.scripted import GIB, ScriptedShoal, instance
+from tests.cli.scripted import GIB, ScriptedShoal, instance, memory
 
 ODD = "🐟 [bold]نموذج[/bold]"
 FAILURE = {"code": "out_of_memory", "message": "It needs 151 GiB.", "hint": "Use more devices."}
@@ -258,9 +258,11 @@ def test_empty_lists_name_the_next_step(shoal: ScriptedShoal, run: Run) -> None:
 
 
 def test_ps_and_devices_show_what_runs(shoal: ScriptedShoal, run: Run) -> None:
-    shoal.add("m", instance("m-1", "m", "ready", memory={"cuda:0": 3 * GIB}))
+    shoal.add("m", instance("m-1", "m", "ready", memory=memory(held={"host": 3 * GIB})))
+    shoal.add("e", instance("e-1", "e", "ready", memory=memory(lease=2 * GIB, used=GIB, waiting=4)))
     shoal.stopped = [instance("m-0", "m", "stopped")]
     assert "3.0 GiB" in run("ps").stdout
+    assert "KV 1.0 GiB of 2.0 GiB, 4 waiting" in " ".join(run("ps").stdout.split())
     assert "m-0" not in run("ps").stdout
     assert "m-0" in run("ps", "--all").stdout
     shown = run("devices").stdout

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from shoal.dashboard import STATIC
-from tests.cli.scripted import GIB, ScriptedShoal, instance, scripted
+from tests.cli.scripted import GIB, ScriptedShoal, instance, memory, scripted
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -141,7 +141,7 @@ def test_a_log_opens_and_stays_while_its_model_changes(shoal: ScriptedShoal, pag
     expect(log).to_contain_text("green")
     assert "\x1b" not in (log.text_content() or "")
     with shoal.lock:
-        shoal.models["m"]["instances"][0] |= {"memory": {"cuda:0": 5 * GIB}}
+        shoal.models["m"]["instances"][0] |= {"memory": memory(held={"host": 5 * GIB})}
         shoal.publish("m")
     expect(page.get_by_text("5.0 GiB")).to_be_visible()
     expect(log).to_contain_text("line 99 <i>")

@@ -15,9 +15,9 @@ from shoal.engines.base import Environment, Launch
 from shoal.engines.environments import Environments
 from shoal.engines.vllm import elastic
 from shoal.engines.vllm.adapter import VllmEngine
-from shoal.engines.vllm.sizing import CPU_OVERHEAD, FIXED_BY, GIB, KV_DEFAULT, MIB, WORKING_SET, virtual_kv, why_fixed
+from shoal.engines.vllm.sizing import CPU_OVERHEAD, FIXED_BY, GIB, KV_DEFAULT, MIB, virtual_kv, why_fixed
 from shoal.errors import ShoalError
-from shoal.fleet.spec import ModelSpec
+from shoal.fleet.spec import WORKING_SET, ModelSpec
 from shoal.fleet.state import Device
 from shoal.memory.elastic import ElasticTerms
 from tests.engines.test_vllm_adapter import CPU, CUDA, HOST, engine, engines, gpu, model, option, record, spec

@@ -8,6 +8,7 @@ from shoal.fleet import facts
 from shoal.fleet.life import Limits
 from shoal.fleet.lifecycle import RestartPolicy
 from shoal.fleet.manager import Manager
+from shoal.fleet.memory import Terms
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure, Instance, InstanceState, Model
@@ -35,6 +36,8 @@ class FakeEffects:
     tokens: int = 0
     prepared: list[str] = field(default_factory=list)
     alive: set[str] = field(default_factory=set)
+    held: dict[str, int | None] = field(default_factory=dict)
+    terms: list[tuple[str, Terms]] = field(default_factory=list)
     terminated: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
@@ -56,10 +59,17 @@ class FakeEffects:
     def prepare(self, instance: Instance) -> None:
         self.prepared.append(instance.id)
 
-    def spawn(self, instance: Instance, devices: tuple[Device, ...]) -> None:
+    def spawn(self, instance: Instance, devices: tuple[Device, ...], needs: int | None) -> None:
         assert instance.id not in self.alive, "two process groups of one instance"
         assert devices, "an instance without a device"
         self.alive.add(instance.id)
+        self.held[instance.id] = needs
+
+    def let_go(self, instance: str) -> None:
+        self.held.pop(instance, None)
+
+    def set_terms(self, instance: str, terms: Terms) -> None:
+        self.terms.append((instance, terms))
 
     def terminate(self, instance: str) -> None:
         self.terminated.append(instance)

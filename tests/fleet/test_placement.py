@@ -31,7 +31,7 @@ def test_a_refusal_has_the_numbers() -> None:
     with pytest.raises(ShoalError) as caught:
         place(spec("big"), 70 * GIB, [gpu(0, 60 * GIB)], CUDA, {"cuda:0": 5 * GIB})
     assert caught.value.code == "too_little_memory"
-    for part in ("big needs 70.0 GiB", "55.0 GiB free of 80.0 GiB", "5.0 GiB for models that are starting"):
+    for part in ("big needs 70.0 GiB", "55.0 GiB free of 80.0 GiB", "5.0 GiB promised to other models"):
         assert part in caught.value.message
 
 

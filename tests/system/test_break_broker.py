@@ -15,13 +15,11 @@ import pytest
 
 from tests.system.harness import PATIENCE, Shoal, a_shoal, until
 
-BROKER = "shoal.memory.broker"
-
 
 def broker(shoal: Shoal) -> int:
     """Its pid, 0 while none runs."""
     with contextlib.suppress(AssertionError):
-        return shoal.pid(BROKER)
+        return shoal.pid("broker")
     return 0
 
 
@@ -70,7 +68,7 @@ def test_a_killed_supervisor_takes_the_broker_along_and_the_next_one_has_its_own
 def test_a_broker_that_runs_already_is_used() -> None:
     with a_shoal() as shoal:
         path = shoal.folder / "mine.sock"
-        mine = subprocess.Popen([sys.executable, "-m", BROKER, "--socket", str(path)])
+        mine = subprocess.Popen([sys.executable, "-m", "shoal.cli", "memory", "broker", "--socket", str(path)])
         try:
             until(lambda: answers(path), "my broker")
             shoal.settings["memory_socket"] = str(path)
@@ -88,6 +86,8 @@ def test_a_broker_that_runs_already_is_used() -> None:
     ("settings", "message"),
     [
         ({"memory_limits": {"cuda:77": "1GiB"}}, "there is no device cuda:77"),
+        ({"memory_limits": {"host": "150%"}}, "more than the whole device"),
+        ({"memory_headroom": "a lot"}, "is not a size"),
         ({"memory_limits": {"host": "1GiB"}, "memory_socket": "/x.sock"}, "memory_socket names another"),
     ],
 )

@@ -12,6 +12,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from shoal import __version__
+from shoal.api.metrics_memory import memory_families
 from shoal.engines.base import EngineMetrics
 from shoal.fleet.state import InstanceState
 
@@ -73,6 +74,7 @@ class _Fleet:
         yield restarts
         yield memory
         yield from self._devices()
+        yield from memory_families(fleet)
         yield from self._engines()
         yield from self._relays()
 

@@ -97,13 +97,16 @@ async def get_model(controller: Context, name: Name) -> ModelView:
 
 @router.patch("/models/{name:path}")
 async def change_model(controller: Context, name: Name, data: dict[str, Any] = Body()) -> ModelView:
-    """Change some settings. Running instances keep theirs (`outdated`) until the model is loaded anew."""
+    """Change some settings.
+
+    Running instances take `floor`, `ceiling` and `priority` over at once: 409 with the broker's numbers if they cannot
+    be. The other settings they keep as they are (`outdated`) until the model is loaded anew.
+    """
 
     def make(spec: ModelSpec) -> ModelSpec:
         return parse_spec({**spec.model_dump(), **data})
 
-    outcome = await controller.do(lambda: controller.manager.change_model(name, make))
-    return outcome.model
+    return (await controller.change_model(name, make)).model
 
 
 @router.delete("/models/{name:path}", status_code=204)

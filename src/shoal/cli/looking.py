@@ -63,6 +63,7 @@ def status(url: Url = None, as_json: AsJson = False) -> None:
         ("models", str(found["models"])),
         ("instances", counts or "none"),
         ("relay", Text("connected") if found["relays"] else Text("not connected", style="bold red")),
+        ("memory", Text("broker connected") if found["memory"]["ok"] else Text("no broker", style="bold red")),
         ("state", Text(plain(kept), style="" if store["ok"] else "bold red")),
         ("settings", found["config_file"] or "defaults and variables, no file"),
     ]
@@ -97,6 +98,9 @@ def devices(url: Url = None, as_json: AsJson = False) -> None:
             )
             if device[key] is not None
         ]
+        if device["pool"]:
+            pool = device["pool"]
+            load.insert(0, f"KV {format_bytes(pool['used'])} used, {format_bytes(pool['backed'])} held")
         note = Text(plain(device["error"]), style="red") if device["error"] else Text(", ".join(load))
         rows.append(
             [device["id"], device["name"], bar(used, total), f"{format_bytes(used)} of {format_bytes(total)}", note]

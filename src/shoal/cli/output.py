@@ -112,9 +112,15 @@ def instance_note(instance: Mapping[str, Any]) -> str:
     return plain(str(note))
 
 
-def memory_words(memory: Mapping[str, int]) -> str:
-    """The sum of what an instance holds."""
-    return format_bytes(sum(memory.values())) if memory else ""
+def memory_words(memory: Mapping[str, Any]) -> str:
+    """What an instance holds, and of its KV cache what requests use and what it may keep."""
+    held = sum(memory["held"].values())
+    words = [format_bytes(held)] if held else []
+    if memory["lease"] is not None:
+        words.append(f"KV {format_bytes(memory['used'])} of {format_bytes(memory['lease'])}")
+    if memory["waiting"]:
+        words.append(f"{memory['waiting']} waiting")
+    return ", ".join(words)
 
 
 def bar(used: float, total: float, *, width: int = 12) -> Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from shoal.fleet.memory import Terms
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Device, Instance, Model
 from shoal.messages import RoutingTable
@@ -24,8 +25,19 @@ class Effects(Protocol):
         """Look at the model's files → Prepared."""
         ...
 
-    def spawn(self, instance: Instance, devices: tuple[Device, ...]) -> None:
-        """Start the process group and watch it → Spawned, Progressed, Healthy, Overdue, Hung, Measured, Exited."""
+    def spawn(self, instance: Instance, devices: tuple[Device, ...], needs: int | None) -> None:
+        """Start the process group and watch it → Spawned, Progressed, Healthy, Overdue, Hung, Measured, Exited.
+
+        `needs` bytes of each device are held back for it, and waited for, before it is started (None: unknown).
+        """
+        ...
+
+    def let_go(self, instance: str) -> None:
+        """Hold nothing back for it any more: it has started, or will not."""
+        ...
+
+    def set_terms(self, instance: str, terms: Terms) -> None:
+        """Tell the memory broker an instance's new terms → TermsRefused, if they cannot be."""
         ...
 
     def terminate(self, instance: str) -> None:

@@ -7,28 +7,33 @@ from dataclasses import dataclass
 
 from shoal.engines.base import EngineMetrics
 from shoal.fleet.state import Device, Exit, Failure, Progress
+from shoal.memory.tools import Books
 from shoal.messages import RelayReport
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The model's files were looked at. `failure`: it cannot be started. `needs`: bytes a device, None if unknown."""
+    """The model's files were looked at. `failure`: it cannot be started. `needs`: bytes a device, None if unknown, of
+    which the weights are `weights`."""
 
     instance: str
     needs: int | None = None
     kinds: tuple[str, ...] = ()
     failure: Failure | None = None
+    weights: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """The process group exists, or `failure` says why it does not."""
+    """The process group exists, or `failure` says why it does not. `elastic`: it will lease its KV cache."""
 
     instance: str
     address: str = ""
     environment: str = ""
     version: str = ""
     failure: Failure | None = None
+    elastic: bool = False
+    fixed_because: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,21 @@ class DevicesRead:
 
 
 @dataclass(frozen=True, slots=True)
+class BooksRead:
+    """The memory broker's books, None if it cannot be reached."""
+
+    books: Books | None
+
+
+@dataclass(frozen=True, slots=True)
+class TermsRefused:
+    """The memory broker refused an instance's new terms, for the reason given."""
+
+    instance: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RelayReported:
     """A relay, known by its connection, says what it carries."""
 
@@ -135,6 +155,8 @@ Fact = (
     | Exited
     | Measured
     | DevicesRead
+    | BooksRead
+    | TermsRefused
     | RelayReported
     | RelayGone
     | StoreProblem

@@ -17,6 +17,7 @@ from shoal.fleet.placement import next_starts
 from shoal.fleet.records import Event as Note
 from shoal.fleet.records import LoadRecord
 from shoal.fleet.room import Room
+from shoal.fleet.shares import Shares
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Exit, Failure, Instance, Progress
@@ -47,6 +48,7 @@ class Life:
         self._after: dict[str, Event] = {}  # what the end of the process will mean
         self._why: dict[str, Failure] = {}
         self._drain_until: dict[str, float] = {}
+        self.shares = Shares(fleet, effects, self._put, self.note)
 
     # -- what people ask for ------------------------------------------------------------------------------------------
 
@@ -116,6 +118,7 @@ class Life:
         if fact.failure is not None:
             self._refuse(instance, fact.failure)
             return
+        self.fleet.weights[instance.id] = fact.weights
         self._room.prepared(instance.id, fact.needs, fact.kinds)
 
     def on_spawned(self, fact: facts.Spawned) -> None:
@@ -125,7 +128,16 @@ class Life:
             return
         if fact.failure is None:
             self._versions[instance.id] = fact.version
-            self._put(dataclasses.replace(instance, address=fact.address, environment=fact.environment))
+            started = dataclasses.replace(
+                instance,
+                address=fact.address,
+                environment=fact.environment,
+                elastic=fact.elastic,
+                fixed_because=fact.fixed_because,
+            )
+            self._put(started)
+            if fact.fixed_because and instance.spec is not None and instance.spec.may_be_elastic:
+                self.shares.note_fixed(instance, fact.fixed_because)
         elif instance.state is S.STARTING:
             self._refuse(instance, fact.failure)
         elif instance.state is S.STOPPING:  # unloaded before it could not be started
@@ -182,6 +194,7 @@ class Life:
         if instance is None or instance.state in (S.QUEUED, S.STOPPED, S.FAILED):
             return
         self._drain_until.pop(instance.id, None)
+        self.shares.ended(instance)
         self._room.ended(instance)
         failure = self._why.pop(instance.id, fact.failure)
         after = self._after.pop(instance.id, Event.END)
@@ -213,7 +226,9 @@ class Life:
 
     def on_devices(self, fact: facts.DevicesRead) -> None:
         """The devices, read anew."""
-        self._room.read(fact.devices, self._effects.now())
+        now = self._effects.now()
+        self._room.read(fact.devices, now)
+        self.shares.judge(now)
         for instance_id, used in fact.memory.items():
             instance = self.fleet.instances.get(instance_id)
             if instance is not None and not instance.state.ended:
@@ -234,6 +249,7 @@ class Life:
         """Drop an ended instance, its log and its folder."""
         instance = self.fleet.instances.pop(instance_id)
         self._room.forget(instance_id)
+        self.fleet.weights.pop(instance_id, None)
         self.fleet.metrics.pop(instance_id, None)
         for remembered in (self._versions, self._started, self._after, self._why):
             remembered.pop(instance_id, None)
@@ -342,6 +358,8 @@ class Life:
         changed = dataclasses.replace(instance, state=transition.state, reason=reason, changed_at=self._effects.now())
         self._put(changed)
         self.note(changed, transition.state.value, f"{changed.model}: {reason}", level)
+        if instance.state is S.STARTING:
+            self._effects.let_go(instance.id)
         for effect in transition.effects:
             self._carry_out(effect, changed)
         if transition.state.ended:
@@ -352,7 +370,7 @@ class Life:
         if effect is Effect.SPAWN:
             by_id = {device.id: device for device in self.fleet.devices}
             devices = tuple(by_id[name] for name in instance.devices if name in by_id)
-            self._effects.spawn(instance, devices)
+            self._effects.spawn(instance, devices, self.fleet.needs.get(instance.id))
         elif effect is Effect.ROUTE:
             self.routes_changed = True
         elif effect is Effect.TERMINATE:

@@ -10,14 +10,17 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from shoal.engines.base import Engine
 from shoal.errors import ShoalError
 from shoal.fleet import facts
+from shoal.fleet.broker import Broker
 from shoal.fleet.devices import Devices
 from shoal.fleet.hub import Hub
 from shoal.fleet.logs import tail
+from shoal.fleet.memory import Terms
 from shoal.fleet.monitor import Monitor
 from shoal.fleet.processes import Processes
 from shoal.fleet.records import Event, LoadRecord
@@ -25,6 +28,7 @@ from shoal.fleet.relays import Relays
 from shoal.fleet.shim import BEGIN
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure, Instance, Model
+from shoal.memory.elastic import ElasticTerms
 from shoal.messages import RoutingTable
 from shoal.net import TcpAddress, UnixAddress
 from shoal.paths import Paths, keep_fresh
@@ -52,6 +56,7 @@ class LiveEffects:
         store: Store,
         hub: Hub,
         relays: Relays,
+        devices: Devices,
         tell: Callable[[facts.Fact], None],
     ) -> None:
         self._settings = settings
@@ -60,7 +65,11 @@ class LiveEffects:
         self._store = store
         self._hub = hub
         self._relays = relays
+        self._devices = devices
         self._tell = tell
+        self.broker = Broker(
+            settings.memory_socket or paths.memory_socket, tell, self._read_devices, settings.memory_wait
+        )
         self.processes = Processes(
             paths.instances,
             fleet_id,
@@ -88,9 +97,15 @@ class LiveEffects:
     def prepare(self, instance: Instance) -> None:
         self._in_background(self._prepare(instance))
 
-    def spawn(self, instance: Instance, devices: tuple[Device, ...]) -> None:
+    def spawn(self, instance: Instance, devices: tuple[Device, ...], needs: int | None) -> None:
         self._spawning.add(instance.id)
-        self._in_background(self._spawn(instance, devices))
+        self._in_background(self._spawn(instance, devices, needs))
+
+    def let_go(self, instance: str) -> None:
+        self._in_background(self.broker.let_go(instance))
+
+    def set_terms(self, instance: str, terms: Terms) -> None:
+        self._in_background(self._set_terms(instance, terms))
 
     def terminate(self, instance: str) -> None:
         self._end(instance, self.processes.terminate)
@@ -184,7 +199,7 @@ class LiveEffects:
             _log.exception("while explaining the end of %s", instance.id)
             return Failure("engine_ended", f"the engine {exit}", f"see `shoal logs {instance.id}`")
 
-    async def watch_devices(self, devices: Devices) -> None:
+    async def watch_devices(self) -> None:
         """Read the devices for ever."""
         memory: dict[str, int] = {}
         looks = 0
@@ -194,7 +209,7 @@ class LiveEffects:
                     await asyncio.to_thread(keep_fresh, self._paths)
                 if looks % MEMORY_EVERY == 0:
                     memory = await asyncio.to_thread(self.processes.memory) if self._monitors else {}
-                self._tell(facts.DevicesRead(await asyncio.to_thread(devices.read), memory))
+                self._tell(facts.DevicesRead(await self._read_devices(), memory))
             except Exception:  # one look that fails must not be the last
                 _log.exception("while reading the devices")
             looks += 1
@@ -207,6 +222,7 @@ class LiveEffects:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.broker.close()
         self.processes.close()
 
     # -- steps --------------------------------------------------------------------------------------------------------
@@ -218,6 +234,7 @@ class LiveEffects:
         try:
             await asyncio.to_thread(engine.check, spec)
             needs = await asyncio.to_thread(engine.needs, spec)
+            weights = await asyncio.to_thread(engine.weights, spec)
         except ShoalError as error:
             self._tell(facts.Prepared(instance.id, failure=_failure(error)))
         except Exception as error:
@@ -225,17 +242,47 @@ class LiveEffects:
             failure = Failure("source_unreadable", f"{spec.source} cannot be read: {error}", "mend its files")
             self._tell(facts.Prepared(instance.id, failure=failure))
         else:
-            self._tell(facts.Prepared(instance.id, needs, engine.device_kinds))
+            self._tell(facts.Prepared(instance.id, needs, engine.device_kinds, weights=weights))
 
-    async def _spawn(self, instance: Instance, devices: tuple[Device, ...]) -> None:
+    async def _read_devices(self) -> tuple[Device, ...]:
+        return await asyncio.to_thread(self._devices.read)
+
+    async def _set_terms(self, instance: str, terms: Terms) -> None:
+        try:
+            await self.broker.set_terms(instance, terms)
+        except ShoalError as error:
+            self._tell(facts.TermsRefused(instance, error.message))
+
+    def _elastic_terms(self, instance: Instance, spec: ModelSpec) -> ElasticTerms | None:
+        """What an engine is told of the memory broker; None if its settings give its KV cache a size."""
+        if not spec.may_be_elastic:
+            return None
+        return ElasticTerms(
+            self.broker.path,
+            instance.id,
+            floor=spec.floor,
+            ceiling=spec.ceiling,
+            priority=spec.priority,
+            mode="required" if spec.elastic == "required" else "auto",
+        )
+
+    async def _spawn(self, instance: Instance, devices: tuple[Device, ...], needs: int | None) -> None:
         engine = self._engines[instance.engine]
         spec = instance.spec
         assert spec is not None
         try:
             environment = await asyncio.to_thread(engine.environment, spec, devices)
             address = self.address(instance)
+            memory = self._elastic_terms(instance, spec)
+            if needs is not None or memory is not None:
+                beside = await asyncio.to_thread(engine.weights, spec) or 0
+                kv = None if memory is None else max(0, min(spec.first_kv, (needs or 0) - beside))
+                wanted = partial(self._spawning.__contains__, instance.id)
+                devices = tuple(
+                    await self.broker.make_room(instance.id, spec, devices, needs or 0, kv=kv, wanted=wanted)
+                )
             launch = engine.launch(
-                spec, instance=instance.id, address=address, devices=devices, environment=environment
+                spec, instance=instance.id, address=address, devices=devices, environment=environment, memory=memory
             )
             # A process that the store does not know would be taken for an orphan after a crash of this one.
             await self._store.flush(STORE_PATIENCE)
@@ -257,8 +304,18 @@ class LiveEffects:
             failure = Failure("cannot_start", f"the engine could not be started: {error}", "see the controller's log")
             self._tell(facts.Spawned(instance.id, failure=failure))
         else:
-            self._tell(facts.Spawned(instance.id, address, environment.name, environment.version))
+            self._tell(
+                facts.Spawned(
+                    instance.id,
+                    address,
+                    environment.name,
+                    environment.version,
+                    elastic=launch.elastic,
+                    fixed_because=launch.fixed_because,
+                )
+            )
             self.watch(dataclasses.replace(instance, address=address))
+            self._in_background(self.broker.keep_room(instance.id, devices))
         finally:
             self._spawning.discard(instance.id)
 

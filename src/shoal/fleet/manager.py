@@ -14,6 +14,7 @@ from shoal.fleet import facts
 from shoal.fleet.effects import Effects
 from shoal.fleet.facts import Fact
 from shoal.fleet.life import Life, Limits
+from shoal.fleet.memory import MemoryView, Terms
 from shoal.fleet.records import Event as Note
 from shoal.fleet.snapshot import Fleet, ModelView
 from shoal.fleet.spec import ModelSpec
@@ -109,8 +110,22 @@ class Manager:
         self._life.say(self._note("model_added", f"{spec.name} was added", spec.name))
         return Outcome(self.fleet.model_view(spec.name), changed=True)
 
+    def terms_to_change(self, name: str, make: Callable[[ModelSpec], ModelSpec]) -> dict[str, tuple[Terms, Terms]]:
+        """For `change_model` with the same arguments: the terms, before and after, of each instance whose lease they
+        would change. Raises what that would raise for settings that cannot be."""
+        model = self._model(name)
+        self._refuse_if_declared(model)
+        wanted = Terms.of(make(model.spec))
+        changes = {}
+        for instance in self.fleet.of_model(name):
+            terms = self.fleet.ledger.terms(instance.id)
+            if terms is not None and not instance.state.ended and terms != wanted:
+                changes[instance.id] = (terms, wanted)
+        return changes
+
     def change_model(self, name: str, make: Callable[[ModelSpec], ModelSpec]) -> Outcome:
-        """Give a model other settings. Instances that run keep theirs until they are loaded anew."""
+        """Give a model other settings. Instances that run take its terms of memory over at once, and keep the others
+        until they are loaded anew."""
         model = self._model(name)
         self._refuse_if_declared(model)
         spec = make(model.spec)
@@ -119,6 +134,7 @@ class Manager:
         if spec == model.spec:
             return Outcome(self.fleet.model_view(name), changed=False)
         self._put_model(dataclasses.replace(model, spec=spec))
+        self._life.shares.set_terms(name, Terms.of(spec))
         self._life.say(self._note("model_changed", f"{name} has new settings", name))
         return Outcome(self.fleet.model_view(name), changed=True)
 
@@ -192,6 +208,7 @@ class Manager:
                 added.append(name)
             elif model.spec != spec or model.origin != origin:
                 self._put_model(dataclasses.replace(model, spec=spec, origin=origin))
+                self._life.shares.set_terms(name, Terms.of(spec))
                 changed.append(name)
                 if any(view.outdated for view in self.fleet.model_view(name).instances):
                     restart.append(name)
@@ -267,6 +284,10 @@ class Manager:
                 after = self.fleet.device_views()
                 if before != after:
                     self._effects.publish("devices", {"devices": after})
+            case facts.BooksRead():
+                self._read_books(fact)
+            case facts.TermsRefused():
+                self._life.shares.on_refused(fact)
             case facts.RelayReported():
                 self.fleet.relays[fact.connection] = fact.report
             case facts.RelayGone():
@@ -278,6 +299,17 @@ class Manager:
                 pass  # `settle` follows every fact
 
     # -- helpers ------------------------------------------------------------------------------------------------------
+
+    def _read_books(self, fact: facts.BooksRead) -> None:
+        before = self._memory_views(), self.fleet.device_views()
+        self._life.shares.on_books(fact)
+        after = self._memory_views(), self.fleet.device_views()
+        changed = {id: view for id, view in after[0].items() if before[0].get(id) != view}
+        if changed or before[1] != after[1]:
+            self._effects.publish("memory", {"instances": changed, "devices": after[1]})
+
+    def _memory_views(self) -> dict[str, MemoryView]:
+        return {i.id: self.fleet.memory_view(i) for i in self.fleet.instances.values() if not i.state.ended}
 
     _table = RoutingTable("", 0)
 

@@ -25,13 +25,16 @@ def place(
     devices: Sequence[Device],
     kinds: Sequence[str],
     promised: Mapping[str, int],
+    spare: Mapping[str, int] | None = None,
 ) -> tuple[Device, ...]:
     """The devices for one instance of `spec`: those that it names, or the ones with the most room.
 
     `needs` is bytes per device (None: unknown, always taken to fit), `kinds` the device kinds that the engine can
-    use, `promised` bytes by device that instances still starting have not taken yet. Raises ShoalError with the
-    numbers if it does not fit.
+    use, `promised` bytes by device that instances still starting have not taken yet, `spare` bytes by device that are
+    in use and come back when somebody needs them. Raises ShoalError with the numbers if it does not fit.
     """
+    room = {device.id: device.memory_free + (spare or {}).get(device.id, 0) - promised.get(device.id, 0)
+            for device in devices}  # fmt: skip
     by_id = {device.id: device for device in devices}
     if spec.devices != "auto":
         chosen = []
@@ -48,7 +51,7 @@ def place(
                     code="wrong_device",
                     param="devices",
                 )
-            _refuse_if_full(spec, needs, device, promised)
+            _refuse_if_full(spec, needs, device, room[device.id], promised)
             chosen.append(device)
         return tuple(chosen)
 
@@ -66,23 +69,18 @@ def place(
             code="no_device",
             param="tensor_parallel" if usable else "engine",
         )
-    usable.sort(key=lambda device: (-_room(device, promised), device.id))
+    usable.sort(key=lambda device: (-room[device.id], device.id))
     picked = usable[: spec.tensor_parallel]
     for device in picked:
-        _refuse_if_full(spec, needs, device, promised)
+        _refuse_if_full(spec, needs, device, room[device.id], promised)
     return tuple(sorted(picked, key=lambda device: device.id))
 
 
-def _room(device: Device, promised: Mapping[str, int]) -> int:
-    return device.memory_free - promised.get(device.id, 0)
-
-
-def _refuse_if_full(spec: ModelSpec, needs: int | None, device: Device, promised: Mapping[str, int]) -> None:
-    room = _room(device, promised)
+def _refuse_if_full(spec: ModelSpec, needs: int | None, device: Device, room: int, promised: Mapping[str, int]) -> None:
     if needs is None or needs <= room:
         return
     waiting = promised.get(device.id, 0)
-    beside = f" beside {format_bytes(waiting)} for models that are starting" if waiting else ""
+    beside = f" beside {format_bytes(waiting)} promised to other models" if waiting else ""
     raise ShoalError(
         f"{spec.name} needs {format_bytes(needs)} on {device.id}, which has {format_bytes(max(0, room))} free "
         f"of {format_bytes(device.memory_total)}{beside}; unload another model, or give it less KV cache",

@@ -55,8 +55,9 @@ class Room:
         if spec is None or instance.id not in self._kinds:
             return None
         needs = self._fleet.needs.get(instance.id)
+        spare = {device.id: self._fleet.ledger.spare(device) for device in self._fleet.devices}
         try:
-            devices = place(spec, needs, self._fleet.devices, self._kinds[instance.id], self._promised())
+            devices = place(spec, needs, self._fleet.devices, self._kinds[instance.id], self._promised(), spare)
         except ShoalError as error:
             leaving = [i.model for i in self._fleet.instances.values() if i.state in (S.DRAINING, S.STOPPING)]
             if self._readings_to_wait:
@@ -69,7 +70,9 @@ class Room:
     def _promised(self) -> Mapping[str, int]:
         """Bytes by device that placed instances will still take, or have taken since the devices were read."""
         kinds = {device.id: device.kind for device in self._fleet.devices}
-        promised: dict[str, int] = {}
+        # A floor can be claimed at any time. That of one that starts is part of what it needs.
+        ready = {instance.id for instance in self._fleet.instances.values() if instance.state is S.READY}
+        promised = {device.id: self._fleet.ledger.owed_to_floors(device, ready) for device in self._fleet.devices}
         for instance in self._fleet.instances.values():
             new = instance.state is S.READY and (instance.ready_at or 0.0) >= self._read_at
             if not new and instance.state not in (S.QUEUED, S.STARTING):
@@ -90,4 +93,4 @@ class Room:
             for i in self._fleet.instances.values()
             if device.id in i.devices and i.state in (S.STARTING, S.READY, S.DRAINING, S.STOPPING)
         )
-        return dataclasses.replace(device, memory_used=used)
+        return dataclasses.replace(device, memory_used=used + self._fleet.ledger.backed(device))

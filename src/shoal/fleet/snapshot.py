@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoal.engines.base import EngineMetrics
-from shoal.fleet.spec import ModelSpec
+from shoal.fleet.memory import Ledger, MemoryView, PoolView
+from shoal.fleet.spec import TERMS, ModelSpec
 from shoal.fleet.state import Device, Failure, Instance, InstanceState, Model, Progress
 from shoal.messages import RelayReport, Route, Target
 
 UNLOADED = "unloaded"
+LEASELESS = "the engine leases no memory: its log says why the model's KV cache cannot be elastic"
 # A model's state is that of its instance nearest to serving.
 _NEAREST = (
     InstanceState.READY,
@@ -41,7 +43,7 @@ class InstanceView:
     restart_at: float | None
     progress: Progress | None
     failure: Failure | None
-    memory: dict[str, int]
+    memory: MemoryView
     outdated: bool
     """The model's settings have changed since this instance started."""
 
@@ -73,6 +75,8 @@ class DeviceView:
     power: float | None
     error: str | None
     instances: tuple[str, ...]
+    pool: PoolView | None = None
+    """What elastic KV caches may take of it, and take."""
 
 
 @dataclass(slots=True)
@@ -83,6 +87,10 @@ class Fleet:
     instances: dict[str, Instance] = field(default_factory=dict)
     devices: tuple[Device, ...] = ()
     needs: dict[str, int | None] = field(default_factory=dict)
+    weights: dict[str, int | None] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    leaseless: set[str] = field(default_factory=set)
+    """Instances that were started to lease their KV cache and do not."""
     context_lengths: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, EngineMetrics] = field(default_factory=dict)
     relays: dict[int, RelayReport] = field(default_factory=dict)
@@ -123,9 +131,18 @@ class Fleet:
             restart_at=instance.restart_at,
             progress=instance.progress,
             failure=instance.failure,
-            memory=instance.memory,
+            memory=self.memory_view(instance),
             outdated=model is not None and not instance.state.ended and _runs_other(instance.spec, model.spec),
         )
+
+    def memory_view(self, instance: Instance) -> MemoryView:
+        """What people see of an instance's memory."""
+        mode = "" if instance.elastic is None else "elastic" if instance.elastic else "fixed"
+        reason = instance.fixed_because
+        if instance.id in self.leaseless:
+            mode, reason = "fixed", LEASELESS
+        weights = self.weights.get(instance.id)
+        return self.ledger.view(instance.id, self.devices, mode, reason, instance.memory, weights)
 
     def model_view(self, name: str) -> ModelView:
         """What people see of a model. Raises KeyError."""
@@ -154,6 +171,7 @@ class Fleet:
                 power=device.power,
                 error=device.error,
                 instances=tuple(i.id for i in self.instances.values() if device.id in i.devices and not i.state.ended),
+                pool=self.ledger.pool(device),
             )
             for device in self.devices
         )
@@ -176,8 +194,9 @@ class Fleet:
 
 
 def _runs_other(running: ModelSpec | None, wanted: ModelSpec) -> bool:
-    """Whether an instance started from other settings than the model has now; those of the fleet do not count."""
-    keep = {"instances": 1, "load_on_start": False}
+    """Whether an instance started from other settings than the model has now; those that it takes over at once, and
+    those of the fleet, do not count."""
+    keep = {"instances": 1, "load_on_start": False, **dict.fromkeys(TERMS)}
     return running is not None and running.model_copy(update=keep) != wanted.model_copy(update=keep)
 
 

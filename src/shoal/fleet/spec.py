@@ -13,6 +13,9 @@ EngineKind = Literal["vllm", "simulated"]
 Elastic = Literal["auto", "required", "off"]
 TERMS = ("floor", "ceiling", "priority")
 """Settings that running instances take over at once, through the memory broker."""
+WORKING_SET = 256 * 2**20
+"""KV cache that an elastic instance has to find free at its start, if its floor is not more: enough to serve a little;
+what it needs beyond comes from others as it is used."""
 MAX_NAME = 200
 MAX_SOURCE = 4096
 MAX_ARGUMENTS = 65_536
@@ -123,6 +126,11 @@ class ModelSpec(BaseModel):
     def may_be_elastic(self) -> bool:
         """Whether its KV cache may grow and shrink, as far as its settings say."""
         return self.elastic != "off" and self.kv_cache_memory is None
+
+    @property
+    def first_kv(self) -> int:
+        """Bytes of KV cache per device that an elastic instance has to find free at its start."""
+        return max(self.floor, WORKING_SET if self.ceiling is None else min(WORKING_SET, self.ceiling))
 
     def _check_memory(self) -> None:
         if self.elastic == "required" and self.kv_cache_memory is not None:

@@ -108,6 +108,9 @@ class Instance:
     progress: Progress | None = None
     failure: Failure | None = None
     memory: dict[str, int] = field(default_factory=dict)
+    elastic: bool | None = None
+    """Whether it was started to lease its KV cache; None before its start."""
+    fixed_because: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ function note(instance) {
 }
 
 function instanceView(instance, act, alone) {
-  const held = Object.values(instance.memory).reduce((sum, part) => sum + part, 0);
+  const held = Object.values(instance.memory.held).reduce((sum, part) => sum + part, 0);
   const facts = [
     instance.devices.join(", "),
     held ? bytes(held) : "",

@@ -83,15 +83,19 @@ class SimulatedEngine:
         if spec.context_length is not None:
             own.append(f"--max-model-len={spec.context_length}")
         env = {"PYTHONPATH": str(Path(shoal.__file__).parents[1]), **spec.env}
+        fixed = ""
+        if spec.kv_cache_memory is not None:
+            own.append(f"--kv-cache-memory-bytes={spec.kv_cache_memory}")
+            fixed = "kv_cache_memory gives the KV cache a size"
+        elif spec.elastic == "off":
+            fixed = "elastic is off"
         if memory is not None:
             env |= memory.environment()
             for device in devices[:1]:
-                own += [f"--simulated-device={device.id}", f"--simulated-device-size={device.memory_total}"]
-            if spec.kv_cache_memory is not None:
-                own.append(f"--kv-cache-memory-bytes={spec.kv_cache_memory}")
+                own += [f"--simulated-device={device.key}", f"--simulated-device-size={device.memory_total}"]
         # Safe path: a folder called shoal where the engine happens to start must not be imported.
         argv = (str(environment.python), "-P", "-m", "shoal.engines.simulated", *spec.args, *own)
-        return Launch(argv, env)
+        return Launch(argv, env, elastic=memory is not None, fixed_because=fixed)
 
     def read_metrics(self, text: str) -> EngineMetrics:
         """The readings under vLLM's names."""

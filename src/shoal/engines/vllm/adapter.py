@@ -28,7 +28,6 @@ from shoal.engines.vllm.sizing import (
     CPU_OVERHEAD,
     CUDA_OVERHEAD,
     GIB,
-    first_kv,
     fixed_kv,
     python_path,
     virtual_kv,
@@ -136,7 +135,7 @@ class VllmEngine:
         if source is None or weights is None:
             known = spec.kv_cache_memory if spec.kv_cache_memory is not None else spec.floor or None
             return None if known is None else known + self._overhead(spec)
-        kv = first_kv(spec) if self._may_be_elastic(spec) else fixed_kv(spec, source)
+        kv = spec.first_kv if self._may_be_elastic(spec) else fixed_kv(spec, source)
         return weights + kv + self._overhead(spec)
 
     def weights(self, spec: ModelSpec) -> int | None:

@@ -21,10 +21,6 @@ CUDA_OVERHEAD = 2 * GIB
 KV_DEFAULT = 512 * MIB
 KV_DEFAULT_MOST = 4 * GIB
 
-WORKING_SET = 256 * MIB
-"""KV cache that an elastic instance has to find free at its start, if its floor is not more: enough to serve a little;
-what it needs beyond comes from others as it is used."""
-
 HOST_SHARE = 0.75
 """Of what the host will have free beside weights and processes: vLLM's CPU worker refuses a KV cache larger than what
 is free once the weights are loaded, and others may take some until then."""
@@ -92,11 +88,6 @@ def fixed_kv(spec: ModelSpec, source: Source | None) -> int:
     # vLLM takes whole blocks of up to 128 tokens and keeps one for itself.
     whole = per_token * (tokens + 256) // spec.tensor_parallel
     return min(KV_DEFAULT_MOST, max(KV_DEFAULT, whole))
-
-
-def first_kv(spec: ModelSpec) -> int:
-    """KV cache that an elastic instance has to find free at its start."""
-    return max(spec.floor, WORKING_SET if spec.ceiling is None else min(WORKING_SET, spec.ceiling))
 
 
 def virtual_kv(spec: ModelSpec, source: Source | None, devices: Sequence[Device], beside: int) -> int:

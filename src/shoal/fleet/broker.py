@@ -1,0 +1,190 @@
+"""The memory broker, from the fleet's side: what it says is told to the manager, and starts get room through it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from shoal.errors import ShoalError
+from shoal.fleet import facts
+from shoal.fleet.memory import Arrival, Terms
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Device, Progress
+from shoal.memory.tools import AsyncBrokerTool, Books, BrokerError, DeviceBook
+from shoal.units import format_bytes, format_seconds
+
+INTERVAL = 1.0
+"""Seconds between two readings of the books at most."""
+LOOK = 0.2
+_log = logging.getLogger(__name__)
+
+ReadDevices = Callable[[], Awaitable[Sequence[Device]]]
+
+
+class Broker:
+    """One connection for what is asked and held back, one for the books; both come back by themselves."""
+
+    def __init__(self, path: Path, tell: Callable[[facts.Fact], None], read: ReadDevices, patience: float) -> None:
+        self.path = path
+        self._tell = tell
+        self._read = read
+        self._patience = patience
+        self._tool = AsyncBrokerTool(path)
+        self._arrivals: dict[str, dict[str, Arrival]] = {}
+        self._holders: dict[str, str] = {}  # device key → instance
+        self._lock = asyncio.Lock()
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no broker now."""
+        return self._tool.problem
+
+    async def watch(self) -> None:
+        """Tell the books for ever."""
+        async for books in self._tool.listings(INTERVAL):
+            self._tell(facts.BooksRead(books))
+
+    async def set_terms(self, instance: str, terms: Terms) -> None:
+        """Change what a running instance may lease. Raises ShoalError with the broker's numbers."""
+        try:
+            await self._tool.set_terms(
+                instance,
+                floor=terms.floor,
+                ceiling=terms.ceiling,
+                unlimited=terms.ceiling is None,
+                priority=terms.priority,
+            )
+        except BrokerError as error:
+            away = error.code in ("no_broker", "not_ours", "timeout", "closed", "protocol")
+            raise ShoalError(str(error), status=503 if away else 409, code=f"memory_{error.code}") from None
+
+    async def make_room(
+        self, instance: str, spec: ModelSpec, devices: Sequence[Device], needs: int, *, kv: int | None,
+        wanted: Callable[[], bool],
+    ) -> Sequence[Device]:  # fmt: skip
+        """Hold `needs` bytes of each device back for `instance`, and wait until they are free; the devices then.
+
+        `kv` of them it will lease by itself, and so it needs the broker; None: it leases nothing. Ends early when it is
+        not `wanted` any more. Raises ShoalError (`too_little_memory`) with the numbers when it takes too long.
+        """
+        try:
+            if (found := await self._room(instance, spec, devices, needs, kv, wanted)) is not None:
+                return found
+        except BaseException:
+            await self.let_go(instance)
+            raise
+        await self.let_go(instance)
+        return devices
+
+    async def _room(
+        self,
+        instance: str,
+        spec: ModelSpec,
+        devices: Sequence[Device],
+        needs: int,
+        kv: int | None,
+        wanted: Callable[[], bool],
+    ) -> Sequence[Device] | None:
+        arrivals = self._arrivals[instance] = {device.id: Arrival(needs, kv or 0) for device in devices}
+        for device in devices:
+            await self._hold(instance, device, needs)
+        deadline = time.monotonic() + self._patience
+        told = False
+        while wanted():
+            books = await self._list()
+            now = await self._now(devices)
+            holds = {device.id: arrivals[device.id].wait(device, _book(books, device)) for device in now}
+            away = kv is not None and books is None
+            if not away and all(hold.ready for hold in holds.values()):
+                return now
+            if time.monotonic() >= deadline:
+                if away:
+                    raise self._no_broker(spec)
+                short = next(device for device in now if not holds[device.id].ready)
+                raise self._too_little(spec, short, holds[short.id].free, needs, _book(books, short))
+            if not told:
+                told = True
+                self._tell(
+                    facts.Progressed(
+                        instance, Progress("waiting for the memory broker" if away else "waiting for memory", 0)
+                    )
+                )
+            await asyncio.sleep(LOOK)
+        return None
+
+    async def keep_room(self, instance: str, devices: Sequence[Device]) -> None:
+        """While an instance starts: hold back only what it has not taken yet. Runs until `let_go`."""
+        arrivals = self._arrivals.get(instance)
+        while arrivals is not None and self._arrivals.get(instance) is arrivals:
+            books = await self._list()
+            for device in await self._now(devices):
+                await self._hold(instance, device, arrivals[device.id].shrink(device, _book(books, device)))
+            await asyncio.sleep(LOOK)
+
+    async def let_go(self, instance: str) -> None:
+        """Hold nothing back for an instance any more."""
+        self._arrivals.pop(instance, None)
+        async with self._lock:
+            for key in [key for key, holder in self._holders.items() if holder == instance]:
+                del self._holders[key]
+                await self._reserve(key, 0, None)
+
+    async def close(self) -> None:
+        """End the connection, and with it what is held back."""
+        await self._tool.close()
+
+    async def _hold(self, instance: str, device: Device, size: int) -> None:
+        async with self._lock:
+            if instance in self._arrivals:  # it may have been let go meanwhile
+                self._holders[device.key] = instance
+                await self._reserve(device.key, size, device.memory_total)
+
+    async def _reserve(self, key: str, size: int, whole: int | None) -> None:
+        try:
+            await self._tool.reserve(key, size, whole)
+        except BrokerError as error:  # a start must not fail because the broker is away; the next one is told
+            if error.code != "no_broker":
+                _log.warning("the memory broker does not hold %s of %s back: %s", format_bytes(size), key, error)
+
+    async def _list(self) -> Books | None:
+        try:
+            return await self._tool.list()
+        except BrokerError:
+            return None
+
+    async def _now(self, devices: Sequence[Device]) -> list[Device]:
+        """The devices as they are now; one that has gone is full."""
+        read = {device.id: device for device in await self._read()}
+        gone = {device.id: dataclasses.replace(device, memory_used=device.memory_total) for device in devices}
+        return [{**gone, **read}[device.id] for device in devices]
+
+    def _no_broker(self, spec: ModelSpec) -> ShoalError:
+        return ShoalError(
+            f"{spec.name} is elastic, but no memory broker answers on {self.path}: {self.problem or 'it is away'}; "
+            "mend that, or give the model a KV cache of fixed size with kv_cache_memory",
+            status=503,
+            code="memory_no_broker",
+        )
+
+    def _too_little(
+        self, spec: ModelSpec, device: Device, free: int, needs: int, book: DeviceBook | None
+    ) -> ShoalError:
+        kv = ""
+        if book is not None:
+            used = sum(member.used for member in book.members)
+            kv = f"; KV caches lease {format_bytes(book.device.leased)}, of which requests use {format_bytes(used)}"
+        return ShoalError(
+            f"{spec.name} needs {format_bytes(needs)} on {device.id}, but after {format_seconds(self._patience)} "
+            f"{format_bytes(free)} of {format_bytes(device.memory_total)} are free{kv}; unload a model, lower a floor, "
+            "or give it more time with memory_wait",
+            status=409,
+            code="too_little_memory",
+        )
+
+
+def _book(books: Books | None, device: Device) -> DeviceBook | None:
+    return (books or {}).get(device.key)
