@@ -1,7 +1,7 @@
 """One offline engine (`vllm.LLM`) that does what it is told: `python -m shoal.bench.offline` in an engine.
 
-Reads JSON objects from standard input, the first with what the engine is started with, and answers each with one on
-standard output; whatever else is printed goes to standard error. The engine runs in this very process, so that nothing
+Reads JSON objects from standard input, the first with what the engine is started with, then loads (`make_prompts`),
+``{"sleep": level}`` and ``{"wake": true}``, and answers each with one on standard output; whatever else is printed goes to standard error. The engine runs in this very process, so that nothing
 but it is measured.
 """
 
@@ -84,7 +84,15 @@ def main() -> None:
     engine = LLM(**settings)
     answers.write(json.dumps({"ready": time.monotonic() - began}) + "\n")
     for line in sys.stdin:
-        answers.write(json.dumps(_generate(engine, json.loads(line))) + "\n")
+        command = json.loads(line)
+        if "sleep" in command:
+            engine.sleep(level=command["sleep"])
+            answers.write("{}\n")
+        elif "wake" in command:
+            engine.wake_up()
+            answers.write("{}\n")
+        else:
+            answers.write(json.dumps(_generate(engine, command)) + "\n")
 
 
 if __name__ == "__main__":
