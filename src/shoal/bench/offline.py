@@ -1,8 +1,8 @@
 """One offline engine (`vllm.LLM`) that does what it is told: `python -m shoal.bench.offline` in an engine.
 
 Reads JSON objects from standard input, the first with what the engine is started with, then loads (`make_prompts`),
-``{"sleep": level}`` and ``{"wake": true}``, and answers each with one on standard output; whatever else is printed goes to standard error. The engine runs in this very process, so that nothing
-but it is measured.
+``{"sleep": level}`` and ``{"wake": true}``, and answers each with one on standard output; whatever else is printed goes
+to standard error. The engine runs in this very process, so that nothing but it is measured.
 """
 
 from __future__ import annotations
