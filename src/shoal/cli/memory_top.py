@@ -50,7 +50,7 @@ async def _follow(tool: AsyncBrokerTool, interval: float, live: Live, name: part
     last: Books = {}
 
     def draw(problem: str | None) -> None:
-        foot = Text(plain(problem), style="bold red") if problem else Text("q leaves", style="dim")
+        foot = Text(plain(f"{problem}; trying again"), style="bold red") if problem else Text("q leaves", style="dim")
         live.update(Group(view(last, name), Text(), foot), refresh=True)
 
     # A terminal that changes its size is drawn on anew at once.

@@ -119,7 +119,7 @@ def _device(book: DeviceBook, name: str) -> Iterator[Any]:
 def _members(members: Sequence[MemberState]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
     several = {member.engine for member in members if member.rank}
-    table.add_column("ENGINE", overflow="fold", min_width=8)
+    table.add_column("ENGINE", overflow="fold", min_width=12)
     for column in ("LEASE", "USED", "CACHED", "FLOOR", "CEILING", "PRIO"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
