@@ -13,11 +13,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from . import messages as m
 from .connection import Connection
+from .events import Due, Heard, Measured
 from .ledger import Device, Ledger, LedgerError, Member, Terms, mib
 from .listening import ListeningSocket, listen
 from .measuring import Follower, Measure, Reading
@@ -30,28 +30,6 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 1024
 SETTLE = 2.0
 """Seconds in which a broker that follows a killed one grants nothing, so that engines can say first what they hold."""
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """A message for the task that owns the books, or the end of a connection (None)."""
-
-    connection: Connection
-    message: m.ToBroker | None
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a measurement said."""
-
-    readings: Mapping[str, Reading]
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """The time has come to decide on a device again."""
-
-    device: Device
 
 
 class Broker:
