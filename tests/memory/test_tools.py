@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from shoal.memory import messages as m
+from shoal.memory.answers import Answers
 from shoal.memory.broker import Broker
 from shoal.memory.client import Lease, Rank
 from shoal.memory.ledger import Ledger, Terms
-from shoal.memory.tools import Answers, AsyncBrokerTool, Books, BrokerError, BrokerTool
+from shoal.memory.tools import AsyncBrokerTool, Books, BrokerError, BrokerTool
 from shoal.memory.watching import listing
 
 from .tool import eventually
