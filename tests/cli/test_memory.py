@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from shoal.memory.client import Lease, Rank
-from shoal.memory.tools import BrokerTool
+from shoal.memory.tools import BrokerError, BrokerTool
 from tests.cli.conftest import Run
 
 MIB = 2**20
@@ -32,6 +32,14 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.01)
+
+
+def answers(path: Path) -> bool:
+    try:
+        BrokerTool(path).close()
+    except BrokerError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -73,6 +81,7 @@ def brokers() -> Iterator[Brokers]:
 @pytest.fixture
 def broker(path: Path, brokers: Brokers) -> Brokers:
     brokers.start("--headroom", "0", "--limit", f"{KEY}=75%")
+    until(lambda: answers(path))
     return brokers
 
 
@@ -128,8 +137,7 @@ def test_ls_shows_devices_and_engines(run: Run, engines: Engines) -> None:
     assert "coder" in run("memory", "top").stdout
 
 
-def test_ls_without_engines_says_so(run: Run, broker: Brokers, path: Path) -> None:
-    until(path.exists)
+def test_ls_without_engines_says_so(run: Run, broker: Brokers) -> None:
     result = run("memory", "ls")
     assert result.exit_code == 0
     assert "No engine leases memory" in result.stdout
@@ -352,7 +360,7 @@ def test_top_on_a_terminal_follows_the_books_and_outlives_the_broker(engines: En
 
 def test_the_broker_refuses_a_live_socket_and_replaces_a_stale_one(path: Path, brokers: Brokers) -> None:
     first = brokers.start()
-    until(lambda: path.exists())
+    until(lambda: answers(path))
     second = brokers.start()
     _, errors = second.communicate(timeout=60)
     assert (second.returncode, "a memory broker already runs" in " ".join(errors.split())) == (1, True)
@@ -361,15 +369,7 @@ def test_the_broker_refuses_a_live_socket_and_replaces_a_stale_one(path: Path, b
     first.communicate()
     assert path.exists()
     third = brokers.start()
-
-    def answers() -> bool:
-        try:
-            with BrokerTool(path) as tool:
-                return tool.list() is not None
-        except Exception:
-            return False
-
-    until(answers)
+    until(lambda: answers(path))
     assert brokers.end(third)[0] == 0
     assert not path.exists()
 
@@ -420,7 +420,7 @@ def test_the_usual_places_of_a_broker(monkeypatch: pytest.MonkeyPatch, run: Run,
     sockets = [folder / name / "memory.sock" for name in ("one", "two")]
     for socket in sockets:
         brokers.start("--socket", str(socket))
-        until(socket.exists)
+        until(lambda: answers(socket))  # noqa: B023
     result = run("memory", "ls", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stderr)["error"]["code"] == "ambiguous"
@@ -429,7 +429,7 @@ def test_the_usual_places_of_a_broker(monkeypatch: pytest.MonkeyPatch, run: Run,
     assert memory_common.find_socket(None) == sockets[1]  # one is dead; that of a `shoal serve` is left
     assert run("memory", "ls").exit_code == 0
     brokers.start("--socket", str(folder / "memory.sock"))
-    until((folder / "memory.sock").exists)
+    until(lambda: answers(folder / "memory.sock"))
     assert memory_common.find_socket(None) == folder / "memory.sock"
     assert memory_common.find_socket(sockets[0]) == sockets[0]
 
