@@ -34,6 +34,12 @@ def instance(id_: str, model: str, state: str, **fields: Any) -> View:
     return view | fields
 
 
+def pool(**fields: Any) -> View:
+    """A PoolView."""
+    view: View = dict.fromkeys(("headroom", "others", "leased", "owed", "held_back", "backed", "used", "cached"), 0)
+    return view | {"budget": 130 * GIB, "limit": None} | fields
+
+
 def memory(**fields: Any) -> View:
     """A MemoryView; of an instance that leases something, where `lease` is given."""
     view: View = {

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from shoal.dashboard import STATIC
-from tests.cli.scripted import GIB, ScriptedShoal, instance, memory, scripted
+from tests.cli.scripted import GIB, ScriptedShoal, instance, memory, pool, scripted
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -164,6 +164,32 @@ def test_devices_show_their_memory(shoal: ScriptedShoal, page: Page) -> None:
 
 
 @browser_needed
+def test_memory_is_seen_as_it_moves(shoal: ScriptedShoal, page: Page) -> None:
+    leased = memory(lease=9 * GIB, backed=8 * GIB, used=5 * GIB, cached=3 * GIB, ceiling=20 * GIB, weights=15 * GIB)
+    shoal.add("m", instance("m-1", "m", "ready", memory=leased))
+    shoal.add("f", instance("f-1", "f", "ready", memory=memory(mode="fixed", reason="elastic is off")))
+    shoal.devices[0] |= {"instances": ["m-1"], "pool": pool(backed=8 * GIB, used=5 * GIB, leased=9 * GIB)}
+    page.goto(shoal.url)
+    bar = page.get_by_role("img", name="Memory of cuda:0")
+    words = "weights and others 52.0 GiB, KV in use 5.0 GiB, KV cached 3.0 GiB, free 80.0 GiB"
+    expect(bar).to_have_attribute("aria-label", f"Memory of cuda:0: {words}")
+    widths = bar.evaluate(
+        "bar => [...bar.children].map((part) => part.getBoundingClientRect().width / bar.clientWidth)"
+    )
+    assert widths == pytest.approx([52 / 140, 5 / 140, 3 / 140, 80 / 140], abs=0.01)
+    first = page.get_by_role("article", name="m", exact=True)
+    for text in ("lease9.0 GiB", "ceiling20.0 GiB", "priority100", "weights15.0 GiB"):
+        expect(first.locator(".memory")).to_contain_text(text)
+    expect(page.get_by_role("article", name="f", exact=True)).to_contain_text("of fixed size: elastic is off")
+    after = shoal.devices[0] | {"pool": pool(backed=9 * GIB, used=9 * GIB, leased=9 * GIB, held_back=GIB)}
+    changed = leased | {"used": 9 * GIB, "waiting": 2, "missing": GIB}
+    shoal.tell("memory", {"instances": {"m-1": changed}, "devices": [after]})
+    expect(first).to_contain_text("2 requests wait for memory: 1.0 GiB short")
+    expect(bar).to_have_attribute("aria-label", re.compile("KV in use 9.0 GiB, KV cached 0 B"))
+    expect(page.get_by_text("1.0 GiB held back for a start")).to_be_visible()
+
+
+@browser_needed
 def test_a_lost_connection_marks_what_is_shown_as_old_and_comes_back(page: Page) -> None:
     with scripted() as first:
         port = int(first.url.rpartition(":")[2])
@@ -189,7 +215,9 @@ def test_it_fits_and_can_be_read(shoal: ScriptedShoal, browser: Browser, scheme:
     shoal.add("w" * 200, instance("w-1", "w" * 200, "starting",
               progress={"phase": "loading weights", "percent": 43, "seconds_left": 38.0}))  # fmt: skip
     shoal.add("failed", instance("f-1", "failed", "failed", failure=failure), source="/" + "long" * 40)
-    shoal.add("ready", instance("r-1", "ready", "ready"), instance("r-2", "ready", "draining"))
+    leased = memory(lease=9 * GIB, backed=8 * GIB, used=5 * GIB, cached=3 * GIB, weights=15 * GIB, waiting=3)
+    shoal.add("ready", instance("r-1", "ready", "ready", memory=leased), instance("r-2", "ready", "draining"))
+    shoal.devices[0] |= {"pool": pool(backed=18 * GIB, used=5 * GIB, leased=19 * GIB, limit=80 * GIB, held_back=GIB)}
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.goto(shoal.url)
     expect(page.get_by_role("heading", name="ready")).to_be_visible()

@@ -184,6 +184,13 @@ const reconnect = live(
     model: heard((model) => fleet.models.set(model.name, model)),
     model_removed: heard(({ name }) => fleet.models.delete(name)),
     devices: heard(({ devices }) => (fleet.devices = devices)),
+    memory: heard(({ instances, devices }) => {
+      fleet.devices = devices;
+      for (const [name, model] of fleet.models) {
+        if (!model.instances.some((one) => instances[one.id])) continue;
+        fleet.models.set(name, { ...model, instances: model.instances.map((one) => (instances[one.id] ? { ...one, memory: instances[one.id] } : one)) });
+      }
+    }),
     message: heard(remember),
   },
   (state) => {

@@ -1,6 +1,7 @@
 // What each thing looks like. Pure: from the API's objects to elements.
 
 import { command, el, name } from "./dom.js";
+import { memoryBar, memoryFacts } from "./memory.js";
 import { bytes, clock, seconds } from "./units.js";
 
 export const ENDED = new Set(["stopped", "failed"]);
@@ -61,6 +62,7 @@ function instanceView(instance, act, alone) {
       ),
     ),
     ...note(instance),
+    ...memoryFacts(instance.memory),
     el("div", { class: "log-place", "data-log": instance.id }),
   );
 }
@@ -110,7 +112,7 @@ export function deviceView(device, models) {
     "article",
     { class: "card device", "aria-label": device.id },
     el("div", { class: "device-line" }, el("h3", {}, device.id), el("span", { class: "facts" }, device.name)),
-    el("meter", { min: 0, max: device.memory_total || 1, high: 0.9 * (device.memory_total || 1), value: device.memory_used, "aria-label": `Memory of ${device.id}` },
+    device.pool ? memoryBar(device) : el("meter", { min: 0, max: device.memory_total || 1, high: 0.9 * (device.memory_total || 1), value: device.memory_used, "aria-label": `Memory of ${device.id}` },
       `${Math.round(100 * share)} %`),
     el("p", { class: "facts" }, `${bytes(device.memory_used)} of ${bytes(device.memory_total)} in use`, load.length ? ` · ${load.join(" · ")}` : ""),
     device.error ? el("p", { class: "failure" }, device.error) : "",
