@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import msgspec
 
 from shoal.fleet import facts
 from shoal.fleet.life import Limits
@@ -12,6 +15,8 @@ from shoal.fleet.memory import Terms
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure, Instance, InstanceState, Model
+from shoal.memory.messages import DeviceState, MemberState
+from shoal.memory.tools import Books, DeviceBook
 from shoal.messages import RelayReport, RoutingTable, Target
 
 GIB = 2**30
@@ -183,6 +188,24 @@ class World:
         """Time passes."""
         self.effects.clock += seconds
         self.tell(facts.Tick())
+
+
+def books(world: World, leases: Mapping[str, Terms], **fields: int) -> Books:
+    """The broker's books when these instances lease something on their devices; `fields` are of each rank."""
+    found: Books = {}
+    for device in world.manager.fleet.devices:
+        members = tuple(
+            msgspec.structs.replace(
+                MemberState(id, rank, 1, 0, terms.floor, terms.ceiling, terms.priority, 0, 0, 0, 0, 0, None), **fields
+            )
+            for id, terms in leases.items()
+            for rank, name in enumerate(world.get(id).devices)
+            if name == device.id
+        )
+        if members:
+            state = DeviceState(device.key, device.memory_total, device.memory_total, 0, 0, 0, 0)
+            found[device.key] = DeviceBook(state, members)
+    return found
 
 
 def void(_: object) -> None:

@@ -11,9 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from shoal.errors import ShoalError
 from shoal.fleet import facts
 from shoal.fleet.lifecycle import WITH_PROCESS
+from shoal.fleet.memory import Terms
 from shoal.fleet.state import Exit, Failure
 from shoal.fleet.state import InstanceState as S
-from tests.fleet.fakes import GIB, World, gpu, spec, void
+from tests.fleet.fakes import GIB, World, books, gpu, spec, void
 
 NAMES = st.sampled_from(["a", "b", "c"])
 
@@ -49,6 +50,21 @@ class Fleet(RuleBasedStateMachine):
     @rule(name=NAMES, unload=st.booleans())
     def remove(self, name: str, unload: bool) -> None:
         self._command(lambda: void(self.world.manager.remove_model(name, unload=unload)))
+
+    @rule(name=NAMES, floor=st.sampled_from([0, GIB]), priority=st.integers(1, 1000))
+    def set_terms(self, name: str, floor: int, priority: int) -> None:
+        changes = {"floor": floor, "priority": priority}
+        self._command(lambda: void(self.world.manager.change_model(name, lambda old: old.model_copy(update=changes))))
+
+    @rule(data=st.data(), away=st.booleans())
+    def books_are_read(self, data: st.DataObject, away: bool) -> None:
+        """Some of the engines that run lease something, under old terms or new ones; or no broker answers."""
+        leases = {
+            id: Terms(data.draw(st.sampled_from([0, GIB])), None, 100)
+            for id in sorted(self.world.effects.alive)
+            if data.draw(st.booleans())
+        }
+        self.world.tell(facts.BooksRead(None if away else books(self.world, leases)))
 
     @rule(needs=st.sampled_from([None, GIB, 60 * GIB, 100 * GIB]))
     def prepare(self, needs: int | None) -> None:
@@ -108,6 +124,23 @@ class Fleet(RuleBasedStateMachine):
         for instance in self.world.manager.fleet.instances.values():
             assert (instance.id in self.world.effects.alive) == (instance.state in WITH_PROCESS)
         assert self.world.effects.alive <= set(self.world.manager.fleet.instances), "a leaked process"
+
+    @invariant()
+    def room_is_held_back_for_starts_alone(self) -> None:
+        starting = {i.id for i in self.world.manager.fleet.instances.values() if i.state is S.STARTING}
+        assert set(self.world.effects.held) == starting
+
+    @invariant()
+    def running_instances_have_their_models_terms(self) -> None:
+        fleet = self.world.manager.fleet
+        for instance in fleet.instances.values():
+            if not instance.state.ended and instance.spec is not None:
+                wanted = Terms.of(fleet.models[instance.model].spec)
+                assert Terms.of(instance.spec) == wanted
+                told = [terms for id, terms in self.world.effects.terms if id == instance.id]
+                if fleet.ledger.leases(instance.id) and fleet.ledger.terms(instance.id) != wanted:
+                    assert told, "an engine with other terms was not told"
+                    assert told[-1] == wanted
 
     @invariant()
     def everything_that_stops_was_told_to(self) -> None:

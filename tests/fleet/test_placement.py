@@ -73,16 +73,18 @@ def test_a_broken_gpu_is_not_chosen() -> None:
     free=st.lists(st.integers(0, 80), min_size=1, max_size=8),
     needs=st.integers(0, 80),
     promised=st.dictionaries(st.integers(0, 7), st.integers(0, 80), max_size=8),
+    cached=st.dictionaries(st.integers(0, 7), st.integers(0, 80), max_size=8),
     parallel=st.integers(1, 4),
 )
 def test_nothing_is_placed_where_it_does_not_fit_or_refused_where_it_does(
-    free: list[int], needs: int, promised: dict[int, int], parallel: int
+    free: list[int], needs: int, promised: dict[int, int], cached: dict[int, int], parallel: int
 ) -> None:
     devices = [gpu(index, size * GIB) for index, size in enumerate(free)]
     taken = {f"cuda:{index}": size * GIB for index, size in promised.items()}
-    fitting = [d for d in devices if d.memory_free - taken.get(d.id, 0) >= needs * GIB]
+    spare = {f"cuda:{index}": size * GIB for index, size in cached.items()}
+    fitting = [d for d in devices if d.memory_free + spare.get(d.id, 0) - taken.get(d.id, 0) >= needs * GIB]
     try:
-        chosen = place(spec(tensor_parallel=parallel), needs * GIB, devices, ("cuda",), taken)
+        chosen = place(spec(tensor_parallel=parallel), needs * GIB, devices, ("cuda",), taken, spare)
     except ShoalError:
         assert len(fitting) < parallel
     else:
