@@ -17,7 +17,7 @@ test-fast: .venv/.dev
 
 # The real vLLM CPU engine with a real small model; the first run installs both.
 test-e2e: .venv/.dev
-	$(BIN)/pytest -m "e2e" tests/e2e $(ARGS)
+	$(BIN)/pytest -m "e2e" tests/e2e tests/engines/plugin $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

