@@ -38,12 +38,12 @@ from shoal.fleet.live import LiveEffects
 from shoal.fleet.manager import Manager, Outcome
 from shoal.fleet.memory import Terms
 from shoal.fleet.relays import Relays
-from shoal.fleet.snapshot import DeviceView, ModelView
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
 from shoal.paths import Paths, find_paths, make_runtime
 from shoal.settings import Settings
+from shoal.status import MemoryStatus, Snapshot, Status, StoreStatus
 from shoal.store.saved import Saved
 from shoal.store.store import Store
 
@@ -53,49 +53,6 @@ SAVE_PATIENCE = 1.0
 FOLDER_INTERVAL = 2.0
 ENDING = 10.0
 _log = logging.getLogger("shoal.controller")
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStatus:
-    """Whether everything is saved; if not, what is not and why."""
-
-    ok: bool
-    problem: str | None
-    unsaved: int
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryStatus:
-    """Whether the memory broker answers; if not, why."""
-
-    ok: bool
-    problem: str | None
-    socket: str
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How Shoal itself is."""
-
-    version: str
-    started_at: float
-    models: int
-    instances: dict[str, int]
-    relays: int
-    store: StoreStatus
-    memory: MemoryStatus
-    config_file: str | None
-    warnings: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All that a watcher has to know before the first change."""
-
-    version: int
-    status: Status
-    models: list[ModelView]
-    devices: tuple[DeviceView, ...]
 
 
 @dataclass(slots=True)
