@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-READY_BYTES = 24 << 20
-"""Backed free blocks that an engine keeps even when it is idle, so that a first request need not wait."""
+READY_IDLE, READY_BUSY = 24 << 20, 128 << 20
+"""Backed free blocks that an engine keeps for the next request: when it has none, and when it has some."""
 
 AHEAD = 0.15
 """Seconds of growth at the present rate that are backed ahead."""
@@ -24,6 +24,8 @@ class Workload:
     prefilling: int = 0
     step: int = 1
     """What one step can use up at most."""
+    growth: int = 0
+    """What the running requests' answers take within `LEASE_AHEAD`."""
 
     @property
     def idle(self) -> bool:
@@ -69,19 +71,19 @@ class Decision:
 
 def target(work: Workload, rate: float, block: int) -> int:
     """Fresh blocks to have ready: for the next steps, and for growth at `rate` blocks a second."""
-    ready = max(2, READY_BYTES // block)
     if work.idle:
-        return ready
-    return ready + int(rate * AHEAD) + min(work.waiting + work.prefilling, 2 * work.step)
+        return max(2, READY_IDLE // block)
+    # What is about to be prefilled is what the rate will be.
+    soon = max(int(rate * AHEAD), min(work.waiting + work.prefilling, 2 * work.step))
+    return max(2, READY_BUSY // block) + soon
 
 
 def decide(view: View) -> Decision:
     """What to do in `view`. Never asks to park a block in use, nor to back more than the lease allows."""
     work = view.work
     goal = target(work, view.rate, view.block)
-    growth = int(view.rate * LEASE_AHEAD)
     cached = max(0, view.free - view.fresh)
-    upcoming = 0 if work.idle else work.waiting + work.prefilling + growth
+    upcoming = 0 if work.idle else work.waiting + work.prefilling + work.growth
     need = (view.used + upcoming) * view.block + view.overhead
     want = need + (cached + goal) * view.block
     room = view.lease - view.backed

@@ -52,6 +52,7 @@ SCHEDULER_HOOKS = (
     Hook(_SCHEDULER, "AsyncScheduler.shutdown", ("self",)),
     Hook(_POOL, "BlockPool._maybe_evict_cached_block", ("self", "block")),
     Hook(_POOL, "BlockPool.get_num_free_blocks", ("self",)),
+    Hook(_POOL, "BlockPool.get_cached_block", ("self", "block_hash", "kv_cache_group_ids")),
     Hook(_UTILS, "FreeKVCacheBlockQueue.remove", ("self", "block")),
     Hook(_UTILS, "FreeKVCacheBlockQueue.prepend_n", ("self", "blocks")),
     Hook("vllm.v1.request", "RequestStatus.FINISHED_ERROR"),

@@ -94,8 +94,8 @@ def _named(config: Any, page_size: int) -> Layout:
             raise NotElasticError("its layers lie in caches of different sizes")
         for index in range(len(tensor.layers)):
             found.add(Run(tensor.offset + index * tensor.layer_stride, tensor.block_stride, page))
-    strides = {run.stride for run in found}
-    if len(strides) == 1 and (stride := strides.pop()) * blocks == size:
+    stride = size // blocks
+    if stride * blocks == size and all(run.stride == stride >= run.offset + run.length for run in found):
         # Block after block, whatever gaps are in one.
         return Layout(Geometry.contiguous(blocks, stride, page_size), size)
     try:

@@ -63,6 +63,11 @@ class Leases:
             for lease in self._leases:
                 lease.ask(need, want)
 
+    @property
+    def pending(self) -> bool:
+        """Whether the last ask is not answered yet."""
+        return not all(lease.wait_answered(0) for lease in self._leases)
+
     def release(self, size: int) -> None:
         """Every rank has given `size` bytes back."""
         for lease in self._leases:

@@ -24,6 +24,7 @@ from shoal.memory.pages import PageMap
 from .demand import View, Workload, decide, target
 from .leases import Leases
 from .messages import ChannelError
+from .pace import Pace, Window
 from .pool import ElasticPool
 from .ranks import Ranks
 from .statistics import Statistics
@@ -72,9 +73,8 @@ class Pager:
         self._leaving: deque[tuple[int, list[int]]] = deque()
         self._leaving_blocks = 0
         self._scheduled = self._processed = 0
-        self._consumed = 0
-        self._rate = _Rate()
-        self._spare = _Window()
+        self._consumed = Pace()
+        self._spare = Window()
         self._full_until = 0.0
         self._reported: tuple[int, ...] = ()
         self._ages = [0] * len(AGES)
@@ -121,7 +121,7 @@ class Pager:
         if ran:
             self._scheduled += 1
         if blocks > 0:
-            self._consumed += blocks
+            self._consumed.count += blocks
             self.statistics.stepped()
             self._poked.set()
 
@@ -144,6 +144,13 @@ class Pager:
             self._poked.set()
             self._changed.wait_for(lambda: self.pool.free >= goal, timeout)
         return self.pool.free >= goal
+
+    def may_grow(self) -> bool:
+        """Whether more blocks may come soon: the lease covers some, or what was asked for is not answered yet."""
+        if not self.pool.parked or self._leases.excess or time.monotonic() < self._full_until:
+            return False
+        room = self._leases.lease - self._map.backed_bytes
+        return room >= self._block or self._poked.is_set() or self._leases.pending
 
     @property
     def most(self) -> int | None:
@@ -241,7 +248,7 @@ class Pager:
         work = self._workload()
         now = time.monotonic()
         with self.lock:
-            rate = self._rate.of(self._consumed, now)
+            rate = self._consumed.per_second(now)
             goal = target(work, rate, self._block)
             fresh = self.pool.fresh(max(256, 2 * goal))
             spare = self._spare.least(fresh - goal, now, WINDOW_IDLE if work.idle else WINDOW_BUSY)
@@ -382,36 +389,3 @@ def _scaled(ages: list[int], total: int) -> list[int]:
         surplus += part
         index -= 1
     return result
-
-
-class _Rate:
-    """Blocks a second, over about the last second; quick to rise."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque()
-
-    def of(self, total: int, now: float) -> float:
-        samples = self._samples
-        if not samples or now - samples[-1][0] >= 0.05:
-            samples.append((now, total))
-        while len(samples) > 2 and now - samples[0][0] > 1.0:
-            samples.popleft()
-        recent = next((s for s in samples if now - s[0] <= 0.25), samples[-1])
-        rates = [(total - count) / (now - at) for at, count in (samples[0], recent) if now - at >= 0.05]
-        return max(rates, default=0.0)
-
-
-class _Window:
-    """The least of a value over the last one to two windows; zero until one has passed."""
-
-    def __init__(self) -> None:
-        self._began = float("-inf")
-        self._least = self._previous = 0
-
-    def least(self, value: int, now: float, seconds: float) -> int:
-        if now - self._began >= seconds:
-            self._previous = min(self._least, value)
-            self._least, self._began = value, now
-        else:
-            self._least = min(self._least, value)
-        return max(0, min(self._previous, self._least))

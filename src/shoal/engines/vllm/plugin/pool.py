@@ -8,7 +8,7 @@ cached ones, the longest unused first.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from shoal.memory.ages import AGES, bucket_of
@@ -59,6 +59,22 @@ class ElasticPool:
             count += 1
             block = block.next_free_block
         return count
+
+    def cached_prefix(self, hashes: Sequence[Any], most: int) -> int:
+        """How many of the first `most` blocks of a prompt, given by their `hashes`, are cached.
+
+        As if a prefix were cached whole up to some block: vLLM evicts the ends of prompts before their beginnings.
+        """
+        if not self._caching:
+            return 0
+        low, high = 0, min(len(hashes), most)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._pool.get_cached_block(hashes[middle - 1], [0]):
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def park_all(self) -> list[int]:
         """Take every free block out of the queue."""

@@ -21,8 +21,9 @@ from shoal.memory.client import Rank
 from shoal.memory.elastic import ElasticTerms
 
 from . import hooks
-from .demand import Workload
+from .demand import LEASE_AHEAD, Workload
 from .leases import Leases
+from .pace import Pace
 from .pager import Pager
 from .patience import Patience
 from .pool import ElasticPool
@@ -33,6 +34,9 @@ log = logging.getLogger("vllm.shoal")
 
 LOOKED_AT = 64
 """Waiting requests whose prompts are counted; the others are taken to be like them."""
+
+HOLD, HOLD_A_BLOCK, HOLD_STEP = 0.01, 0.0002, 0.005
+"""Seconds for which a newcomer is held back at most, and more for each block it lacks; and at once if nothing runs."""
 
 STUCK_WAIT = 0.02
 """Seconds for which an engine that can run nothing waits for memory before it looks at its messages again."""
@@ -71,6 +75,10 @@ class ElasticMixin:
             for number, d in enumerate(ranks.descriptions)
         ]
         self._patience = Patience(terms.patience)
+        self._steps = Pace()
+        self._held = ("", 0.0)
+        # Since some version the number of requests that run is limited apart from the number of the runner's slots.
+        self._limit = "max_num_active_reqs" if hasattr(self, "max_num_active_reqs") else "max_num_running_reqs"
         self._sizes = [group.kv_cache_spec.block_size for group in scheduler.kv_cache_config.kv_cache_groups]
         self._step_tokens = int(scheduler.scheduler_config.max_num_batched_tokens)
         pager = Pager(ElasticPool(pool, geometry), ranks, Leases(terms, leased), self._workload)
@@ -96,11 +104,23 @@ class ElasticMixin:
             # Every request may need one block, or as many as its new tokens fill.
             sure = len(running) * self._blocks(1 + scheduler.num_lookahead_tokens) + self._blocks(self._step_tokens)
             pager.before_step(self._required, sure)
-        elif scheduler.waiting:
+        held_back = bool(scheduler.waiting) and self._hold_back(pager)
+        if not running and scheduler.waiting and not held_back:
             self._admit_first(pager)
         before = pager.pool.free
-        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        pager.after_step(before - pager.pool.free, ran=output.total_num_scheduled_tokens > 0)
+        if held_back:
+            # One more step without newcomers.
+            limit = getattr(self, self._limit)
+            setattr(self, self._limit, len(running))
+        try:
+            output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if held_back:
+                setattr(self, self._limit, limit)
+        ran = output.total_num_scheduled_tokens > 0
+        if ran:
+            self._steps.count += 1
+        pager.after_step(before - pager.pool.free, ran=ran)
         if scheduler.waiting:
             pager.poke()
         return output
@@ -138,6 +158,36 @@ class ElasticMixin:
         if self.pager is not None:
             self.pager.close()
         return super().shutdown(*args, **kwargs)  # type: ignore[misc]
+
+    def _hold_back(self, pager: Pager) -> bool:
+        """Whether the first waiting request should wait a moment for memory that is on its way.
+
+        vLLM would admit it at once and evict cached blocks for it, while the device has memory that nobody uses.
+        """
+        scheduler: Any = self
+        request = next(iter(scheduler.waiting))
+        missing = self._missing(request)
+        if pager.pool.fresh(missing) >= missing or not pager.may_grow():
+            return False
+        now = time.monotonic()
+        if self._held[0] != request.request_id:
+            self._held = (request.request_id, now + HOLD + missing * HOLD_A_BLOCK)
+        if now >= self._held[1]:
+            return False
+        pager.poke()
+        if not scheduler.running:
+            pager.wait(missing - pager.pool.fresh(missing), HOLD_STEP)
+        return pager.pool.fresh(missing) < missing
+
+    def _missing(self, request: Any) -> int:
+        """Blocks that a waiting request needs beyond the prefix that is cached."""
+        scheduler: Any = self
+        blocks = self._blocks(request.num_tokens + scheduler.num_lookahead_tokens)
+        if len(self._sizes) > 1 or getattr(scheduler, "hash_block_size", self._sizes[0]) != self._sizes[0]:
+            return blocks
+        assert self.pager is not None
+        # vLLM always computes a prompt's last token.
+        return blocks - self.pager.pool.cached_prefix(request.block_hashes, (request.num_tokens - 1) // self._sizes[0])
 
     def _admit_first(self, pager: Pager) -> None:
         """Nothing runs, so nothing is in the way: the first waiting request gets its memory here, or waits for it."""
@@ -192,17 +242,22 @@ class ElasticMixin:
             running = list(scheduler.running)
             queued = len(scheduler.waiting)
             first = list(itertools.islice(scheduler.waiting, LOOKED_AT))
+            prompts = [self._missing(request) for request in first]
         except (RuntimeError, IndexError):  # the queue changed meanwhile
             return Workload(running=len(scheduler.running), queued=1, step=self._blocks(self._step_tokens))
         admissible = min(queued, max(0, scheduler.max_num_running_reqs - len(running)))
-        prompts = [self._blocks(request.num_tokens) for request in first[:admissible]]
+        prompts = prompts[:admissible]
         waiting = sum(prompts) if admissible <= len(prompts) else sum(prompts) * admissible // max(1, len(prompts))
-        prefilling = 0
+        prefilling = decoding = 0
         for request in running:
             missing = request.num_tokens - request.num_computed_tokens
             if missing > 1:
                 prefilling += self._blocks(missing)
-        return Workload(len(running), queued, waiting, prefilling, self._blocks(self._step_tokens))
+            else:
+                decoding += 1
+        tokens = decoding * self._steps.per_second(time.monotonic()) * LEASE_AHEAD
+        growth = int(sum(tokens / size for size in self._sizes))
+        return Workload(len(running), queued, waiting, prefilling, self._blocks(self._step_tokens), growth)
 
     def _blocks(self, tokens: int) -> int:
         """Blocks for `tokens` tokens, over all groups of layers."""
