@@ -154,9 +154,9 @@ class Supervisor:
         self._controller = _Child("controller", self._start_controller)
         self._relay = _Child("relay", self._start_relay)
         self._needed = (self._controller, self._relay)
-        own = () if self._settings.memory_socket is not None else (_Child("memory broker", self._start_broker),)
-        # First up and last down: engines that start or end have one.
-        self._children = (*own, *self._needed)
+        own = self._settings.memory_socket is None
+        self._broker = _Child("memory broker", self._start_broker) if own else None
+        self._children = self._needed if self._broker is None else (self._broker, *self._needed)
         self._memory_limits = memory_limits
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
@@ -189,9 +189,8 @@ class Supervisor:
                         self._launch(child)
             self._stop_controller(wake_r)
             self._stop(self._relay, wake_r, RELAY_GRACE)
-            for child in self._children:
-                if child not in self._needed:
-                    self._stop(child, wake_r, BROKER_GRACE)
+            if self._broker is not None:  # last: engines that end give back what they have
+                self._stop(self._broker, wake_r, BROKER_GRACE)
         finally:
             for child in self._children:
                 child.signal(signal.SIGKILL)
@@ -272,6 +271,10 @@ class Supervisor:
                         child.restart(code)
 
     def _launch(self, child: _Child) -> None:
+        again = child is self._controller and child.served
+        if again and self._broker is not None and not self._paths.memory_socket.exists():
+            # The runtime folder was removed, which is why the controller starts anew. Nobody can reach that broker.
+            self._broker.signal(signal.SIGTERM)
         if child.start():
             self._selector.register(child.notify, selectors.EVENT_READ, child)
 
