@@ -211,6 +211,7 @@ async def test_memory_held_back_is_given_back_by_engines_and_free_with_the_conne
     assert (device.held_back, device.budget, device.owed) == (500 * MIB, 524 * MIB, 200 * MIB)
     assert (members[0].want, members[0].cached_by_age) == (GPU, (724 * MIB,))
     a.release(a.excess)
+    a.ask(0, GPU)
     # Another one on the same connection takes the place of the first, and none of it is left at the end.
     assert await asyncio.to_thread(tool.say, m.Reserve(device="gpu", size=100 * MIB)) == m.Done()
     await _has(a, 724 * MIB)
@@ -238,6 +239,7 @@ async def test_trim_and_budget(broker: Broker, engines: Engines) -> None:
     assert await asyncio.to_thread(tool.say, m.Trim(engine="a", lease=300 * MIB)) == m.Done()
     await eventually(lambda: recalls == [(300 * MIB, "trim")])
     a.release(a.excess)
+    await eventually(lambda: broker.ledger.devices["gpu"].leased == 300 * MIB)
     assert await asyncio.to_thread(tool.say, m.SetBudget(device="gpu", limit=250 * MIB)) == m.Done()
     await eventually(lambda: recalls[-1] == (250 * MIB, "budget"))
     device, _ = await asyncio.to_thread(lambda: tool.list()["gpu"])
@@ -245,6 +247,44 @@ async def test_trim_and_budget(broker: Broker, engines: Engines) -> None:
     assert await asyncio.to_thread(tool.say, m.SetBudget(device="gpu", unlimited=True)) == m.Done()
     await eventually(lambda: a.excess == 0)
     assert isinstance(await asyncio.to_thread(tool.say, m.SetBudget(device="moon", limit=1)), m.Error)
+    tool.close()
+
+
+async def test_a_trim_stays_done_whether_the_engine_asks_anew_before_or_after_it_gives_back(
+    broker: Broker, engines: Engines
+) -> None:
+    a = await engines.joined("a")
+    tool = await asyncio.to_thread(Tool, engines.path)
+    for size in (300, 200):
+        a.ask(0, 800 * MIB)
+        await _has(a, 800 * MIB)
+        a.report(used=0, cached=(800 * MIB,), backed=800 * MIB)
+        assert await asyncio.to_thread(tool.say, m.Trim(engine="a", lease=size * MIB)) == m.Done()
+        await eventually(lambda size=size: a.excess == (800 - size) * MIB)
+        a.ask(0, 801 * MIB)
+        a.release(a.excess)
+        assert await asyncio.to_thread(a.wait_answered, 30)
+        await eventually(lambda size=size: broker.ledger.devices["gpu"].leased == size * MIB)
+        await asyncio.to_thread(tool.list)
+        assert a.lease == size * MIB
+    # What is asked after the release counts, though both may be told at once.
+    assert await asyncio.to_thread(tool.say, m.Trim(engine="a", lease=50 * MIB)) == m.Done()
+    await eventually(lambda: a.excess == 150 * MIB)
+    a.release(a.excess)
+    a.ask(0, 70 * MIB)
+    await _has(a, 70 * MIB)
+    tool.close()
+
+
+async def test_a_trim_right_after_a_fall_in_need_comes_when_the_fall_counts(broker: Broker, engines: Engines) -> None:
+    a = await engines.joined("a")
+    a.ask(800 * MIB)
+    await _has(a, 800 * MIB)
+    tool = await asyncio.to_thread(Tool, engines.path)
+    a.ask(100 * MIB)
+    assert await asyncio.to_thread(a.wait_answered, 30)
+    assert await asyncio.to_thread(tool.say, m.Trim(engine="a", lease=0)) == m.Done()
+    await eventually(lambda: a.excess == 700 * MIB)
     tool.close()
 
 

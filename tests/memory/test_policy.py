@@ -254,7 +254,65 @@ def test_trim_takes_once_what_is_not_needed() -> None:
     ledger.release(a, 700)
     decide(ledger, device, later)
     assert a.trim is None
+    assert a.lease == 100  # what it wanted before the trim counts no more
+    ledger.ask(a, 100, 800, later)
+    decide(ledger, device, later)
     assert a.lease == 800  # it wants the room back, and nobody else does
+
+
+def test_a_trim_outlasts_a_need_that_fell_a_moment_ago() -> None:
+    ledger, device = _device(1000)
+    a = _join(ledger, device, "a")
+    ledger.ask(a, 800, 0, 0)
+    decide(ledger, device, 0)
+    ledger.ask(a, 100, 0, 1)
+    ledger.trim(a, 200)
+    assert not decide(ledger, device, 1).recalls
+    assert a.held_until(1) == 1 + HOLD  # when to look again
+    news = decide(ledger, device, 1 + HOLD)
+    assert (news.recalls[a].lease, news.recalls[a].reason) == (200, "trim")
+    # A little more need does not call it off, and more than there is to give does.
+    ledger.ask(a, 300, 0, 2)
+    assert decide(ledger, device, 2).recalls[a].lease == 300
+    ledger.ask(a, 900, 0, 3)
+    assert decide(ledger, device, 3).grants == {a: 100}
+    ledger.ask(a, 0, 900, 4)
+    assert not decide(ledger, device, 5).recalls
+
+
+def test_a_recall_is_not_undone_by_the_release_that_obeys_it() -> None:
+    ledger, device = _device(20)
+    a, b = _join(ledger, device, "a"), _join(ledger, device, "b")
+    ledger.ask(a, 0, 16, 0)
+    decide(ledger, device, 0)
+    ledger.trim(a, 2)
+    assert decide(ledger, device, 0).recalls[a].lease == 2
+    ledger.release(a, 10)  # in part
+    assert not decide(ledger, device, 0).grants
+    ledger.release(a, 4)
+    assert not decide(ledger, device, 0).grants
+    assert (a.lease, a.recalled, a.trim) == (2, None, None)
+    # The same where another asked, and is gone before the one that gave way has spoken.
+    ledger.ask(a, 0, 16, 1)
+    decide(ledger, device, 1)
+    ledger.ask(b, 14, 0, 1)
+    assert decide(ledger, device, 1).recalls[a].lease == 6
+    ledger.release(a, 10)
+    ledger.leave(b)
+    assert not decide(ledger, device, 1).grants
+    ledger.ask(a, 0, 16, 2)
+    assert decide(ledger, device, 2).grants == {a: 10}
+
+
+def test_a_release_that_meets_a_trim_before_it_was_told_ends_it() -> None:
+    ledger, device = _device(20)
+    a = _join(ledger, device, "a")
+    ledger.ask(a, 0, 16, 0)
+    decide(ledger, device, 0)
+    ledger.trim(a, 6)
+    ledger.release(a, 11)
+    assert not decide(ledger, device, 0).grants
+    assert (a.lease, a.trim) == (5, None)
 
 
 def test_an_engine_that_gave_up_its_floor_is_not_handed_it_again_unasked() -> None:

@@ -87,6 +87,8 @@ class Lease:
         self._asked = 0
         self._answered = 0
         self._new_ask = self._new_report = False
+        # Whether something was given back after the last ask, which then has to be heard before it.
+        self._outdated = False
         self._awake = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name=f"lease-{rank.engine}-{rank.rank}", daemon=True)
@@ -133,6 +135,7 @@ class Lease:
             self._ask = (max(0, need), max(0, need, want))
             self._asked += 1
             self._new_ask = True
+            self._outdated = False
         self._notify()
 
     def release(self, size: int) -> None:
@@ -141,6 +144,7 @@ class Lease:
             size = max(0, min(size, self._lease))
             self._lease -= size
             self._released += size
+            self._outdated = True
             if self._recalled is not None and self._lease <= self._recalled:
                 self._recalled = None
         self._notify()
@@ -270,12 +274,12 @@ class Lease:
         )
 
     def _say(self) -> bytes:
-        """The frames for what has changed since the last call. What is given back goes first."""
+        """The frames for what has changed since the last call.
+
+        A release voids what was wanted before it, and not what was asked after it, so they keep their order.
+        """
         with self._changed:
             said: list[m.ToBroker] = []
-            if self._released:
-                said.append(m.Release(size=self._released))
-                self._released = 0
             if self._new_report and self._report is not None:
                 used, cached, backed, waiting = self._report
                 said.append(m.Report(used=used, cached=cached, backed=backed, waiting=waiting))
@@ -283,6 +287,9 @@ class Lease:
             if self._new_ask and self._ask is not None:
                 said.append(m.Ask(need=self._ask[0], want=self._ask[1], seq=self._asked))
                 self._new_ask = False
+            if self._released:
+                said.insert(len(said) if self._outdated else 0, m.Release(size=self._released))
+                self._released = 0
         return b"".join(map(m.frame, said))
 
     def _hear(self, message: m.FromBroker) -> bool:

@@ -85,7 +85,7 @@ class Member:
     recalled: int | None = None
     """The lease it has been asked to come down to."""
     trim: int | None = None
-    """A lease to come down to once, as far as it does not need it."""
+    """A lease to come down to once, as far as it does not need it: stands until it is there, or needs all it has."""
     _held_need: int = 0
     _held_until: float = 0.0
 
@@ -274,12 +274,13 @@ class Ledger:
         """What the member needs and wants from now on, as whole leases; the last word counts."""
         if need < member.need and now >= member._held_until:  # noqa: SLF001
             member._held_need, member._held_until = member.need, now + HOLD  # noqa: SLF001
-        if need > member.need:
-            member.trim = None
         member.need, member.want = need, max(need, want)
 
     def trim(self, member: Member, lease: int) -> None:
-        """Have the member come down to `lease` once, or to what it needs if that is more."""
+        """Have the member come down to `lease` once, or to what it needs if that is more.
+
+        A need that fell a moment ago still counts (`HOLD`); the trim outlasts that.
+        """
         if lease < member.lease:
             member.trim = lease
 
@@ -303,13 +304,22 @@ class Ledger:
         member.recalled = None
 
     def release(self, member: Member, size: int) -> None:
-        """`size` bytes have been given back. Raises LedgerError if the lease is smaller."""
+        """`size` bytes have been given back. Raises LedgerError if the lease is smaller.
+
+        Where that meets a recall or a trim, what the member wanted before is void until it asks anew: it was told to
+        do with less, and its old word would bring back at once what it has just given up.
+        """
         if not 0 <= size <= member.lease:
             raise LedgerError(f"{mib(size)} given back of a lease of {mib(member.lease)}", "release")
         self._set_lease(member, member.lease - size)
-        if member.recalled is not None and member.lease <= member.recalled:
+        member.backed = min(member.backed, member.lease)
+        recalled, trim = member.recalled, member.trim
+        if recalled is not None and member.lease <= recalled:
             member.recalled = None
+        if trim is not None and member.lease <= trim:
             member.trim = None
+        if (member.recalled, member.trim) != (recalled, trim):
+            member.want = max(member.need, member.lease)
 
     def check(self) -> None:
         """Raises AssertionError if the books contradict themselves."""

@@ -126,7 +126,8 @@ def decide(ledger: Ledger, device: Device, now: float) -> Plan:
     for member in device.members.values():
         recall = wish.recalls.get(member)
         if recall is None:
-            member.trim = None
+            if member.trim is not None and member.held_until(now) is None:
+                member.trim = None
             if member.recalled is not None:
                 member.recalled = None
                 news.recalls[member] = Recall(member.lease, "idle")

@@ -70,6 +70,8 @@ class Leases:
 
     def release(self, size: int) -> None:
         """Every rank has given `size` bytes back."""
+        # A release may void what was asked before it, so the same words are said again.
+        self._asked = None
         for lease in self._leases:
             lease.release(size)
 
