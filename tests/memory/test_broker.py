@@ -71,6 +71,14 @@ async def _has(lease: Lease, size: int) -> None:
     await eventually(lambda: lease.lease == size)
 
 
+async def _owes(lease: Lease, size: int) -> None:
+    await eventually(lambda: lease.excess == size)
+
+
+async def _leased(broker: Broker, size: int) -> None:
+    await eventually(lambda: broker.ledger.devices["gpu"].leased == size)
+
+
 async def test_an_ask_is_granted_and_a_release_goes_to_the_next(broker: Broker, engines: Engines) -> None:
     grants: list[int] = []
     a = await engines.joined("a", Callbacks(granted=grants.append))
@@ -239,7 +247,7 @@ async def test_trim_and_budget(broker: Broker, engines: Engines) -> None:
     assert await asyncio.to_thread(tool.say, m.Trim(engine="a", lease=300 * MIB)) == m.Done()
     await eventually(lambda: recalls == [(300 * MIB, "trim")])
     a.release(a.excess)
-    await eventually(lambda: broker.ledger.devices["gpu"].leased == 300 * MIB)
+    await _leased(broker, 300 * MIB)
     assert await asyncio.to_thread(tool.say, m.SetBudget(device="gpu", limit=250 * MIB)) == m.Done()
     await eventually(lambda: recalls[-1] == (250 * MIB, "budget"))
     device, _ = await asyncio.to_thread(lambda: tool.list()["gpu"])
@@ -260,11 +268,11 @@ async def test_a_trim_stays_done_whether_the_engine_asks_anew_before_or_after_it
         await _has(a, 800 * MIB)
         a.report(used=0, cached=(800 * MIB,), backed=800 * MIB)
         assert await asyncio.to_thread(tool.say, m.Trim(engine="a", lease=size * MIB)) == m.Done()
-        await eventually(lambda size=size: a.excess == (800 - size) * MIB)
+        await _owes(a, (800 - size) * MIB)
         a.ask(0, 801 * MIB)
         a.release(a.excess)
         assert await asyncio.to_thread(a.wait_answered, 30)
-        await eventually(lambda size=size: broker.ledger.devices["gpu"].leased == size * MIB)
+        await _leased(broker, size * MIB)
         await asyncio.to_thread(tool.list)
         assert a.lease == size * MIB
     # What is asked after the release counts, though both may be told at once.
@@ -322,6 +330,51 @@ async def test_the_budget_follows_what_others_use(path: Path) -> None:
     finally:
         for lease in engines.leases:
             await asyncio.to_thread(lease.close)
+        await broker.stop()
+
+
+async def test_an_engine_that_comes_back_with_memory_makes_none_up(path: Path) -> None:
+    weights, backed = 500 * MIB, 100 * MIB
+    measures = 0
+
+    def measure() -> dict[str, Reading]:
+        nonlocal measures
+        measures += 1
+        return {"gpu": Reading(GPU, GPU - weights - backed)}
+
+    broker = Broker(path, measure=measure, interval=0.02)
+    await broker.start()
+    worst: list[int] = []
+    recalls: list[m.FromBroker] = []
+
+    def come_back(held: int) -> Tool:
+        tool = Tool(path)
+        assert isinstance(tool.say(m.Hello(engine="a", device="gpu", device_size=GPU, held=held)), m.Welcome)
+        seen = measures
+        deadline = time.monotonic() + 30
+        while measures < seen + 3:  # readings before it says what of its lease it has really backed
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        tool.socket.sendall(m.frame(m.Report(used=0, backed=backed)))
+        tool.socket.sendall(m.frame(m.Ask(need=0, want=GPU, seq=1)))
+        while not isinstance(answer := tool.hear(), m.Grant) or not answer.size:
+            if isinstance(answer, m.Recall):
+                recalls.append(answer)
+        assert answer.size == GPU - weights - held
+        worst.append(broker.ledger.devices["gpu"].budget)
+        return tool
+
+    bystander = await asyncio.to_thread(Tool, path)
+    try:
+        await asyncio.to_thread(bystander.say, m.Hello(engine="b", device="gpu", device_size=GPU))
+        for _ in range(3):
+            tool = await asyncio.to_thread(come_back, 200 * MIB)
+            tool.close()
+            await eventually(lambda: len(broker.ledger.devices["gpu"].members) == 1)
+        assert max(worst) <= GPU - weights
+        assert not recalls
+    finally:
+        bystander.close()
         await broker.stop()
 
 

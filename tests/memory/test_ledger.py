@@ -207,7 +207,25 @@ def test_memory_that_a_returning_member_holds_is_not_counted_twice() -> None:
     ledger.observe(device, 100 * GIB, 30 * GIB)
     assert device.others == 70 * GIB
     _member(ledger, device, "a", held=50 * GIB)
+    ledger.observe(device, 100 * GIB, 30 * GIB)
     assert (device.others, device.owed) == (20 * GIB, 0)
+
+
+def test_a_member_that_comes_back_between_two_readings_makes_no_memory_up() -> None:
+    ledger, device = _books(80 * GIB)
+    a = _member(ledger, device, "a")
+    ledger.observe(device, 80 * GIB, 30 * GIB)
+    ledger.grant(a, 20 * GIB)
+    ledger.report(a, used=0, cached=(), backed=20 * GIB, waiting=0, now=0)
+    ledger.observe(device, 80 * GIB, 10 * GIB)
+    for readings in (0, 1, 2):
+        assert (device.others, device.budget) == (50 * GIB, 30 * GIB)
+        ledger.leave(device.members["a", 0])
+        for _ in range(readings):
+            ledger.observe(device, 80 * GIB, 10 * GIB)
+        _member(ledger, device, "a", held=20 * GIB)
+        assert device.budget <= 30 * GIB
+        ledger.observe(device, 80 * GIB, 10 * GIB)
 
 
 def test_a_fall_in_need_counts_after_a_moment() -> None:

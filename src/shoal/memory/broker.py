@@ -71,6 +71,7 @@ class Broker:
         self._touched: set[Device] = set()
         self._timers: dict[Device, asyncio.TimerHandle] = {}
         self._unmeasured: set[Device] = set()
+        self._silent: dict[Member, float] = {}
         self._settled_at = 0.0
         self._listening: ListeningSocket | None = None
         self._server: asyncio.Server | None = None
@@ -196,6 +197,7 @@ class Broker:
                 connection.refuse(error.code, f"{error}; connect again and say what is held")
                 return
         else:
+            self._silent.pop(member, None)
             self.ledger.report(
                 member,
                 used=message.used,
@@ -223,9 +225,12 @@ class Broker:
         self._owners[member] = connection
         self._touched.add(device)
         if self._follower is not None:
-            if alone:
-                # Nobody has looked at it for a while, or ever: grant nothing before the next reading.
+            if alone or hello.held:
+                # Nobody has looked at it for a while, or ever; or the last reading may have taken what this one holds
+                # for someone else's: grant nothing before the next reading.
                 self._unmeasured.add(device)
+            if hello.held:
+                self._silent[member] = self._clock() + SETTLE
             self._follower.joined()
         connection.send(
             m.Welcome(lease=member.lease, floor=hello.floor, ceiling=hello.ceiling, priority=hello.priority)
@@ -266,6 +271,7 @@ class Broker:
         log.info("%s rank %d is gone; %s are free", member.engine, member.rank, mib(member.lease))
         self.ledger.leave(member)
         self._most.pop(member, None)
+        self._silent.pop(member, None)
         self._touched.add(member.device)
         if not self._members and self._follower is not None:
             self._follower.empty()
@@ -368,13 +374,19 @@ class Broker:
 
     def _observe(self, readings: Mapping[str, Reading]) -> None:
         """Keep the budgets to what others leave."""
+        now = self._clock()
+        self._silent = {member: until for member, until in self._silent.items() if until > now}
+        # What a member that came back has backed is known once it has reported; it does so at once, or never.
+        unclear = {member.device for member in self._silent}
         for key, reading in readings.items():
             device = self.ledger.devices.get(key)
-            if device is not None and device.members and self.ledger.observe(device, reading.total, reading.free):
+            if device is None or not device.members or device in unclear:
+                continue
+            if self.ledger.observe(device, reading.total, reading.free):
                 self._touched.add(device)
         # A device that nobody can measure is taken as it was described.
-        self._touched |= self._unmeasured
-        self._unmeasured.clear()
+        self._touched |= self._unmeasured - unclear
+        self._unmeasured &= unclear
 
     def _list(self, connection: Connection) -> None:
         for page in listing(self.ledger, lambda member: self._owners[member].pid):

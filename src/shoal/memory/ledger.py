@@ -237,8 +237,10 @@ class Ledger:
     def join(self, device: Device, engine: str, rank: int, terms: Terms, *, held: int = 0, now: float = 0.0) -> Member:
         """A new member, with the `held` bytes that it already has from an earlier broker.
 
-        What it holds is a fact, so it is booked even where the budget has no room; then it is owed. Raises LedgerError
-        if the rank is there already, or if a newcomer's terms cannot be kept.
+        What it holds is a fact, so it is booked even where the budget has no room; then it is owed. A measurement may
+        or may not have taken these bytes for someone else's, so where one is to be had, nothing should be decided
+        before the next `observe`. Raises LedgerError if the rank is there already, or if a newcomer's terms cannot be
+        kept.
         """
         if (engine, rank) in device.members:
             raise LedgerError(
@@ -250,10 +252,6 @@ class Ledger:
         member = Member(engine, rank, device, terms, _ceiling(device, terms), backed=held, cached_at=now)
         device.members[member.key] = member
         device.reserved += terms.floor
-        # Until now the measurement took these bytes for someone else's.
-        device.others = max(0, device.others - held)
-        if device._last_others is not None:  # noqa: SLF001
-            device._last_others = max(0, device._last_others - held)  # noqa: SLF001
         self._set_lease(member, held)
         return member
 
