@@ -18,7 +18,8 @@ import pytest
 
 from shoal.memory import messages as m
 from shoal.memory.broker import Broker
-from shoal.memory.client import Lease, Rank
+from shoal.memory.client import Lease, LeaseError, Rank
+from shoal.memory.listening import listen
 
 from .tool import Tool, eventually
 
@@ -113,6 +114,22 @@ async def test_the_lease_of_an_engine_killed_with_9_is_free_for_others(
     await asyncio.to_thread(heir.close)
 
 
+async def test_a_name_that_is_taken_is_waited_for_until_its_holder_is_gone(
+    broker: Broker, path: Path, processes: Processes
+) -> None:
+    victim = processes.start("-c", ENGINE, path, "a", str(GPU), str(MIB))
+    assert victim.stdout is not None
+    assert await asyncio.to_thread(victim.stdout.readline) == "ready\n"
+    heir = Lease(path, Rank("a", "gpu", GPU))
+    with pytest.raises(LeaseError, match="already connected; every engine needs its own name"):
+        await asyncio.to_thread(heir.wait_connected, 0.5)
+    waiting = asyncio.create_task(asyncio.to_thread(heir.wait_connected, 60))
+    victim.send_signal(signal.SIGKILL)
+    await waiting
+    assert heir.connected
+    await asyncio.to_thread(heir.close)
+
+
 def test_a_broker_killed_with_9_learns_the_truth_from_the_engines(path: Path, processes: Processes) -> None:
     first = processes.broker(path)
     leases = [Lease(path, Rank(name, "gpu", GPU, floor=10 * MIB)) for name in ("a", "b", "c")]
@@ -173,9 +190,21 @@ def test_what_was_asked_of_a_killed_broker_is_asked_again_of_the_next(path: Path
         asker.close()
 
 
-async def test_a_broker_after_a_killed_one_grants_nothing_until_all_could_say_what_they_hold(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
+@pytest.mark.parametrize("end", ["killed", "ended in order"])
+async def test_a_broker_after_another_grants_nothing_until_all_could_say_what_they_hold(path: Path, end: str) -> None:
+    if end == "killed":
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+    else:
+        first = Broker(path)
+        await first.start()
+        tool = await asyncio.to_thread(Tool, path)
+        await asyncio.to_thread(tool.say, m.Hello(engine="a", device="gpu", device_size=GPU))
+        answer = await asyncio.to_thread(tool.say, m.Ask(need=GPU, seq=1))
+        assert answer == m.Grant(size=GPU, seq=1, most=GPU)  # nobody was there before the first: it need not wait
+        tool.close()
+        await first.stop()
+        assert not path.exists()
     broker = Broker(path)
     await broker.start()
     quick, slow = await asyncio.to_thread(Tool, path), await asyncio.to_thread(Tool, path)
@@ -191,6 +220,17 @@ async def test_a_broker_after_a_killed_one_grants_nothing_until_all_could_say_wh
     for tool in (quick, slow):
         tool.close()
     await broker.stop()
+
+
+def test_a_lock_file_of_an_earlier_boot_makes_nobody_wait(path: Path) -> None:
+    lock = path.with_name(f"{path.name}.lock")
+    lock.write_text("6f1c1c5e-0000-4000-8000-000000000000, and more than any boot's id has, from who knows where\n")
+    listening = listen(path)
+    assert not listening.replaced
+    listening.close()
+    listening = listen(path)
+    assert listening.replaced
+    listening.close()
 
 
 def test_what_engines_hold_beyond_the_budget_of_a_new_broker_is_owed_and_asked_back(

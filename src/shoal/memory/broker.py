@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1024
 SETTLE = 2.0
-"""Seconds in which a broker that follows a killed one grants nothing, so that engines can say first what they hold."""
+"""Seconds in which a broker that follows another one, ended or killed, grants nothing, so that engines can say first what
+they hold. Above `client.MAX_BACKOFF`."""
 
 
 class Broker:

@@ -79,6 +79,7 @@ class Lease:
         self._floor, self._ceiling, self._priority = rank.floor, rank.ceiling, rank.priority
         self._connected = False
         self._refusal: str | None = None
+        self._name_taken = False
         self._closed = False
         # What is still to be said. Releases add up; of asks and reports only the last counts.
         self._released = 0
@@ -157,9 +158,14 @@ class Lease:
         self._notify()
 
     def wait_connected(self, timeout: float) -> None:
-        """Wait for a broker to take this rank in, for an engine that starts. Raises LeaseError with the refusal."""
+        """Wait for a broker to take this rank in, for an engine that starts. Raises LeaseError with the refusal.
+
+        A name that is taken is waited for: right after an engine was killed its end may still be on its way.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._connected or self._refusal is not None, timeout)
+            self._changed.wait_for(
+                lambda: self._connected or (self._refusal is not None and not self._name_taken), timeout
+            )
             if self._connected:
                 return
             raise LeaseError(
@@ -322,6 +328,7 @@ class Lease:
             elif isinstance(message, m.Error):
                 log.warning("the memory broker refuses %s: %s", self._rank.engine, message.message)
                 self._refusal = message.message
+                self._name_taken = message.code == "duplicate"
             self._changed.notify_all()
         if call is not None:
             self._safely(call)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 MAX_PATH = 107  # sun_path holds 108 bytes with its NUL (unix(7))
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
 
 class BrokerRunningError(OSError):
     """Another broker has the socket."""
@@ -19,7 +21,7 @@ class BrokerRunningError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class ListeningSocket:
-    """A bound Unix socket of mode 0600. `replaced`: a broker before this one did not end in order."""
+    """A bound Unix socket of mode 0600. `replaced`: there was a broker before this one, whose engines may be alive."""
 
     path: Path
     socket: socket.socket
@@ -51,11 +53,26 @@ def listen(path: Path) -> ListeningSocket:
             raise BrokerRunningError(
                 f"a memory broker already runs on {path}; use that one, or stop it first"
             ) from None
-        replaced = _clear(path)
+        dead = _clear(path)
+        replaced = _sign(lock) or dead
         return ListeningSocket(path, _bind(path), replaced, lock)
     except BaseException:
         os.close(lock)
         raise
+
+
+def _sign(lock: int) -> bool:
+    """Note in the lock file that a broker ran in this boot of the machine. Returns whether one had before."""
+    try:
+        boot = BOOT_ID.read_bytes().strip()
+    except OSError:
+        boot = b"unknown"
+    before = os.pread(lock, 64, 0).strip()
+    if before == boot:
+        return True
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, boot + b"\n", 0)
+    return False
 
 
 def _clear(path: Path) -> bool:
