@@ -80,6 +80,10 @@ class Pool:
     def get_num_free_blocks(self) -> int:
         return self.free_block_queue.num_free_blocks
 
+    def get_cached_block(self, block_hash: str, kv_cache_group_ids: Sequence[int]) -> list[Block] | None:
+        assert list(kv_cache_group_ids) == [0]
+        return [block for block in self.blocks if block.block_hash == block_hash] or None
+
     def get_new_blocks(self, count: int) -> list[Block]:
         if count > self.get_num_free_blocks():
             raise ValueError(f"Cannot get {count} free blocks from the pool")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.engines.vllm.plugin.demand import READY_BYTES, Decision, View, Workload, decide, target
+from shoal.engines.vllm.plugin.demand import READY_BUSY, READY_IDLE, Decision, View, Workload, decide, target
 
 MIB = 2**20
 BLOCKS = [4096, 12288, 368640, 2 * MIB, 2 * MIB + 4096, 40 * MIB]
@@ -19,6 +19,7 @@ works = st.builds(
     waiting=st.integers(0, 5000),
     prefilling=st.integers(0, 5000),
     step=st.integers(1, 600),
+    growth=st.integers(0, 600),
 )
 
 
@@ -104,12 +105,12 @@ def test_nothing_is_taken_that_was_needed_lately(view: View) -> None:
 
 @given(works, st.floats(0, 10000), st.sampled_from(BLOCKS))
 def test_the_goal_has_room_for_a_first_request_and_grows_with_the_work(work: Workload, rate: float, block: int) -> None:
-    ready = target(Workload(), 0.0, block)
-    assert ready >= 2
-    assert (ready + 1) * block > READY_BYTES
-    assert target(work, rate, block) >= ready
-    assert work.idle or target(work, rate, block) <= ready + rate + 2 * work.step
-    assert target(Workload(), rate, block) == ready
+    idle, busy = target(Workload(), rate, block), target(Workload(running=1), 0.0, block)
+    assert 2 <= idle <= busy
+    assert (idle + 1) * block > READY_IDLE
+    assert (busy + 1) * block > READY_BUSY
+    goal = target(work, rate, block)
+    assert goal == idle if work.idle else busy <= goal <= busy + max(rate, 2 * work.step)
 
 
 @given(views())

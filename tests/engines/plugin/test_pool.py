@@ -192,6 +192,17 @@ def test_without_prefix_caching_every_free_block_is_fresh() -> None:
     assert elastic.cached_by_age(1.0) == [0] * 8
 
 
+def test_a_prompts_cached_blocks_are_counted_from_its_beginning() -> None:
+    pool, elastic = pool_of(12)
+    free_as_cached(pool, "c", "b", "a")  # as vLLM frees them, the end first
+    assert elastic.cached_prefix(["a", "b", "c", "d", "e"], 5) == 3
+    assert elastic.cached_prefix(["a", "b", "c", "d", "e"], 2) == 2
+    assert elastic.cached_prefix(["x", "y"], 2) == 0
+    assert elastic.cached_prefix([], 5) == 0
+    elastic.park(10, cached=True)
+    assert elastic.cached_prefix(["a", "b", "c"], 3) == 1, "the end of a prompt goes before its beginning"
+
+
 @pytest.mark.e2e
 @pytest.mark.timeout(600)
 def test_vllms_own_pool_takes_the_same_walk() -> None:
