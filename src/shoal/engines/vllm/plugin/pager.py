@@ -256,9 +256,10 @@ class Pager:
             decision = decide(view)
             if decision.shrink:
                 self._park(min(decision.shrink, self._most_parked), cached=decision.cached)
+            if decision.drop:
+                # Under the lock, as every release: what a step claims meanwhile must not be given back.
+                self._leases.release(decision.drop)
         self._leases.ask(decision.need, decision.want)
-        if decision.drop:
-            self._leases.release(decision.drop)
         self._report(view, work, now)
         if decision.shrink:
             self._unback_left()
@@ -350,7 +351,7 @@ class Pager:
                 self._map.commit(plan)
                 self._leaving_blocks -= len(ids)
                 self.pool.put_back(ids)
-            self._leases.release(plan.size)
+                self._leases.release(plan.size)
 
     def _report(self, view: View, work: Workload, now: float) -> None:
         cached = max(0, view.free - view.fresh)

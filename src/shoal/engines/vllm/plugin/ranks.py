@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -73,25 +73,35 @@ class Ranks:
 
     def back(self, ids: Sequence[int]) -> int:
         """Back `ids` on every rank, in order, as far as memory goes on each, and say how many. Raises RankError."""
-        with self._turn:
-            for rank in self._ranks:
-                rank.begin(m.Back(ids))
-            counts = [rank.end() for rank in self._ranks]
-            done = min(counts)
-            more = [(rank, count) for rank, count in zip(self._ranks, counts, strict=True) if count > done]
-            for rank, count in more:
-                rank.begin(m.Unback(ids[done:count]))
-            for rank, _ in more:
-                rank.end()
+        done = 0
+        for part in _parts(ids):
+            with self._turn:
+                count = self._back(part)
+            done += count
+            if count < len(part):
+                break
+        return done
+
+    def _back(self, ids: Sequence[int]) -> int:
+        for rank in self._ranks:
+            rank.begin(m.Back(ids))
+        counts = [rank.end() for rank in self._ranks]
+        done = min(counts)
+        more = [(rank, count) for rank, count in zip(self._ranks, counts, strict=True) if count > done]
+        for rank, count in more:
+            rank.begin(m.Unback(ids[done:count]))
+        for rank, _ in more:
+            rank.end()
         return done
 
     def unback(self, ids: Sequence[int]) -> None:
         """Unback `ids` on every rank. Raises RankError."""
-        with self._turn:
-            for rank in self._ranks:
-                rank.begin(m.Unback(ids))
-            for rank in self._ranks:
-                rank.end()
+        for part in _parts(ids):
+            with self._turn:
+                for rank in self._ranks:
+                    rank.begin(m.Unback(part))
+                for rank in self._ranks:
+                    rank.end()
 
     def watch(self, suspend: Callable[[], None], resume: Callable[[], None], close: Callable[[], None]) -> None:
         """Have `suspend` and `resume` called when workers sleep and wake, once for each rank.
@@ -105,6 +115,11 @@ class Ranks:
         """Let go of the workers."""
         for rank in self._ranks:
             rank.close()
+
+
+def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """`ids` in parts that fit a message."""
+    return (ids[at : at + m.MAX_IDS] for at in range(0, len(ids), m.MAX_IDS))
 
 
 def find_ranks(engine: str, count: int) -> Ranks:
