@@ -119,7 +119,7 @@ class Ranks:
 
 def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
     """`ids` in parts that fit a message."""
-    return (ids[at : at + m.MAX_IDS] for at in range(0, len(ids), m.MAX_IDS))
+    return (list(ids[at : at + m.MAX_IDS]) for at in range(0, len(ids), m.MAX_IDS))
 
 
 def find_ranks(engine: str, count: int) -> Ranks:
