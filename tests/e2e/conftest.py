@@ -43,7 +43,6 @@ def settings(source: Path) -> dict[str, object]:
         "engine": "vllm",
         "source": str(source),
         "context_length": 2048,
-        "kv_cache_memory": "256MiB",
         "args": ["--max-num-seqs", "16"],
     }
 

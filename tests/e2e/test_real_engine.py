@@ -19,6 +19,7 @@ from platformdirs import user_cache_path
 
 from shoal.errors import ShoalError
 from tests.e2e.conftest import START, settings
+from tests.e2e.elastic import cache_resident
 from tests.system.harness import Shoal, until
 
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
@@ -148,6 +149,38 @@ def test_nothing_of_the_engine_listens_beyond_loopback(real: Shoal) -> None:
         if connection.status == psutil.CONN_LISTEN
     }
     assert addresses <= {"127.0.0.1", "::1"}
+
+
+def test_its_memory_is_elastic_and_can_be_seen_and_steered(real: Shoal, client: openai.OpenAI) -> None:
+    def memory() -> dict[str, Any]:
+        (instance,) = real.model("smollm2")["instances"]
+        found: dict[str, Any] = instance["memory"]
+        return found
+
+    def resident() -> int:
+        (instance,) = real.model("smollm2")["instances"]
+        found = (cache_resident(process.pid) for process in psutil.Process(instance["pid"]).children(recursive=True))
+        return sum(size or 0 for size in found)
+
+    assert (memory()["mode"], memory()["ceiling"]) == ("elastic", None)
+    # Four different prompts, of 300 tokens and more, leave more than an idle engine keeps ready.
+    for number in range(4):
+        client.completions.create(model="smollm2", prompt=f"{number} a b c d e f g" * 40, max_tokens=1)
+    cached = until(lambda: memory()["cached"], "cached prefixes")
+    until(lambda: memory()["backed"] == resident() >= cached, "what the engine's process has, in the API")
+    (lease,) = memory()["leases"]
+    assert lease["device"] == "host"
+    with real.http() as http:
+        assert 'model="smollm2"' in next(
+            line for line in http.get("/metrics").text.splitlines() if line.startswith("shoal_memory_backed_bytes{")
+        )
+    with real.client as api:
+        api.change_model("smollm2", {"ceiling": cached})
+        try:
+            until(lambda: memory()["ceiling"] == cached and resident() <= cached, "the ceiling")
+        finally:
+            api.change_model("smollm2", {"ceiling": None})
+    assert real.chat("smollm2").status_code == 200
 
 
 def test_a_client_that_leaves_frees_the_engine(real: Shoal, client: openai.OpenAI) -> None:
