@@ -31,7 +31,7 @@ from .statistics import Statistics
 
 log = logging.getLogger("vllm.shoal")
 
-BATCH_BYTES = 64 << 20
+BATCH_BYTES = 16 << 20
 """How much is backed before vLLM gets it: the first blocks of a large growth are of use before its last."""
 
 PARK_BYTES = 512 << 20
@@ -42,6 +42,9 @@ BUSY, IDLE = 0.02, 0.5
 
 WINDOW_BUSY, WINDOW_IDLE = 10.0, 1.0
 """Seconds for which a backed block must not have been needed before it goes for no other reason."""
+
+CALM = 0.002
+"""Seconds for which growth that is not urgent waits for vLLM's thread to wait for the device, before each batch."""
 
 RETRY = 0.05
 """Seconds after which a device that was full in spite of the lease is asked again."""
@@ -84,6 +87,8 @@ class Pager:
         self._failure: BaseException | None = None
         self._sleepers = 0
         self._poked = threading.Event()
+        self._calm = threading.Event()
+        self._calm.set()
         leases.changed = self._poked.set
         with self.lock:
             self.pool.put_back(self.pool.park_all())
@@ -93,7 +98,7 @@ class Pager:
         """Back what must always be, and begin. Raises PagerError."""
         self._wake()
         self._thread.start()
-        self._ranks.watch(self.suspend, self.resume, self.close)
+        self._ranks.watch(self.suspend, self.resume, self.close, self.calm)
         with self.lock:
             # The first request should find its memory there.
             self._poked.set()
@@ -115,6 +120,14 @@ class Pager:
             began = time.perf_counter()
             self._grow(short)
             self.statistics.waited(time.perf_counter() - began)
+
+    def busy(self) -> None:
+        """vLLM's thread computes. In one process, the interpreter's lock makes two busy threads wait for each other."""
+        self._calm.clear()
+
+    def calm(self) -> None:
+        """vLLM's thread has handed its step to the device, or has nothing to do."""
+        self._calm.set()
 
     def after_step(self, blocks: int, *, ran: bool) -> None:
         """A step was scheduled that took `blocks` out of the pool; `ran`: it has something to run."""
@@ -265,6 +278,8 @@ class Pager:
             self._unback_left()
             return decision.shrink > self._most_parked
         if decision.grow and now >= self._full_until:
+            if 3 * view.fresh >= goal:
+                self._calm.wait(CALM)
             with self.lock:
                 claimed = self._claim(min(decision.grow, self._batch))
             return self._back(claimed) and decision.grow > len(claimed)

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 30.0
 
+Call = Callable[[], None]
+
 
 class RankError(RuntimeError):
     """A rank's memory failed in a way that is no shortage; the engine cannot go on."""
@@ -40,8 +42,8 @@ class OneRank(Protocol):
         """How many blocks were done, in their order."""
         ...
 
-    def watch(self, suspend: Callable[[], None], resume: Callable[[], None], close: Callable[[], None]) -> None:
-        """Have `suspend` and `resume` called when the worker sleeps and wakes, and `close` before it ends."""
+    def watch(self, suspend: Call, resume: Call, close: Call, launched: Call) -> None:
+        """Have `suspend` and `resume` called when the worker sleeps and wakes, and the others if it is near."""
         ...
 
     def close(self) -> None: ...
@@ -103,13 +105,14 @@ class Ranks:
                 for rank in self._ranks:
                     rank.end()
 
-    def watch(self, suspend: Callable[[], None], resume: Callable[[], None], close: Callable[[], None]) -> None:
+    def watch(self, suspend: Call, resume: Call, close: Call, launched: Call = lambda: None) -> None:
         """Have `suspend` and `resume` called when workers sleep and wake, once for each rank.
 
-        `close` is called before an arena in this process goes; one in another process may go at any time.
+        By a worker in this process also `close` before its arena goes, and `launched` when it has handed a step to the
+        device; one in another process may go at any time.
         """
         for rank in self._ranks:
-            rank.watch(suspend, resume, close)
+            rank.watch(suspend, resume, close, launched)
 
     def close(self) -> None:
         """Let go of the workers."""
@@ -149,11 +152,13 @@ class _Near:
     def end(self) -> int:
         return int(self._done.count)
 
-    def watch(self, suspend: Callable[[], None], resume: Callable[[], None], close: Callable[[], None]) -> None:
-        self._memory.suspend, self._memory.resume, self._memory.closing = suspend, resume, close
+    def watch(self, suspend: Call, resume: Call, close: Call, launched: Call) -> None:
+        memory = self._memory
+        memory.suspend, memory.resume, memory.closing, memory.launched = suspend, resume, close, launched
 
     def close(self) -> None:
-        self._memory.suspend = self._memory.resume = self._memory.closing = None
+        memory = self._memory
+        memory.suspend = memory.resume = memory.closing = memory.launched = None
 
 
 class _Far:
@@ -180,12 +185,7 @@ class _Far:
             raise RankError(answer.error)
         return answer.count
 
-    def watch(
-        self,
-        suspend: Callable[[], None],
-        resume: Callable[[], None],
-        close: Callable[[], None],  # noqa: ARG002 - its end shows by itself
-    ) -> None:
+    def watch(self, suspend: Call, resume: Call, close: Call, launched: Call) -> None:  # noqa: ARG002 - it is far
         self._calls = channel = _connect(self._address)
         m.send(channel, m.Listen())
         m.receive(channel)

@@ -98,6 +98,7 @@ class ElasticMixin:
         pager = self.pager
         if pager is None:
             return super().schedule(*args, **kwargs)  # type: ignore[misc]
+        pager.busy()
         scheduler: Any = self
         running = scheduler.running
         if running:
@@ -128,14 +129,19 @@ class ElasticMixin:
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any) -> Any:
         """What a step brought; requests that memory will never suffice for end here, with an error."""
         pager = self.pager
-        if pager is not None and scheduler_output.total_num_scheduled_tokens > 0:
-            pager.processed()
+        if pager is not None:
+            pager.busy()
+            if scheduler_output.total_num_scheduled_tokens > 0:
+                pager.processed()
         outputs = super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output, *args, **kwargs
         )
-        if pager is not None and self._patience.lost:
+        if pager is not None:
             for request_id in self._patience.take_lost():
                 self._end(request_id, outputs)
+            scheduler: Any = self
+            if not scheduler.running:
+                pager.calm()
         return outputs
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
