@@ -1,4 +1,4 @@
-"""One Shoal with vLLM's CPU build and SmolLM2-135M-Instruct for all tests here: a start takes half a minute."""
+"""One Shoal with vLLM's CPU build and SmolLM2-135M-Instruct for all tests that can share it: a start takes half a minute."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from shoal.config import load_settings
 from shoal.engines.base import Environment
 from shoal.engines.environments import Environments
 from shoal.engines.vllm.smollm2 import demo_model_dir, prepare
+from tests.e2e.elastic import START
 from tests.system.harness import Shoal, a_shoal
-
-START = 600.0
-"""Seconds that a start of the real engine may take on a slow machine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -256,14 +256,9 @@ def test_trim(rested: Pair) -> None:
     fill(engine, "trimmed", 12)
     rested.at_rest()
     assert engine.cache_resident >= 12 * BLOCK
-
-    def trimmed() -> bool:
-        # Asked again, because what requests needed a moment ago still counts, and a trim is over when that is reached.
-        with rested.machine.tool() as tool:
-            tool.trim(engine.name)
-        return rested.backed(engine) <= READY
-
-    until(trimmed, "the end of its prefixes")
+    with rested.machine.tool() as tool:
+        tool.trim(engine.name)
+    until(lambda: rested.backed(engine) <= READY, "the end of its prefixes")
     rested.at_rest()
     assert engine.cache_resident <= READY * BLOCK
     assert engine.ask("The capital of France is", 4).status == 200

@@ -18,8 +18,8 @@ import pytest
 from platformdirs import user_cache_path
 
 from shoal.errors import ShoalError
-from tests.e2e.conftest import START, settings
-from tests.e2e.elastic import cache_resident
+from tests.e2e.conftest import settings
+from tests.e2e.elastic import START, cache_resident
 from tests.system.harness import Shoal, until
 
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
