@@ -23,6 +23,9 @@ BLOCK = 2 * MIB
 ENGINES = 50
 DAY = 24 * 3600.0
 REQUESTS = 12_000
+LONERS = 45
+"""The first engine of those that get requests which need up to a third of the device at once."""
+LONE_REQUESTS = 300
 
 
 @dataclass(slots=True)
@@ -89,7 +92,10 @@ class Day:
                 self.at(start + rng.uniform(0, length), "request", engine, size, rng.uniform(1, 40))
         for _ in range(200):
             self.at(rng.uniform(0, DAY), "neighbour", 0, rng.randrange(0, 40 * 1024) * MIB)
-            self.at(rng.uniform(0, DAY), "ceiling", rng.randrange(ENGINES), rng.choice((0, 2048, 16384)) * MIB)
+            self.at(rng.uniform(0, DAY), "ceiling", rng.randrange(LONERS), rng.choice((0, 2048, 16384)) * MIB)
+        for _ in range(LONE_REQUESTS):
+            size = BLOCK * rng.randrange(8 * 1024, 15 * 1024)
+            self.at(rng.uniform(0, DAY), "request", rng.randrange(LONERS, ENGINES), size, rng.uniform(1, 40))
         self.at(DAY, "neighbour", 0, 0)
 
     def run(self) -> None:
@@ -146,7 +152,8 @@ class Day:
     def speak(self, number: int, now: float) -> None:
         """One engine's turn: start what fits, and tell the broker."""
         engine, member = self.engines[number], self.engines[number].member
-        while engine.waiting and engine.used + engine.waiting[0][1] <= member.lease:
+        may = member.lease if member.recalled is None else max(engine.used, member.recalled)
+        while engine.waiting and engine.used + engine.waiting[0][1] <= may:
             arrival, size, seconds = engine.waiting.popleft()
             engine.used += size
             engine.waits.append(now - arrival)
@@ -162,7 +169,8 @@ class Day:
             waiting=len(engine.waiting),
             now=now,
         )
-        self.ledger.ask(member, need, need + cached, now)
+        least = engine.waiting[0][1] if engine.waiting and not engine.used else 0
+        self.ledger.ask(member, need, need + cached, now, least=least)
 
     def check_at_rest(self, now: float) -> None:
         """While someone is short, nobody keeps what its requests do not need."""
@@ -200,7 +208,7 @@ def test_fifty_engines_share_a_device_for_a_day() -> None:
         gc.unfreeze()
     waits = sorted(wait for engine in day.engines for wait in engine.waits)
     assert not any(engine.waiting for engine in day.engines), "a request waits for ever"
-    assert day.done == len(waits) == REQUESTS
+    assert day.done == len(waits) == REQUESTS + LONE_REQUESTS
     assert all(engine.used == 0 for engine in day.engines)
     assert day.contended > 1000 and day.short > 1000, "the day was too easy to show anything"
     times = sorted(day.times)

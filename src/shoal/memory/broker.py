@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1024
 SETTLE = 2.0
-"""Seconds in which a broker that follows another one, ended or killed, grants nothing, so that engines can say first what
-they hold. Above `client.MAX_BACKOFF`."""
+"""Seconds in which a broker that follows another one, ended or killed, grants nothing, so that engines can say first
+what they hold. Above `client.MAX_BACKOFF`."""
 
 
 class Broker:
@@ -188,7 +188,7 @@ class Broker:
             return
         now = self._clock()
         if isinstance(message, m.Ask):
-            self.ledger.ask(member, message.need, message.want, now)
+            self.ledger.ask(member, message.need, message.want, now, least=message.least)
             asked[member] = message.seq
         elif isinstance(message, m.Release):
             try:

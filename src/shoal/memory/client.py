@@ -83,7 +83,7 @@ class Lease:
         self._closed = False
         # What is still to be said. Releases add up; of asks and reports only the last counts.
         self._released = 0
-        self._ask: tuple[int, int] | None = None
+        self._ask: tuple[int, int, int] | None = None
         self._report: tuple[int, tuple[int, ...], int, int] | None = None
         self._asked = 0
         self._answered = 0
@@ -130,10 +130,13 @@ class Lease:
         """Whether a broker has answered."""
         return self._connected
 
-    def ask(self, need: int, want: int = 0) -> None:
-        """Say which lease live requests need in all, and which could be used to keep cached blocks too."""
+    def ask(self, need: int, want: int = 0, least: int = 0) -> None:
+        """Say which lease live requests need in all, and which could be used to keep cached blocks too.
+
+        `least`, to be given only while nothing runs, is what the first request needs to run (`messages.Ask`).
+        """
         with self._changed:
-            self._ask = (max(0, need), max(0, need, want))
+            self._ask = (max(0, need), max(0, need, want), max(0, least))
             self._asked += 1
             self._new_ask = True
             self._outdated = False
@@ -291,7 +294,8 @@ class Lease:
                 said.append(m.Report(used=used, cached=cached, backed=backed, waiting=waiting))
                 self._new_report = False
             if self._new_ask and self._ask is not None:
-                said.append(m.Ask(need=self._ask[0], want=self._ask[1], seq=self._asked))
+                need, want, least = self._ask
+                said.append(m.Ask(need=need, want=want, least=least, seq=self._asked))
                 self._new_ask = False
             if self._released:
                 said.insert(len(said) if self._outdated else 0, m.Release(size=self._released))

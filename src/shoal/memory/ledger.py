@@ -82,6 +82,10 @@ class Member:
     """The lease that its live requests call for; its own cached blocks count as usable for them."""
     want: int = 0
     """The lease it could use if memory were plentiful: `need` and room to keep cached blocks; at least `need`."""
+    least: int = 0
+    """The lease with which its first request can run, while nothing of it does; at most `need`. Less is of no use."""
+    waiting_since: float = 0.0
+    """When it last began to give a `least`."""
     recalled: int | None = None
     """The lease it has been asked to come down to."""
     trim: int | None = None
@@ -268,11 +272,18 @@ class Ledger:
         member.device.reserved += max(member.lease, terms.floor) - max(member.lease, member.terms.floor)
         member.terms, member.ceiling = terms, _ceiling(member.device, terms)
 
-    def ask(self, member: Member, need: int, want: int, now: float) -> None:
-        """What the member needs and wants from now on, as whole leases; the last word counts."""
+    def ask(self, member: Member, need: int, want: int, now: float, *, least: int = 0) -> None:
+        """What the member needs and wants from now on, as whole leases; the last word counts.
+
+        `least`: the lease with which it can run its first request, if it runs none.
+        """
         if need < member.need and now >= member._held_until:  # noqa: SLF001
             member._held_need, member._held_until = member.need, now + HOLD  # noqa: SLF001
         member.need, member.want = need, max(need, want)
+        least = min(least, need)
+        if least and not member.least:
+            member.waiting_since = now
+        member.least = least
 
     def trim(self, member: Member, lease: int) -> None:
         """Have the member come down to `lease` once, or to what it needs if that is more.
@@ -326,7 +337,7 @@ class Ledger:
             assert device.leased == sum(m.lease for m in members)
             assert device.reserved == sum(max(m.lease, m.terms.floor) for m in members)
             assert all(m.lease >= 0 and m.device is device for m in members)
-            assert all(m.want >= m.need for m in members)
+            assert all(m.want >= m.need >= m.least for m in members)
             assert device.held_back == sum(device.held_back_by.values())
             assert all(device.most(m) <= m.ceiling for m in members)
 

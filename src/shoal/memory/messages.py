@@ -67,10 +67,15 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
 
 
 class Ask(Message, frozen=True, kw_only=True, tag="ask"):
-    """The lease that live requests need, and what could be used to keep cached blocks too. The last word counts."""
+    """The lease that live requests need, and what could be used to keep cached blocks too. The last word counts.
+
+    `least`, which an engine gives only while it runs nothing, is the lease with which its first request can run: less
+    is of no use to it, so where there is not enough for all such engines they take turns.
+    """
 
     need: Size
     want: Size = 0
+    least: Size = 0
     seq: Size = 0
 
 

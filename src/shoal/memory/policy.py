@@ -7,6 +7,10 @@ The bytes of a device are handed out in order of worth:
    to ``floor_i + min(demand_i - floor_i, priority_i * level)`` with the one level that uses the budget up (progressive
    filling: Bertsekas and Gallager, Data Networks, 6.5.2). Nobody can get more without taking it from someone who has
    less for its weight, so no member starves, whatever the others demand.
+   A member that runs nothing and could not run its first request with such a share (`least`) has no use for it. If
+   there is one, all who run nothing take turns: the longest waiting is entitled to enough for that request, so are
+   those after it for whom there is enough beside what runs, and the others to their floor; the rest is shared as above
+   by those who can use it.
 2. *Cached blocks* that somebody already holds, the most recently used first over all engines. Room that a member wants
    for more of them counts as twice the age of its own oldest block, so two engines do not trade blocks of like age.
 3. *Leases that hold nothing* and that their holders do not want.
@@ -44,6 +48,19 @@ class Plan:
 
     grants: dict[Member, int] = field(default_factory=dict)
     recalls: dict[Member, Recall] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Shares:
+    """Step 1: the lease that each member is entitled to, in their order."""
+
+    sizes: list[int]
+    met: bool = True
+    """Every demand is met, so that something may be left for caches."""
+    turn: Member | None = None
+    """The first that is still short of enough to run anything; it gets what is free first."""
+    passed: frozenset[int] = frozenset()
+    """The numbers of the members whose turn it is not. More than they hold is of no use to them."""
 
 
 def fill(amount: int, claims: Sequence[Claim]) -> list[int]:
@@ -101,9 +118,9 @@ def fill(amount: int, claims: Sequence[Claim]) -> list[int]:
 def plan(device: Device, now: float) -> Plan:
     """What to grant and what to ask back on `device` at `now` (seconds)."""
     members = list(device.members.values())
-    shares, contended = _entitlements(members, device.budget, now)
-    # Where not every demand is met, nothing is left for caches.
-    targets = shares if contended else _targets(members, shares, device.budget, now)
+    shares = _entitlements(members, device.budget, now)
+    # Where not every demand is met, nothing is left for caches, unless what is left is too little for whoever waits.
+    targets = _targets(members, shares, device.budget, now) if shares.met or shares.passed else shares.sizes
     result = Plan()
     recalled = [(m, target) for m, target in zip(members, targets, strict=True) if target < m.lease]
     if recalled:
@@ -151,8 +168,7 @@ def _easy(device: Device) -> Plan | None:
     return Plan(grants) if reserved <= device.budget else None
 
 
-def _entitlements(members: list[Member], budget: int, now: float) -> tuple[list[int], bool]:
-    """Step 1: the lease that each member is entitled to, and whether the demands do not fit."""
+def _entitlements(members: list[Member], budget: int, now: float) -> Shares:
     # What is in use is needed, even by an engine that has not said so yet.
     demands = []
     for m in members:
@@ -165,24 +181,60 @@ def _entitlements(members: list[Member], budget: int, now: float) -> tuple[list[
             demand = floor
         demands.append(min(m.ceiling, demand))
     if sum(demands) <= budget:
-        return demands, False
+        return Shares(demands)
     floors = [min(m.terms.floor, m.ceiling) for m in members]
     rest = budget - sum(floors)
     if rest < 0:
         # Others have taken so much of the device that the floors do not fit: they share what is left.
         claims = [(0, f, 0, m.terms.priority, m.terms.unit) for m, f in zip(members, floors, strict=True)]
-        return fill(budget, claims), True
+        return Shares(fill(budget, claims), met=False)
     claims = [(f, d, f, m.terms.priority, m.terms.unit) for m, f, d in zip(members, floors, demands, strict=True)]
-    return fill(rest, claims), True
+    sizes = fill(rest, claims)
+    if any(
+        size < m.least <= f + rest and m.least <= m.ceiling for m, size, f in zip(members, sizes, floors, strict=True)
+    ):
+        return _turns(members, claims, rest)
+    return Shares(sizes, met=False)
 
 
-def _targets(members: list[Member], shares: list[int], budget: int, now: float) -> list[int]:
+def _turns(members: list[Member], claims: list[Claim], rest: int) -> Shares:
+    """Shares of `rest` where some would get too little to run anything: whoever runs nothing waits for its turn."""
+    waiting = [
+        i
+        for i, (m, (floor, *_)) in enumerate(zip(members, claims, strict=True))
+        if 0 < m.least <= min(m.ceiling, floor + rest)
+    ]
+    waiting.sort(key=lambda i: members[i].waiting_since)
+    # What runs gives way only as it ends. The first waits for that; nobody after it may, or with idle memory kept for
+    # them it would have to wait for ever.
+    at_once = rest - sum(max(0, min(m.used, m.lease) - claims[i][0]) for i, m in enumerate(members) if not m.least)
+    turn: Member | None = None
+    passed: list[int] = []
+    for i in waiting:
+        floor, demand, base, weight, unit = claims[i]
+        more = max(0, members[i].least - floor)
+        if i == waiting[0] or more <= min(rest, at_once):
+            rest -= more
+            at_once -= more
+            claims[i] = (floor + more, demand, base, weight, unit)
+            if turn is None and members[i].lease < members[i].least:
+                turn = members[i]
+        else:
+            passed.append(i)
+            claims[i] = (floor, floor, base, weight, unit)
+    return Shares(fill(rest, claims), False, turn, frozenset(passed))
+
+
+def _targets(members: list[Member], entitled: Shares, budget: int, now: float) -> list[int]:
     """Steps 2 and 3: the lease that each member should end with, at least its share."""
+    shares = entitled.sizes
     tops, wants = [], []
-    for m, share in zip(members, shares, strict=True):
+    for i, (m, share) in enumerate(zip(members, shares, strict=True)):
         limit = m.ceiling if m.trim is None or m.trim > m.ceiling else m.trim
+        if not entitled.met and min(m.used, m.lease) > share:
+            limit = share  # its requests hold what another's turn needs
         top = min(limit, m.lease)
-        want = min(limit, m.want)
+        want = min(limit, top if i in entitled.passed else m.want)
         tops.append(max(share, top))
         wants.append(max(share, want))
     targets = list(map(max, tops, wants))
@@ -247,13 +299,15 @@ def _layers(member: Member, top: int, now: float) -> list[tuple[float, int]]:
     return layers
 
 
-def _grants(members: list[Member], shares: list[int], targets: list[int], device: Device) -> dict[Member, int]:
+def _grants(members: list[Member], entitled: Shares, targets: list[int], device: Device) -> dict[Member, int]:
     """The bytes that each member can be given now."""
     granted: dict[Member, int] = {}
     if device.leased >= device.budget:
         return granted
     # Nothing is granted that was not asked for: a sleeping engine stays below its floor as long as it likes.
-    hungry = [(m, s, t) for m, s, t in zip(members, shares, targets, strict=True) if m.lease < m.want and m.lease < t]
+    hungry = [
+        (m, s, t) for m, s, t in zip(members, entitled.sizes, targets, strict=True) if m.lease < m.want and m.lease < t
+    ]
     if not hungry:
         return granted
     leased, reserved = device.leased, device.reserved
@@ -272,6 +326,8 @@ def _grants(members: list[Member], shares: list[int], targets: list[int], device
 
     if any(m.lease < m.terms.floor for m, _, _ in hungry):
         raise_to([min(s, m.need, m.terms.floor) for m, s, _ in hungry], device.budget - leased)
+    if reserved < device.budget and entitled.turn is not None:
+        raise_to([m.least if m is entitled.turn else 0 for m, _, _ in hungry], device.budget - reserved)
     if reserved < device.budget:
         raise_to([min(s, m.need) for m, s, _ in hungry], device.budget - reserved)
     if reserved < device.budget:

@@ -19,7 +19,7 @@ class Leases:
         self._ranks = list(ranks)
         self._leases: list[Lease] = []
         self.changed: Callable[[], object] = lambda: None
-        self._asked: tuple[int, int] | None = None
+        self._asked: tuple[int, int, int] | None = None
 
     @property
     def lease(self) -> int:
@@ -32,11 +32,14 @@ class Leases:
         return max((lease.excess for lease in self._leases), default=0)
 
     @property
+    def ceiling(self) -> int | None:
+        """Bytes that every rank may have at most by its terms; None for the device."""
+        return min((ceiling for lease in self._leases if (ceiling := lease.terms[1]) is not None), default=None)
+
+    @property
     def most(self) -> int | None:
-        """Bytes that every rank could ever have, or None if no broker has said."""
-        known = [most for lease in self._leases if (most := getattr(lease, "most", None)) is not None]
-        ceilings = [ceiling for lease in self._leases if (ceiling := lease.terms[1]) is not None]
-        return min((*known, *ceilings), default=None)
+        """Bytes that every rank could ever have as things stand, or None if no broker has said."""
+        return min((most for lease in self._leases if (most := lease.most) is not None), default=None)
 
     def open(self) -> None:
         """Join the broker. Raises `LeaseError` if none answers, or with its refusal."""
@@ -56,12 +59,15 @@ class Leases:
             self.close()
             raise
 
-    def ask(self, need: int, want: int) -> None:
-        """What requests need, and what could be used besides, in bytes on every rank."""
-        if (need, want) != self._asked:
-            self._asked = (need, want)
+    def ask(self, need: int, want: int, least: int = 0) -> None:
+        """What requests need, and what could be used besides, in bytes on every rank.
+
+        `least` while nothing runs: what the first request needs to run at all.
+        """
+        if (need, want, least) != self._asked:
+            self._asked = (need, want, least)
             for lease in self._leases:
-                lease.ask(need, want)
+                lease.ask(need, want, least)
 
     @property
     def pending(self) -> bool:
