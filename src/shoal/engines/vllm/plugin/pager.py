@@ -26,7 +26,7 @@ from .leases import Leases
 from .messages import ChannelError
 from .pace import Pace, Window
 from .pool import ElasticPool
-from .ranks import Ranks
+from .ranks import RankError, Ranks
 from .statistics import Statistics
 
 log = logging.getLogger("vllm.shoal")
@@ -220,16 +220,18 @@ class Pager:
     def _wake(self) -> None:
         plan = self._map.plan_back([0])
         self._leases.open()
-        self._leases.ask(plan.size, plan.size + self._block)
-        if not self._leases.wait(plan.size, START_TIMEOUT):
+        try:
+            self._leases.ask(plan.size, plan.size + self._block)
+            if not self._leases.wait(plan.size, START_TIMEOUT):
+                raise PagerError(
+                    f"the memory broker gave no {plan.size >> 10} KiB for the first block in {START_TIMEOUT:.0f} s; "
+                    "see `shoal memory ls`"
+                )
+            if self._ranks.back([0]) < 1:
+                raise PagerError("the device has no memory left for the first block; free some and try again")
+        except BaseException:
             self._leases.close()
-            raise PagerError(
-                f"the memory broker gave no {plan.size >> 10} KiB for the first block within {START_TIMEOUT:.0f} s; "
-                "see `shoal memory ls`"
-            )
-        if self._ranks.back([0]) < 1:
-            self._leases.close()
-            raise PagerError("the device has no memory left for the first block; free some and try again")
+            raise
         with self.lock:
             self._map.commit(plan)
             self._asleep = False
@@ -340,7 +342,13 @@ class Pager:
     def _grow(self, count: int) -> None:
         """As many of `count` blocks as the lease and the device have, at once. The lock is held."""
         while count > 0 and (claimed := self._claim(min(count, self._batch))):
-            if not self._back(claimed):
+            try:
+                done = self._back(claimed)
+            except (RankError, ChannelError) as error:
+                self._failure = error
+                self._raise_failure()
+                raise
+            if not done:
                 return
             count -= len(claimed)
 
