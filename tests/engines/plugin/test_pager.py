@@ -269,6 +269,44 @@ def test_a_rank_that_fails_stops_the_next_step(machine: Machine, monkeypatch: py
         engine.pager.wait(1, 1)
 
 
+def test_a_rank_that_fails_under_a_step_ends_it_and_all_that_follow(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = machine.engine(60).start()
+    until(lambda: engine.elastic.free == READY)
+    engine.leases.ask(50 * BLOCK, 50 * BLOCK)
+    until(lambda: engine.leases.lease >= 50 * BLOCK)
+
+    def fail(_: object) -> int:
+        raise RankError("the device is lost")
+
+    monkeypatch.setattr(engine.ranks, "back", fail)
+    for _ in range(2):
+        with engine.pager.lock, pytest.raises(PagerError, match="the device is lost"):
+            engine.pager.before_step(lambda: 20, 20)
+
+
+def test_a_wake_that_fails_leaves_no_lease_behind(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = machine.engine(60).start()
+    engine.memories[0].suspended()
+
+    def fail(_: object) -> int:
+        raise RankError("the device is lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.ranks, "back", fail)
+        with pytest.raises(RankError, match="the device is lost"):
+            engine.memories[0].resumed()
+        patch.setattr(engine.ranks, "back", lambda _: 0)
+        with pytest.raises(PagerError, match="no memory left for the first block"):
+            engine.memories[0].resumed()
+    until(lambda: not machine.broker.broker.ledger.devices["device"].members)
+    engine.memories[0].resumed()
+    until(lambda: engine.elastic.free == READY)
+    engine.settled()
+    assert len(machine.broker.broker.ledger.devices["device"].members) == 1
+
+
 class Auditor:
     """Looks all the time whether more is backed, or booked as backed, than is leased."""
 
