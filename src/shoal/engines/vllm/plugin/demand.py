@@ -26,6 +26,8 @@ class Workload:
     """What one step can use up at most."""
     growth: int = 0
     """What the running requests' answers take within `LEASE_AHEAD`."""
+    alone: int = 0
+    """While nothing runs: what the first waiting request needs to run at all."""
 
     @property
     def idle(self) -> bool:
@@ -67,6 +69,8 @@ class Decision:
     drop: int = 0
     need: int = 0
     want: int = 0
+    least: int = 0
+    """The lease below which nothing can run; 0 while something does."""
 
 
 def target(work: Workload, rate: float, block: int) -> int:
@@ -87,16 +91,17 @@ def decide(view: View) -> Decision:
     need = (view.used + upcoming) * view.block + view.overhead
     want = need + (cached + goal) * view.block
     room = view.lease - view.backed
+    least = (1 + work.alone) * view.block + view.overhead if work.alone else 0
     if view.excess > 0 or room < 0:
         over = max(view.excess, -room)
         drop = min(max(0, room), view.excess)
         left = max(0, over - drop - view.leaving)
         shrink = min(view.free, -(-left // view.block))
-        return Decision(shrink=shrink, cached=True, drop=drop, need=need, want=want)
+        return Decision(shrink=shrink, cached=True, drop=drop, need=need, want=want, least=least)
     if view.fresh < goal:
         # In one go up to the goal, once a third of it is missing, and not block by block.
         due = view.fresh * 3 < goal * 2 or work.idle
         grow = min(goal - view.fresh, room // view.block, view.parked) if due else 0
-        return Decision(grow=max(0, grow), need=need, want=want)
+        return Decision(grow=max(0, grow), need=need, want=want, least=least)
     shrink = min(view.spare, max(0, view.fresh - goal))
-    return Decision(shrink=shrink, need=need, want=want)
+    return Decision(shrink=shrink, need=need, want=want, least=least)

@@ -166,6 +166,12 @@ class Pager:
         return room >= self._block or self._poked.is_set() or self._leases.pending
 
     @property
+    def ceiling(self) -> int:
+        """Blocks that this engine may have at most, by its own terms."""
+        ceiling = self._leases.ceiling
+        return self.pool.total if ceiling is None else min(self.pool.total, ceiling // self._block)
+
+    @property
     def most(self) -> int | None:
         """Blocks that this engine can ever have at once, as the broker sees it now; None if it has not said."""
         most = self._leases.most
@@ -274,7 +280,7 @@ class Pager:
             if decision.drop:
                 # Under the lock, as every release: what a step claims meanwhile must not be given back.
                 self._leases.release(decision.drop)
-        self._leases.ask(decision.need, decision.want)
+        self._leases.ask(decision.need, decision.want, decision.least)
         self._report(view, work, now)
         if decision.shrink:
             self._unback_left()
@@ -384,7 +390,9 @@ class Pager:
             with self.lock:
                 self._ages = self.pool.cached_by_age(now)
         ages = _scaled(self._ages, cached)
-        held = (view.used * self._block, view.backed, work.queued, *ages)
+        # Those that wait for a place in the batch do not wait for memory.
+        short = work.queued if work.waiting > view.free else 0
+        held = (view.used * self._block, view.backed, short, *ages)
         if held == self._reported:
             return
         self._reported = held
@@ -392,7 +400,7 @@ class Pager:
             used=view.used * self._block,
             cached=tuple(count * self._block for count in ages),
             backed=view.backed,
-            waiting=work.queued,
+            waiting=short,
         )
 
     def _raise_failure(self) -> None:

@@ -207,14 +207,20 @@ class ElasticMixin:
             return
         if pager.wait(short, STUCK_WAIT):
             return
-        most = pager.most
-        why = None if most is None or needed < most else f"it needs {needed} blocks, and {max(0, most - 1)} is the most"
-        if self._patience.notice(request.request_id, request.num_tokens, time.monotonic(), never=why is not None):
+        # What others take of the device may come back; this engine's own terms are what they are.
+        never = needed >= pager.ceiling
+        if self._patience.notice(request.request_id, request.num_tokens, time.monotonic(), never=never):
+            why = (
+                f"the ceiling is {pager.ceiling - 1}"
+                if never
+                else f"it has waited {self._patience.seconds:g} s, and {pager.most} could be had at most"
+            )
             log.error(
-                "Shoal: request %s ends with an error: %s; raise this engine's ceiling or the broker's limit, free "
-                "memory on the device, or send a shorter request",
+                "Shoal: request %s ends with an error: alone, it needs %d blocks of KV cache, but %s; raise this "
+                "engine's ceiling or the broker's limit, free memory on the device, or send a shorter request",
                 request.request_id,
-                why or f"alone, it has waited {self._patience.seconds:g} s for {short} more blocks of KV cache",
+                needed,
+                why,
             )
 
     def _end(self, request_id: str, outputs: Any) -> None:
@@ -263,7 +269,8 @@ class ElasticMixin:
                 decoding += 1
         tokens = decoding * self._steps.per_second(time.monotonic()) * LEASE_AHEAD
         growth = int(sum(tokens / size for size in self._sizes))
-        return Workload(len(running), queued, waiting, prefilling, self._blocks(self._step_tokens), growth)
+        alone = self._blocks(first[0].num_tokens + scheduler.num_lookahead_tokens) if first and not running else 0
+        return Workload(len(running), queued, waiting, prefilling, self._blocks(self._step_tokens), growth, alone)
 
     def _blocks(self, tokens: int) -> int:
         """Blocks for `tokens` tokens, over all groups of layers."""
