@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.engines.vllm.plugin.demand import READY_BUSY, READY_IDLE, Decision, View, Workload, decide, target
@@ -49,6 +49,7 @@ def views(draw: st.DrawFn) -> View:
     )
 
 
+@settings(deadline=None)
 @given(views())
 def test_it_never_grows_beyond_the_lease_or_what_is_parked(view: View) -> None:
     grow = decide(view).grow
@@ -56,6 +57,7 @@ def test_it_never_grows_beyond_the_lease_or_what_is_parked(view: View) -> None:
     assert grow == 0 or grow * view.block <= view.lease - view.backed
 
 
+@settings(deadline=None)
 @given(views())
 def test_it_never_takes_what_is_in_use_nor_grows_and_shrinks_at_once(view: View) -> None:
     decision = decide(view)
@@ -65,12 +67,14 @@ def test_it_never_takes_what_is_in_use_nor_grows_and_shrinks_at_once(view: View)
         assert decision.shrink <= view.fresh
 
 
+@settings(deadline=None)
 @given(views())
 def test_what_is_needed_is_a_part_of_what_is_wanted(view: View) -> None:
     decision = decide(view)
     assert view.used * view.block <= decision.need < decision.want
 
 
+@settings(deadline=None)
 @given(views())
 def test_with_excess_it_gives_unbacked_lease_first_and_then_just_enough_blocks(view: View) -> None:
     if view.excess == 0 and view.lease >= view.backed:
@@ -87,6 +91,7 @@ def test_with_excess_it_gives_unbacked_lease_first_and_then_just_enough_blocks(v
     assert decision.cached
 
 
+@settings(deadline=None)
 @given(views())
 def test_an_idle_engine_that_nobody_presses_keeps_its_cached_blocks(view: View) -> None:
     idle = replace(view, excess=0, lease=max(view.lease, view.backed), work=Workload(), rate=0.0)
@@ -97,12 +102,14 @@ def test_an_idle_engine_that_nobody_presses_keeps_its_cached_blocks(view: View) 
     assert decision.want >= (idle.used + idle.free - idle.fresh) * idle.block
 
 
+@settings(deadline=None)
 @given(views())
 def test_nothing_is_taken_that_was_needed_lately(view: View) -> None:
     calm = replace(view, excess=0, lease=max(view.lease, view.backed))
     assert decide(calm).shrink <= calm.spare
 
 
+@settings(deadline=None)
 @given(works, st.floats(0, 10000), st.sampled_from(BLOCKS))
 def test_the_goal_has_room_for_a_first_request_and_grows_with_the_work(work: Workload, rate: float, block: int) -> None:
     idle, busy = target(Workload(), rate, block), target(Workload(running=1), 0.0, block)
@@ -113,6 +120,7 @@ def test_the_goal_has_room_for_a_first_request_and_grows_with_the_work(work: Wor
     assert goal == idle if work.idle else busy <= goal <= busy + max(rate, 2 * work.step)
 
 
+@settings(deadline=None)
 @given(views())
 def test_what_it_did_is_not_undone_by_the_next_look(view: View) -> None:
     view = replace(view, leaving=0, overhead=0, backed=(view.used + view.free) * view.block)
@@ -158,6 +166,7 @@ class Market:
         return decision
 
 
+@settings(deadline=None)
 @given(views(), st.lists(st.integers(0, 4000), min_size=1, max_size=4))
 def test_it_settles_under_any_limit_and_stays(view: View, limits: list[int]) -> None:
     view = replace(view, leaving=0, overhead=0, backed=(view.used + view.free) * view.block)

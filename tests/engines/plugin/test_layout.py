@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.engines.vllm.plugin.layout import Layout, NotElasticError, plan, refuse_others
@@ -121,6 +121,7 @@ def holds(layout: Layout, touched: list[tuple[str, int, int, int]]) -> None:
     assert all(one[1] <= other[0] for one, other in pairwise(ends))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.lists(st.integers(1, 300000), min_size=1, max_size=12), st.sampled_from([4096, PAGE]))
 def test_layers_of_their_own_become_slices_of_each_block(blocks: int, parts: list[int], page_size: int) -> None:
     config = split(blocks, parts)
@@ -147,6 +148,7 @@ def test_what_is_in_one_piece_already_stays_as_it_is() -> None:
     assert config.kv_cache_tensors == tensors
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 40),
     st.integers(1, 10),
@@ -187,6 +189,7 @@ def test_two_tensors_over_the_same_bytes_are_one_run() -> None:
     assert len(plan(config, 4096).geometry.runs) == 4
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 8),
     st.lists(

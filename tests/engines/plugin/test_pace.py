@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.engines.vllm.plugin.pace import Pace, Window
@@ -34,6 +34,7 @@ def test_a_burst_counts_at_once() -> None:
     assert pace.per_second(2.0) >= 200
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 2), st.integers(0, 100)), max_size=40))
 def test_a_pace_is_never_negative_and_never_above_what_happened_in_its_shortest_span(
     turns: list[tuple[float, int]],
@@ -56,6 +57,7 @@ def test_nothing_is_spare_before_a_window_has_passed() -> None:
     assert window.least(-5, 31.0, 10.0) == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 3), st.integers(-10, 100)), min_size=1, max_size=40))
 def test_what_is_spare_was_spare_all_the_last_window(turns: list[tuple[float, int]]) -> None:
     window, now, seen = Window(), 0.0, []

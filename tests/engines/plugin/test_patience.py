@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.engines.vllm.plugin.patience import Patience
@@ -47,6 +47,7 @@ def test_another_request_starts_with_patience_of_its_own() -> None:
     assert patience.notice("a", 10, 130.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.floats(0, 40), st.booleans()), max_size=30))
 def test_nobody_ends_before_the_time_since_its_last_progress(turns: list[tuple[str, int, float, bool]]) -> None:
     patience, now, most = Patience(60), 0.0, {"a": 0, "b": 0}
