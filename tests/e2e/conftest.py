@@ -1,4 +1,4 @@
-"""One Shoal with vLLM's CPU build and SmolLM2-135M-Instruct for all tests that can share it: a start takes half a minute."""
+"""One Shoal with vLLM's CPU build and SmolLM2-135M-Instruct for all tests that share it: a start is half a minute."""
 
 from __future__ import annotations
 
