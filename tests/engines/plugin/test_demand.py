@@ -20,6 +20,7 @@ works = st.builds(
     prefilling=st.integers(0, 5000),
     step=st.integers(1, 600),
     growth=st.integers(0, 600),
+    alone=st.integers(0, 5000),
 )
 
 
@@ -72,6 +73,13 @@ def test_it_never_takes_what_is_in_use_nor_grows_and_shrinks_at_once(view: View)
 def test_what_is_needed_is_a_part_of_what_is_wanted(view: View) -> None:
     decision = decide(view)
     assert view.used * view.block <= decision.need < decision.want
+
+
+@settings(deadline=None)
+@given(views())
+def test_a_first_request_that_waits_alone_is_asked_for_with_block_0(view: View) -> None:
+    alone = view.work.alone
+    assert decide(view).least == ((1 + alone) * view.block + view.overhead if alone else 0)
 
 
 @settings(deadline=None)
