@@ -144,6 +144,26 @@ async def test_two_race_for_the_last_bytes_and_the_loser_gets_them_later(broker:
     await _has(b, 100 * MIB)
 
 
+async def test_two_first_requests_that_do_not_fit_together_run_one_after_the_other(
+    broker: Broker, engines: Engines
+) -> None:
+    a, b = await engines.joined("a"), await engines.joined("b")
+    a.ask(600 * MIB, least=600 * MIB)
+    await _has(a, 600 * MIB)
+    b.ask(700 * MIB, least=700 * MIB)
+    a.report(used=600 * MIB, backed=600 * MIB, waiting=1)
+    a.ask(1200 * MIB)  # the first runs, and there is another
+    await _owes(a, 600 * MIB - (GPU - 700 * MIB))
+    a.report(used=0, backed=600 * MIB, waiting=1)
+    a.ask(600 * MIB, least=600 * MIB)
+    await eventually(lambda: a.excess)
+    a.release(a.excess)
+    await _has(b, 700 * MIB)
+    b.ask(0)
+    b.release(700 * MIB)
+    await _has(a, 600 * MIB)
+
+
 async def test_a_closed_lease_is_free_at_once(broker: Broker, engines: Engines) -> None:
     a, b = await engines.joined("a"), await engines.joined("b")
     a.ask(GPU)
@@ -411,6 +431,27 @@ async def test_refusals_say_why_and_leave_the_others_alone(broker: Broker, engin
     # Room is made, and the one that waits for it gets in by itself.
     await asyncio.to_thread(a.close)
     await eventually(lambda: engines.leases[1].connected)
+
+
+async def test_a_sleeper_comes_back_though_its_floor_was_given_away(broker: Broker, engines: Engines) -> None:
+    a = await engines.joined("a", floor=600 * MIB)
+    await asyncio.to_thread(a.close)
+    b = await engines.joined("b", floor=700 * MIB)
+    back = Lease(engines.path, Rank("a", "gpu", GPU, floor=600 * MIB), returning=True)
+    engines.leases.append(back)
+    await asyncio.to_thread(back.wait_connected, 30)
+    tool = await asyncio.to_thread(Tool, engines.path)
+
+    def floors() -> dict[str, tuple[int, int]]:
+        return {member.engine: (member.floor // MIB, member.promised // MIB) for member in tool.list()["gpu"][1]}
+
+    assert await asyncio.to_thread(floors) == {"a": (324, 600), "b": (700, 700)}
+    # A change of other terms leaves the promise as it is, and the engine says it to the next broker.
+    assert await asyncio.to_thread(tool.say, m.SetTerms(engine="a", priority=7)) == m.Done()
+    await eventually(lambda: back.terms == (600 * MIB, None, 7))
+    await asyncio.to_thread(b.close)
+    await eventually(lambda: broker.ledger.devices["gpu"].floors == 600 * MIB)
+    tool.close()
 
 
 async def test_the_name_of_a_rank_belongs_to_one_process_which_may_connect_anew(

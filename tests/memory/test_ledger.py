@@ -228,6 +228,32 @@ def test_a_member_that_comes_back_between_two_readings_makes_no_memory_up() -> N
         ledger.observe(device, 80 * GIB, 10 * GIB)
 
 
+def test_one_that_returns_gets_of_its_floor_what_fits_and_the_rest_when_it_fits() -> None:
+    ledger, device = _books(100)
+    a, b = _member(ledger, device, "a", floor=50), _member(ledger, device, "b", floor=30)
+    with pytest.raises(LedgerError):
+        _member(ledger, device, "c", floor=40)
+    c = ledger.join(device, "c", 0, Terms(floor=40), returning=True)
+    d = ledger.join(device, "d", 0, Terms(floor=10), returning=True)
+    assert [(m.promised, m.terms.floor) for m in (a, b, c, d)] == [(50, 50), (30, 30), (40, 20), (10, 0)]
+    ledger.check()
+    with pytest.raises(LedgerError):  # what comes free is theirs before any newcomer's
+        _member(ledger, device, "e", floor=1)
+    ledger.set_terms(c, Terms(floor=20, priority=300), promised=40)
+    assert c.promised == 40
+    ledger.set_terms(b, Terms(floor=5))
+    ledger.restore(device)
+    assert (b.promised, c.terms.floor, c.terms.priority, d.terms.floor) == (5, 40, 300, 5)
+    with pytest.raises(LedgerError):
+        ledger.set_terms(d, Terms(floor=6))
+    ledger.set_terms(d, Terms(floor=4))
+    assert d.promised == 4
+    ledger.leave(a)
+    ledger.restore(device)
+    assert (device.floors, device.promised, device.reserved) == (49, 49, 49)
+    ledger.check()
+
+
 def test_a_fall_in_need_counts_after_a_moment() -> None:
     ledger, device = _books(100)
     a = _member(ledger, device, "a")

@@ -539,14 +539,19 @@ class Game(RuleBasedStateMachine):
         priority=st.integers(1, 1000),
         unit=st.integers(1, 9),
         held=st.just(0) | st.integers(0, 300),
+        returning=st.booleans(),
     )
     @precondition(lambda self: len(self.device.members) < 8)
-    def join(self, floor: int, room: int | None, priority: int, unit: int, held: int) -> None:
+    def join(self, floor: int, room: int | None, priority: int, unit: int, held: int, returning: bool) -> None:
         terms = Terms(floor, None if room is None else floor + room, priority, unit)
         before = self.device.leased, self.device.floors
         try:
-            self.ledger.join(self.device, f"e{next(self.names)}", 0, terms, held=held, now=self.now)
+            self.ledger.join(
+                self.device, f"e{next(self.names)}", 0, terms, held=held, returning=returning, now=self.now
+            )
+            assert held or self.device.floors <= max(before[1], self.device.budget)
         except LedgerError:
+            assert not returning
             assert floor > self.device.size or before[1] + floor > self.device.budget
             assert (self.device.leased, self.device.floors) == before
 

@@ -221,7 +221,9 @@ class Broker:
         device = self._device(hello.device, hello.device_size)
         alone = not device.members
         terms = Terms(hello.floor, hello.ceiling, hello.priority, hello.unit)
-        member = self.ledger.join(device, hello.engine, hello.rank, terms, held=hello.held, now=self._clock())
+        member = self.ledger.join(
+            device, hello.engine, hello.rank, terms, held=hello.held, returning=hello.returning, now=self._clock()
+        )
         self._members[connection] = member
         self._owners[member] = connection
         self._touched.add(device)
@@ -234,7 +236,7 @@ class Broker:
                 self._silent[member] = self._clock() + SETTLE
             self._follower.joined()
         connection.send(
-            m.Welcome(lease=member.lease, floor=hello.floor, ceiling=hello.ceiling, priority=hello.priority)
+            m.Welcome(lease=member.lease, floor=member.terms.floor, ceiling=hello.ceiling, priority=hello.priority)
         )
         log.info("%s rank %d joins %s with %s", hello.engine, hello.rank, hello.device, mib(hello.held))
 
@@ -279,7 +281,7 @@ class Broker:
 
     def _set_terms(self, connection: Connection, message: m.SetTerms) -> None:
         ranks = self._ranks(message.engine)
-        changed: list[tuple[Member, Terms]] = []
+        changed: list[tuple[Member, Terms, int]] = []
         try:
             for member in ranks:
                 old = member.terms
@@ -290,16 +292,17 @@ class Broker:
                     message.priority or old.priority,
                     old.unit,
                 )
-                self.ledger.set_terms(member, terms)
-                changed.append((member, old))
+                promised = member.promised
+                self.ledger.set_terms(member, terms, promised=promised if message.floor is None else None)
+                changed.append((member, old, promised))
         except LedgerError:
             # All ranks or none: an engine is as large as its smallest rank.
-            for member, old in changed:
-                self.ledger.set_terms(member, old)
+            for member, old, promised in changed:
+                self.ledger.set_terms(member, old, promised=promised)
             raise
         for member in ranks:
             t = member.terms
-            self._owners[member].send(m.Terms(floor=t.floor, ceiling=t.ceiling, priority=t.priority))
+            self._owners[member].send(m.Terms(floor=member.promised, ceiling=t.ceiling, priority=t.priority))
             self._touched.add(member.device)
         connection.send(m.Done())
 

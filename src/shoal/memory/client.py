@@ -65,9 +65,15 @@ class Callbacks:
 
 
 class Lease:
-    """The bytes that one rank may keep backed. Thread-safe; starts with `held` bytes and no broker."""
+    """The bytes that one rank may keep backed. Thread-safe; starts with `held` bytes and no broker.
 
-    def __init__(self, path: Path, rank: Rank, callbacks: Callbacks | None = None, *, held: int = 0) -> None:
+    `returning`: it had a lease with these terms before, gave it up to sleep, and should not be refused if its floor
+    does not fit now (`messages.Hello`).
+    """
+
+    def __init__(
+        self, path: Path, rank: Rank, callbacks: Callbacks | None = None, *, held: int = 0, returning: bool = False
+    ) -> None:
         self._path = path
         self._rank = rank
         self._callbacks = callbacks or Callbacks()
@@ -77,6 +83,7 @@ class Lease:
         self._missing = 0
         self._most: int | None = None
         self._floor, self._ceiling, self._priority = rank.floor, rank.ceiling, rank.priority
+        self._returning = returning
         self._connected = False
         self._refusal: str | None = None
         self._name_taken = False
@@ -280,6 +287,7 @@ class Lease:
             priority=self._priority,
             unit=rank.unit,
             held=self._lease,
+            returning=self._returning,
         )
 
     def _say(self) -> bytes:
@@ -323,7 +331,15 @@ class Lease:
                 self._floor, self._ceiling, self._priority = message.floor, message.ceiling, message.priority
                 call = partial(on.terms, *self.terms) if on.terms else None
             elif isinstance(message, m.Welcome):
-                welcome = self._connected = True
+                welcome = self._connected = self._returning = True
+                if message.floor < self._floor:
+                    log.warning(
+                        "the memory broker cannot keep the whole floor of %s now: %d of %d bytes, and the rest when it "
+                        "fits; see `shoal memory ls`",
+                        self._rank.engine,
+                        message.floor,
+                        self._floor,
+                    )
                 self._refusal = None
                 # A broker that is new knows nothing of what the last one was told.
                 self._new_ask = self._ask is not None

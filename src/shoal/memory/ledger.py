@@ -13,7 +13,7 @@ and `Ledger.check` proves them:
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .ages import AGES
@@ -63,6 +63,8 @@ class Member:
     terms: Terms
     ceiling: int
     """Bytes that the lease may reach: the ceiling of its terms, or the device."""
+    promised: int
+    """The floor it was given once. `terms.floor` is what of it is in force: less, if it came back and not all fits."""
     lease: int = 0
     used: int = 0
     """Bytes of blocks that live requests hold."""
@@ -146,6 +148,10 @@ class Device:
     leased: int = 0
     reserved: int = 0
     """Leases, and for members below their floor the floor."""
+    floors: int = 0
+    """The floors in force."""
+    promised: int = 0
+    """The floors that were given, whether or not all of each is in force."""
     held_back: int = 0
     """Bytes that nobody may lease because something is about to need them."""
     held_back_by: dict[Hashable, int] = field(default_factory=dict)
@@ -160,10 +166,6 @@ class Device:
     def owed(self) -> int:
         """Bytes leased beyond the budget, to be given back."""
         return max(0, self.leased - self.budget)
-
-    @property
-    def floors(self) -> int:
-        return sum(member.terms.floor for member in self.members.values())
 
     def most(self, member: Member) -> int:
         """The largest lease that `member` can reach as things stand, if all others come down to their floors."""
@@ -238,8 +240,22 @@ class Ledger:
             device.others = seen
         return device.budget != before
 
-    def join(self, device: Device, engine: str, rank: int, terms: Terms, *, held: int = 0, now: float = 0.0) -> Member:
+    def join(
+        self,
+        device: Device,
+        engine: str,
+        rank: int,
+        terms: Terms,
+        *,
+        held: int = 0,
+        returning: bool = False,
+        now: float = 0.0,
+    ) -> Member:
         """A new member, with the `held` bytes that it already has from an earlier broker.
+
+        One that is `returning`, from sleep or to another broker, was promised its floor before, and others may have
+        been promised the same bytes since. It gets what of its floor fits, and the rest as soon as that fits
+        (`restore`); a newcomer is refused.
 
         What it holds is a fact, so it is booked even where the budget has no room; then it is owed. A measurement may
         or may not have taken these bytes for someone else's, so where one is to be had, nothing should be decided
@@ -250,12 +266,17 @@ class Ledger:
             raise LedgerError(
                 f"rank {rank} of {engine} is already connected; every engine needs its own name", "duplicate"
             )
+        promised = terms.floor
         # One that brings memory along was promised its floor before; to turn it away would break that promise.
         if held == 0:
+            if returning:
+                terms = replace(terms, floor=min(promised, max(0, device.budget - device.floors)))
             self._check_terms(device, f"{engine} rank {rank}", terms, None)
-        member = Member(engine, rank, device, terms, _ceiling(device, terms), backed=held, cached_at=now)
+        member = Member(engine, rank, device, terms, _ceiling(device, terms), promised, backed=held, cached_at=now)
         device.members[member.key] = member
         device.reserved += terms.floor
+        device.floors += terms.floor
+        device.promised += promised
         self._set_lease(member, held)
         return member
 
@@ -264,13 +285,35 @@ class Ledger:
         device = member.device
         self._set_lease(member, 0)
         device.reserved -= member.terms.floor
+        device.floors -= member.terms.floor
+        device.promised -= member.promised
         del device.members[member.key]
 
-    def set_terms(self, member: Member, terms: Terms) -> None:
-        """Change floor, ceiling or priority. A ceiling below the lease is accepted, and the rest asked back."""
+    def set_terms(self, member: Member, terms: Terms, *, promised: int | None = None) -> None:
+        """Change floor, ceiling or priority. A ceiling below the lease is accepted, and the rest asked back.
+
+        `promised` is the floor that it was given once, if that is more than the one of the terms.
+        """
         self._check_terms(member.device, f"{member.engine} rank {member.rank}", terms, member)
-        member.device.reserved += max(member.lease, terms.floor) - max(member.lease, member.terms.floor)
-        member.terms, member.ceiling = terms, _ceiling(member.device, terms)
+        promised = terms.floor if promised is None else promised
+        member.device.promised += promised - member.promised
+        member.promised = promised
+        self._set_terms(member, terms)
+
+    def restore(self, device: Device) -> None:
+        """Put floors in force again that did not fit when their members came back, the first come first."""
+        if device.promised <= device.floors:
+            return
+        for member in device.members.values():
+            size = min(member.promised - member.terms.floor, device.budget - device.floors)
+            if size > 0:
+                self._set_terms(member, replace(member.terms, floor=member.terms.floor + size))
+
+    def _set_terms(self, member: Member, terms: Terms) -> None:
+        device, old = member.device, member.terms
+        device.reserved += max(member.lease, terms.floor) - max(member.lease, old.floor)
+        device.floors += terms.floor - old.floor
+        member.terms, member.ceiling = terms, _ceiling(device, terms)
 
     def ask(self, member: Member, need: int, want: int, now: float, *, least: int = 0) -> None:
         """What the member needs and wants from now on, as whole leases; the last word counts.
@@ -336,10 +379,12 @@ class Ledger:
             members = device.members.values()
             assert device.leased == sum(m.lease for m in members)
             assert device.reserved == sum(max(m.lease, m.terms.floor) for m in members)
+            assert device.floors == sum(m.terms.floor for m in members)
+            assert device.promised == sum(m.promised for m in members)
+            assert all(m.promised >= m.terms.floor for m in members)
             assert all(m.lease >= 0 and m.device is device for m in members)
             assert all(m.want >= m.need >= m.least for m in members)
             assert device.held_back == sum(device.held_back_by.values())
-            assert all(device.most(m) <= m.ceiling for m in members)
 
     def _set_lease(self, member: Member, lease: int) -> None:
         device, floor = member.device, member.terms.floor

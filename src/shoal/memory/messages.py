@@ -44,7 +44,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class Hello(Message, frozen=True, kw_only=True, tag="hello"):
-    """An engine's rank presents itself. `held` is the lease it has from an earlier connection and may have backed."""
+    """An engine's rank presents itself. `held` is the lease it has from an earlier connection and may have backed.
+
+    `returning`: a broker took it in with these terms before. If its floor does not fit any more, it is taken in with
+    what of it does, and has the rest as soon as that fits; a newcomer is refused.
+    """
 
     engine: Name
     rank: Rank = 0
@@ -55,10 +59,11 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     priority: Priority = 100
     unit: Annotated[int, msgspec.Meta(ge=1, le=2**40)] = 1
     held: Size = 0
+    returning: bool = False
 
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
-    """The answer to `Hello`: the lease in force and the terms that hold."""
+    """The answer to `Hello`: the lease in force and the terms that hold now."""
 
     lease: Size
     floor: Size
@@ -195,6 +200,8 @@ class MemberState(msgspec.Struct, frozen=True):
     recalled: int | None
     want: int = 0
     cached_by_age: tuple[int, ...] = ()
+    promised: int = 0
+    """The floor it was given, where `floor` is what of it is in force."""
 
 
 class DeviceState(msgspec.Struct, frozen=True):

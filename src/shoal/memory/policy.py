@@ -136,6 +136,7 @@ def decide(ledger: Ledger, device: Device, now: float) -> Plan:
 
     A recall that is over shows as one whose lease is the lease that the member has.
     """
+    ledger.restore(device)
     wish = _easy(device) or plan(device, now)
     news = Plan(grants=wish.grants)
     for member, size in wish.grants.items():

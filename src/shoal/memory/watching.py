@@ -54,6 +54,7 @@ def _member(member: Member, pid: int) -> MemberState:
         recalled=member.recalled,
         want=member.want,
         cached_by_age=member.cached,
+        promised=member.promised,
     )
 
 

@@ -20,6 +20,7 @@ class Leases:
         self._leases: list[Lease] = []
         self.changed: Callable[[], object] = lambda: None
         self._asked: tuple[int, int, int] | None = None
+        self._known = False
 
     @property
     def lease(self) -> int:
@@ -50,13 +51,16 @@ class Leases:
             connected=lambda _: self._news(),
         )
         self._asked = None
-        self._leases = [Lease(self._terms.socket, rank, callbacks) for rank in self._ranks]
+        # An engine that wakes has its floor again as soon as it fits, and wakes even if it does not fit now.
+        returning, self._known = self._known, True
+        self._leases = [Lease(self._terms.socket, rank, callbacks, returning=returning) for rank in self._ranks]
         deadline = time.monotonic() + CONNECT_TIMEOUT
         try:
             for lease in self._leases:
                 lease.wait_connected(max(0.1, deadline - time.monotonic()))
         except LeaseError:
             self.close()
+            self._known = returning
             raise
 
     def ask(self, need: int, want: int, least: int = 0) -> None:
