@@ -152,6 +152,7 @@ def test_a_limit_below_what_is_in_use_is_accepted_and_asked_back(run: Run, engin
     assert "gives 597.6 MiB back" in " ".join(result.stdout.split())
     until(lambda: lease.excess == 700 * MIB - int(GPU * 0.1))
     lease.release(lease.excess)
+    lease.ask(300 * MIB, 700 * MIB)
     result = run("memory", "limit", "coder", "none", "--json")
     assert json.loads(result.stdout)["ranks"][0]["ceiling"] is None
     until(lambda: lease.lease == 700 * MIB)
