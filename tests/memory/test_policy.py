@@ -499,7 +499,7 @@ def test_each_gets_its_turn_though_the_others_always_have_more_to_do(
     supplies = [itertools.cycle(sizes) for sizes in requests]
     order: list[Lone] = []  # of what runs, by its start
     waits, worst, crowd = dict.fromkeys(range(len(engines)), 0), 0, 0
-    for end in range(40 * len(engines)):
+    for end in range(15 * len(engines)):
         for lone, supply in zip(engines, supplies, strict=True):
             lone.waiting += itertools.islice(supply, 3 - len(lone.waiting))
         _rest(ledger, device, engines, float(end))
