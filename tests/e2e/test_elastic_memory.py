@@ -187,11 +187,17 @@ def test_the_broker_killed_under_load_costs_no_request(rested: Pair) -> None:
     until(lambda: all(member.used >= 4 * BLOCK for member in machine.books()[1].values()), "load on both")
     assert not all(request.done() for request in requests)
     machine.kill_broker()
-    # What comes now has to do with the memory that is there.
-    requests += [r for e in (rested.one, rested.other) for r in burst(e, ("without", e.name), 4, TOKENS - 10, output)]
-    all_answered(requests, output)
-    held = {engine.name: engine.cache_resident for engine in (rested.one, rested.other)}
-    machine.start_broker()
+    try:
+        # What comes now has to do with the memory that is there.
+        requests += [
+            request
+            for engine in (rested.one, rested.other)
+            for request in burst(engine, ("without", engine.name), 4, TOKENS - 10, output)
+        ]
+        all_answered(requests, output)
+        held = {engine.name: engine.cache_resident for engine in (rested.one, rested.other)}
+    finally:
+        machine.start_broker()
     until(lambda: len(machine.books()[1]) == 2, "the engines at the new broker")
     leases = {name: member.lease for name, member in machine.books()[1].items()}
     assert all(leases[name] >= held[name] for name in held), (leases, held)
