@@ -232,8 +232,11 @@ def _targets(members: list[Member], entitled: Shares, budget: int, now: float) -
     tops, wants = [], []
     for i, (m, share) in enumerate(zip(members, shares, strict=True)):
         limit = m.ceiling if m.trim is None or m.trim > m.ceiling else m.trim
-        if not entitled.met and min(m.used, m.lease) > share:
-            limit = share  # its requests hold what another's turn needs
+        over = min(m.used, m.lease) - share
+        if over > 0 and not entitled.met:
+            # Its requests hold what another's turn needs; until they end it is there for nobody.
+            limit = share
+            budget -= over
         top = min(limit, m.lease)
         want = min(limit, top if i in entitled.passed else m.want)
         tops.append(max(share, top))
