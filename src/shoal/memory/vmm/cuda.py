@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeGuard
 
 from shoal.memory.vmm.base import AddressRange, OutOfMemory, VmmError, check_pages
+from shoal.memory.vmm.held import PAGES_HELD, HeldCalls
 
 KEEP_BYTES = 32 << 20
 """Memory that a process keeps ready for its next page, if not said otherwise."""
@@ -61,6 +62,7 @@ class CudaVmm:
         self._page_size = granularity if page_size is None else page_size
         if self._page_size < 1 or self._page_size % granularity:
             raise ValueError(f"page_size is {page_size}; it has to be a multiple of the device's {granularity}")
+        self._held = HeldCalls(self._prop, self._page_size) if driver is None else None
         self._context = self._call(cu.cuDevicePrimaryCtxRetain, self._device)
         self._stream: Any = None
         try:
@@ -115,9 +117,11 @@ class CudaVmm:
             handles, reused = self._take(count)
             mapped = 0
             try:
-                for index, handle in enumerate(handles):
-                    self._call(self._cu.cuMemMap, address + index * self._page_size, self._page_size, 0, handle, 0)
-                    mapped = index + 1
+                while mapped < count:
+                    done, error = self._map(address + mapped * self._page_size, handles[mapped : mapped + PAGES_HELD])
+                    mapped += done
+                    if error is not None:
+                        raise error
                 self._call(self._cu.cuMemSetAccess, address, size, [self._access], 1)
                 dirty = reused if self._zero == "reused" else count if self._zero else 0
                 if dirty:
@@ -207,15 +211,40 @@ class CudaVmm:
         while len(handles) < count and (handle := self._reuse()) is not None:
             handles.append(handle)
         reused = len(handles)
-        try:
-            while len(handles) < count:
-                handles.append(self._call(self._cu.cuMemCreate, self._page_size, self._prop, 0))
-        except BaseException as error:
-            self._kept.extend(handles)
-            if _is_out_of_memory(error):
-                raise OutOfMemory(error.operation, error.name, wanted=count, pages=len(handles)) from error
-            raise
+        while len(handles) < count:
+            made, error = self._create(min(PAGES_HELD, count - len(handles)))
+            handles.extend(made)
+            if error is not None:
+                self._kept.extend(handles)
+                if _is_out_of_memory(error):
+                    raise OutOfMemory(error.operation, error.name, wanted=count, pages=len(handles)) from error
+                raise error
         return handles, reused
+
+    def _create(self, count: int) -> tuple[list[Any], VmmError | None]:
+        """Memory for up to ``count`` pages, and why not for more."""
+        if self._held is not None:
+            handles, code = self._held.create(count)
+            return handles, self._error("cuMemCreate", self._cu.CUresult(code)) if code else None
+        handles = []
+        try:
+            for _ in range(count):
+                handles.append(self._call(self._cu.cuMemCreate, self._page_size, self._prop, 0))
+        except VmmError as error:
+            return handles, error
+        return handles, None
+
+    def _map(self, address: int, handles: list[Any]) -> tuple[int, VmmError | None]:
+        """Map pages from ``address`` on: how many were, and why not more."""
+        if self._held is not None:
+            done, code = self._held.map(address, handles)
+            return done, self._error("cuMemMap", self._cu.CUresult(code)) if code else None
+        for index, handle in enumerate(handles):
+            try:
+                self._call(self._cu.cuMemMap, address + index * self._page_size, self._page_size, 0, handle, 0)
+            except VmmError as error:
+                return index, error
+        return len(handles), None
 
     @contextmanager
     def _current(self) -> Iterator[None]:
@@ -251,8 +280,12 @@ class CudaVmm:
         """The result of a driver call: nothing, a value or a tuple. Raises VmmError with the driver's name for it."""
         code, *values = function(*arguments)
         if code != self._cu.CUresult.CUDA_SUCCESS:
-            raise VmmError(function.__name__, getattr(code, "name", str(code)))
+            raise self._error(function.__name__, code)
         return values[0] if len(values) == 1 else tuple(values)
+
+    @staticmethod
+    def _error(operation: str, code: Any) -> VmmError:
+        return VmmError(operation, getattr(code, "name", str(code)))
 
 
 def _load() -> Any:

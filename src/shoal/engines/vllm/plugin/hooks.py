@@ -37,7 +37,6 @@ WORKER_HOOKS = (
     Hook(_WORKER, "Worker.determine_available_memory", ("self",)),
     Hook(_WORKER, "Worker.compile_or_warm_up_model", ("self",)),
     Hook(_WORKER, "Worker.execute_model", ("self", "scheduler_output")),
-    Hook(_WORKER, "Worker.sample_tokens", ("self",)),
     Hook(_WORKER, "Worker.get_kv_cache_spec", ("self",)),
     Hook(_WORKER, "Worker.sleep", ("self", "level")),
     Hook(_WORKER, "Worker.wake_up", ("self", "tags")),

@@ -31,7 +31,7 @@ from .statistics import Statistics
 
 log = logging.getLogger("vllm.shoal")
 
-BATCH_BYTES = 16 << 20
+BATCH_BYTES = 64 << 20
 """How much is backed before vLLM gets it: the first blocks of a large growth are of use before its last."""
 
 PARK_BYTES = 512 << 20
@@ -42,9 +42,6 @@ BUSY, IDLE = 0.02, 0.5
 
 WINDOW_BUSY, WINDOW_IDLE = 10.0, 1.0
 """Seconds for which a backed block must not have been needed before it goes for no other reason."""
-
-CALM = 0.002
-"""Seconds for which growth that is not urgent waits for vLLM's thread to wait for the device, before each batch."""
 
 RETRY = 0.05
 """Seconds after which a device that was full in spite of the lease is asked again."""
@@ -87,8 +84,6 @@ class Pager:
         self._failure: BaseException | None = None
         self._sleepers = 0
         self._poked = threading.Event()
-        self._calm = threading.Event()
-        self._calm.set()
         leases.changed = self._poked.set
         with self.lock:
             self.pool.put_back(self.pool.park_all())
@@ -98,7 +93,7 @@ class Pager:
         """Back what must always be, and begin. Raises PagerError."""
         self._wake()
         self._thread.start()
-        self._ranks.watch(self.suspend, self.resume, self.close, self.calm)
+        self._ranks.watch(self.suspend, self.resume, self.close)
         with self.lock:
             # The first request should find its memory there.
             self._poked.set()
@@ -120,14 +115,6 @@ class Pager:
             began = time.perf_counter()
             self._grow(short)
             self.statistics.waited(time.perf_counter() - began)
-
-    def busy(self) -> None:
-        """vLLM's thread computes. In one process, the interpreter's lock makes two busy threads wait for each other."""
-        self._calm.clear()
-
-    def calm(self) -> None:
-        """vLLM's thread has handed its step to the device, or has nothing to do."""
-        self._calm.set()
 
     def after_step(self, blocks: int, *, ran: bool) -> None:
         """A step was scheduled that took `blocks` out of the pool; `ran`: it has something to run."""
@@ -157,6 +144,11 @@ class Pager:
             self._poked.set()
             self._changed.wait_for(lambda: self.pool.free >= goal, timeout)
         return self.pool.free >= goal
+
+    @property
+    def owes(self) -> bool:
+        """Whether memory is to be given back: what comes free is not for newcomers."""
+        return self._leases.excess > 0
 
     def may_grow(self) -> bool:
         """Whether more blocks may come soon: the lease covers some, or what was asked for is not answered yet."""
@@ -286,8 +278,6 @@ class Pager:
             self._unback_left()
             return decision.shrink > self._most_parked
         if decision.grow and now >= self._full_until:
-            if 3 * view.fresh >= goal:
-                self._calm.wait(CALM)
             with self.lock:
                 claimed = self._claim(min(decision.grow, self._batch))
             return self._back(claimed) and decision.grow > len(claimed)

@@ -49,8 +49,6 @@ class RankMemory:
         self.resume: Callable[[], None] | None = None
         self.closing: Callable[[], None] | None = None
         """Set by a pager in this process: ends it, before its arena goes."""
-        self.launched: Callable[[], None] | None = None
-        """Set by a pager in this process: the step is the device's now, and the pager in nobody's way."""
         self._vmm: Vmm | None = None
         self._server: _Server | None = None
         _here[engine, rank] = self
@@ -58,7 +56,7 @@ class RankMemory:
     def place(self, vmm: Vmm, layout: Layout) -> torch.Tensor:
         """Reserve addresses for `layout`; answers the tensor over them."""
         self._vmm = vmm
-        self.arena = Arena(vmm, layout.geometry, slice_bytes=16 << 20)
+        self.arena = Arena(vmm, layout.geometry, slice_bytes=64 << 20)
         return self.arena.tensor(layout.size)
 
     def describe(self) -> m.Description:

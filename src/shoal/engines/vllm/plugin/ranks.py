@@ -42,8 +42,8 @@ class OneRank(Protocol):
         """How many blocks were done, in their order."""
         ...
 
-    def watch(self, suspend: Call, resume: Call, close: Call, launched: Call) -> None:
-        """Have `suspend` and `resume` called when the worker sleeps and wakes, and the others if it is near."""
+    def watch(self, suspend: Call, resume: Call, close: Call) -> None:
+        """Have `suspend` and `resume` called when the worker sleeps and wakes, and `close` before it ends if near."""
         ...
 
     def close(self) -> None: ...
@@ -105,14 +105,13 @@ class Ranks:
                 for rank in self._ranks:
                     rank.end()
 
-    def watch(self, suspend: Call, resume: Call, close: Call, launched: Call = lambda: None) -> None:
+    def watch(self, suspend: Call, resume: Call, close: Call) -> None:
         """Have `suspend` and `resume` called when workers sleep and wake, once for each rank.
 
-        By a worker in this process also `close` before its arena goes, and `launched` when it has handed a step to the
-        device; one in another process may go at any time.
+        `close` is called before an arena in this process goes; one in another process may go at any time.
         """
         for rank in self._ranks:
-            rank.watch(suspend, resume, close, launched)
+            rank.watch(suspend, resume, close)
 
     def close(self) -> None:
         """Let go of the workers."""
@@ -152,13 +151,11 @@ class _Near:
     def end(self) -> int:
         return int(self._done.count)
 
-    def watch(self, suspend: Call, resume: Call, close: Call, launched: Call) -> None:
-        memory = self._memory
-        memory.suspend, memory.resume, memory.closing, memory.launched = suspend, resume, close, launched
+    def watch(self, suspend: Call, resume: Call, close: Call) -> None:
+        self._memory.suspend, self._memory.resume, self._memory.closing = suspend, resume, close
 
     def close(self) -> None:
-        memory = self._memory
-        memory.suspend = memory.resume = memory.closing = memory.launched = None
+        self._memory.suspend = self._memory.resume = self._memory.closing = None
 
 
 class _Far:
@@ -185,7 +182,7 @@ class _Far:
             raise RankError(answer.error)
         return answer.count
 
-    def watch(self, suspend: Call, resume: Call, close: Call, launched: Call) -> None:  # noqa: ARG002 - it is far
+    def watch(self, suspend: Call, resume: Call, close: Call) -> None:  # noqa: ARG002 - it is far
         self._calls = channel = _connect(self._address)
         m.send(channel, m.Listen())
         m.receive(channel)

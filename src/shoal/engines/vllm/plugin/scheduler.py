@@ -38,6 +38,9 @@ LOOKED_AT = 64
 HOLD, HOLD_A_BLOCK, HOLD_STEP = 0.01, 0.0002, 0.005
 """Seconds for which a newcomer is held back at most, and more for each block it lacks; and at once if nothing runs."""
 
+ALONE_TOKENS = 256
+"""Tokens of its answer that a request which has the engine to itself should have room for when it begins."""
+
 STUCK_WAIT = 0.02
 """Seconds for which an engine that can run nothing waits for memory before it looks at its messages again."""
 
@@ -98,7 +101,6 @@ class ElasticMixin:
         pager = self.pager
         if pager is None:
             return super().schedule(*args, **kwargs)  # type: ignore[misc]
-        pager.busy()
         scheduler: Any = self
         running = scheduler.running
         if running:
@@ -129,19 +131,14 @@ class ElasticMixin:
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any, *args: Any, **kwargs: Any) -> Any:
         """What a step brought; requests that memory will never suffice for end here, with an error."""
         pager = self.pager
-        if pager is not None:
-            pager.busy()
-            if scheduler_output.total_num_scheduled_tokens > 0:
-                pager.processed()
+        if pager is not None and scheduler_output.total_num_scheduled_tokens > 0:
+            pager.processed()
         outputs = super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output, *args, **kwargs
         )
         if pager is not None:
             for request_id in self._patience.take_lost():
                 self._end(request_id, outputs)
-            scheduler: Any = self
-            if not scheduler.running:
-                pager.calm()
         return outputs
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -166,11 +163,15 @@ class ElasticMixin:
         return super().shutdown(*args, **kwargs)  # type: ignore[misc]
 
     def _hold_back(self, pager: Pager) -> bool:
-        """Whether the first waiting request should wait a moment for memory that is on its way.
+        """Whether the first waiting request should wait a moment: for memory that is owed, or that is on its way.
 
-        vLLM would admit it at once and evict cached blocks for it, while the device has memory that nobody uses.
+        vLLM would admit it on blocks that another engine is waiting for, or evict cached blocks for it while the device
+        has memory that nobody uses.
         """
         scheduler: Any = self
+        if pager.owes:
+            pager.poke()
+            return bool(scheduler.running)
         request = next(iter(scheduler.waiting))
         missing = self._missing(request)
         if pager.pool.fresh(missing) >= missing or not pager.may_grow():
@@ -269,7 +270,10 @@ class ElasticMixin:
                 decoding += 1
         tokens = decoding * self._steps.per_second(time.monotonic()) * LEASE_AHEAD
         growth = int(sum(tokens / size for size in self._sizes))
-        alone = self._blocks(first[0].num_tokens + scheduler.num_lookahead_tokens) if first and not running else 0
+        alone = 0
+        if first and not running:
+            ahead = min(first[0].max_tokens - first[0].num_output_tokens, ALONE_TOKENS)
+            alone = self._blocks(first[0].num_tokens + max(ahead, scheduler.num_lookahead_tokens))
         return Workload(len(running), queued, waiting, prefilling, self._blocks(self._step_tokens), growth, alone)
 
     def _blocks(self, tokens: int) -> int:

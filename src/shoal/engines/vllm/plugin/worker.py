@@ -75,13 +75,6 @@ class ElasticMixin:
             memory.warming.back(_blocks_of(scheduler_output))
         return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
 
-    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        """The end of a step, as far as this thread is concerned."""
-        result = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
-        if self._shoal is not None and self._shoal.rank.launched is not None:
-            self._shoal.rank.launched()
-        return result
-
     def sleep(self, level: int = 1) -> None:
         """All KV memory goes first, then what vLLM offloads."""
         if self._shoal is not None:
