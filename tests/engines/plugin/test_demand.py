@@ -120,11 +120,11 @@ def test_nothing_is_taken_that_was_needed_lately(view: View) -> None:
 @settings(deadline=None)
 @given(works, st.floats(0, 10000), st.sampled_from(BLOCKS))
 def test_the_goal_has_room_for_a_first_request_and_grows_with_the_work(work: Workload, rate: float, block: int) -> None:
-    idle, busy = target(Workload(), rate, block), target(Workload(running=1), 0.0, block)
+    idle, busy = target(Workload(), rate, block, 1 << 30), target(Workload(running=1), 0.0, block, 1 << 30)
     assert 2 <= idle <= busy
     assert (idle + 1) * block > READY_IDLE
     assert (busy + 1) * block > READY_BUSY
-    goal = target(work, rate, block)
+    goal = target(work, rate, block, 1 << 30)
     assert goal == idle if work.idle else busy <= goal <= busy + max(rate, 2 * work.step)
 
 
@@ -187,7 +187,7 @@ def test_it_settles_under_any_limit_and_stays(view: View, limits: list[int]) -> 
         settled = market.view
         assert settled.backed <= settled.lease
         assert settled.lease <= max(market.limit, settled.used * settled.block)
-        goal = target(settled.work, settled.rate, settled.block)
+        goal = target(settled.work, settled.rate, settled.block, settled.most)
         # Two thirds of the goal are ready, unless there is no lease or no block for more.
         roomless = settled.lease - settled.backed < settled.block
         assert settled.fresh * 3 >= goal * 2 or roomless or settled.parked == 0

@@ -15,7 +15,7 @@ from shoal.engines.vllm.plugin.ranks import RankError
 from .harness import BLOCK, Engine, Machine, until
 
 READY = READY_IDLE // BLOCK
-BUSY = READY_BUSY // BLOCK
+BUSY = min(READY_BUSY // BLOCK, 90 // 4)
 
 
 @pytest.fixture

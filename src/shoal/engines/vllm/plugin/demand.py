@@ -54,6 +54,8 @@ class View:
     rate: float
     spare: int
     work: Workload
+    most: int = 1 << 40
+    """Blocks that it could ever have, as far as is known."""
     overhead: int = 0
     """Bytes backed beyond what the backed blocks have: pages that they share with blocks that are not."""
 
@@ -73,19 +75,23 @@ class Decision:
     """The lease below which nothing can run; 0 while something does."""
 
 
-def target(work: Workload, rate: float, block: int) -> int:
-    """Fresh blocks to have ready: for the next steps, and for growth at `rate` blocks a second."""
+def target(work: Workload, rate: float, block: int, most: int) -> int:
+    """Fresh blocks to have ready: for the next steps, and for growth at `rate` blocks a second.
+
+    Of a cache that can only ever have few blocks, `most`, not more than a quarter is kept ready.
+    """
+    idle = max(2, READY_IDLE // block)
     if work.idle:
-        return max(2, READY_IDLE // block)
+        return idle
+    ready = max(idle, min(READY_BUSY // block, most // 4))
     # What is about to be prefilled is what the rate will be.
-    soon = max(int(rate * AHEAD), min(work.waiting + work.prefilling, 2 * work.step))
-    return max(2, READY_BUSY // block) + soon
+    return ready + min(most, max(int(rate * AHEAD), min(work.waiting + work.prefilling, 2 * work.step)))
 
 
 def decide(view: View) -> Decision:
     """What to do in `view`. Never asks to park a block in use, nor to back more than the lease allows."""
     work = view.work
-    goal = target(work, view.rate, view.block)
+    goal = target(work, view.rate, view.block, view.most)
     cached = max(0, view.free - view.fresh)
     upcoming = 0 if work.idle else work.waiting + work.prefilling + work.growth
     need = (view.used + upcoming) * view.block + view.overhead

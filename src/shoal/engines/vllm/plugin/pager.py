@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from shoal.memory.ages import AGES
 from shoal.memory.pages import PageMap
 
 from .demand import View, Workload, decide, target
@@ -27,6 +26,7 @@ from .messages import ChannelError
 from .pace import Pace, Window
 from .pool import ElasticPool
 from .ranks import RankError, Ranks
+from .reporting import Report
 from .statistics import Statistics
 
 log = logging.getLogger("vllm.shoal")
@@ -37,7 +37,7 @@ BATCH_BYTES = 64 << 20
 PARK_BYTES = 512 << 20
 """How much leaves vLLM's pool under one hold of the lock."""
 
-BUSY, IDLE = 0.02, 0.5
+BUSY, IDLE = 0.05, 0.5
 """Seconds between two looks at an engine that has requests, and at one that has none."""
 
 WINDOW_BUSY, WINDOW_IDLE = 10.0, 1.0
@@ -73,12 +73,11 @@ class Pager:
         self._leaving: deque[tuple[int, list[int]]] = deque()
         self._leaving_blocks = 0
         self._scheduled = self._processed = 0
+        self._goal = self._unseen = 0
         self._consumed = Pace()
         self._spare = Window()
         self._full_until = 0.0
-        self._reported: tuple[int, ...] = ()
-        self._ages = [0] * len(AGES)
-        self._aged_at = 0.0
+        self._report = Report(pool, leases, self._block)
         self._asleep = True
         self._closed = False
         self._failure: BaseException | None = None
@@ -123,7 +122,10 @@ class Pager:
         if blocks > 0:
             self._consumed.count += blocks
             self.statistics.stepped()
-            self._poked.set()
+            self._unseen += blocks
+            # Looking costs the interpreter's time, which vLLM's thread may need: not for every block.
+            if 6 * self._unseen >= self._goal:
+                self._poked.set()
 
     def processed(self) -> None:
         """The oldest step that was under way has left the device."""
@@ -262,10 +264,11 @@ class Pager:
         now = time.monotonic()
         with self.lock:
             rate = self._consumed.per_second(now)
-            goal = target(work, rate, self._block)
+            most = min(self.ceiling, self.most or self.ceiling)
+            self._goal, self._unseen = (goal := target(work, rate, self._block, most)), 0
             fresh = self.pool.fresh(max(256, 2 * goal))
             spare = self._spare.least(fresh - goal, now, WINDOW_IDLE if work.idle else WINDOW_BUSY)
-            view = self._view(work, rate, fresh, spare)
+            view = self._view(work, rate, fresh, spare, most)
             decision = decide(view)
             if decision.shrink:
                 self._park(min(decision.shrink, self._most_parked), cached=decision.cached)
@@ -273,17 +276,24 @@ class Pager:
                 # Under the lock, as every release: what a step claims meanwhile must not be given back.
                 self._leases.release(decision.drop)
         self._leases.ask(decision.need, decision.want, decision.least)
-        self._report(view, work, now)
+        self._report.say(view, now, self.lock)
         if decision.shrink:
             self._unback_left()
             return decision.shrink > self._most_parked
         if decision.grow and now >= self._full_until:
-            with self.lock:
-                claimed = self._claim(min(decision.grow, self._batch))
-            return self._back(claimed) and decision.grow > len(claimed)
+            self._grow_ahead(decision.grow)
         return False
 
-    def _view(self, work: Workload, rate: float, fresh: int, spare: int) -> View:
+    def _grow_ahead(self, count: int) -> None:
+        """Back `count` blocks, batch by batch, unless something goes before it."""
+        while count > 0 and not (self._closed or self._leases.excess):
+            with self.lock:
+                claimed = self._claim(min(count, self._batch))
+            if not self._back(claimed):
+                return
+            count -= len(claimed)
+
+    def _view(self, work: Workload, rate: float, fresh: int, spare: int, most: int) -> View:
         backed = self._map.backed_bytes
         overhead = max(0, backed - self._map.backed_blocks * self._block)
         return View(
@@ -299,6 +309,7 @@ class Pager:
             rate=rate,
             spare=spare,
             work=work,
+            most=most,
             overhead=overhead,
         )
 
@@ -372,42 +383,6 @@ class Pager:
                 self.pool.put_back(ids)
                 self._leases.release(plan.size)
 
-    def _report(self, view: View, work: Workload, now: float) -> None:
-        cached = max(0, view.free - view.fresh)
-        # Walking the free queue is cheap when nobody waits for it, and rare otherwise.
-        if now - self._aged_at >= (1.0 if work.idle else 4.0):
-            self._aged_at = now
-            with self.lock:
-                self._ages = self.pool.cached_by_age(now)
-        ages = _scaled(self._ages, cached)
-        # Those that wait for a place in the batch do not wait for memory.
-        short = work.queued if work.waiting > view.free else 0
-        held = (view.used * self._block, view.backed, short, *ages)
-        if held == self._reported:
-            return
-        self._reported = held
-        self._leases.report(
-            used=view.used * self._block,
-            cached=tuple(count * self._block for count in ages),
-            backed=view.backed,
-            waiting=short,
-        )
-
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise PagerError(f"the pager failed: {self._failure}") from self._failure
-
-
-def _scaled(ages: list[int], total: int) -> list[int]:
-    """The buckets of an earlier count, brought to what there is now: what is new is young, what went was old."""
-    result = list(ages)
-    surplus = total - sum(result)
-    if surplus > 0:
-        result[0] += surplus
-    index = len(result) - 1
-    while surplus < 0:
-        part = min(result[index], -surplus)
-        result[index] -= part
-        surplus += part
-        index -= 1
-    return result

@@ -124,7 +124,7 @@ class ElasticMixin:
         if ran:
             self._steps.count += 1
         pager.after_step(before - pager.pool.free, ran=ran)
-        if scheduler.waiting:
+        if scheduler.waiting and len(scheduler.running) < getattr(self, self._limit):
             pager.poke()
         return output
 

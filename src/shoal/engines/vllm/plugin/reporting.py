@@ -1,0 +1,62 @@
+"""What an engine tells the broker of its memory."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from shoal.memory.ages import AGES
+
+from .demand import View
+from .leases import Leases
+from .pool import ElasticPool
+
+AGED_IDLE, AGED_BUSY = 1.0, 4.0
+"""Seconds after which ages are read off vLLM's queue again. The walk is cheap when nobody waits for it."""
+
+
+class Report:
+    """Says what is held, when that has changed."""
+
+    def __init__(self, pool: ElasticPool, leases: Leases, block: int) -> None:
+        self._pool = pool
+        self._leases = leases
+        self._block = block
+        self._said: tuple[int, ...] = ()
+        self._ages = [0] * len(AGES)
+        self._aged_at = 0.0
+
+    def say(self, view: View, now: float, lock: AbstractContextManager[object]) -> None:
+        """Report `view` at `now`, in seconds. `lock` is held while the queue is walked."""
+        work = view.work
+        if now - self._aged_at >= (AGED_IDLE if work.idle else AGED_BUSY):
+            self._aged_at = now
+            with lock:
+                self._ages = self._pool.cached_by_age(now)
+        ages = scaled(self._ages, max(0, view.free - view.fresh))
+        # Those that wait for a place in the batch do not wait for memory.
+        short = work.queued if work.waiting > view.free else 0
+        held = (view.used * self._block, view.backed, short, *ages)
+        if held == self._said:
+            return
+        self._said = held
+        self._leases.report(
+            used=view.used * self._block,
+            cached=tuple(count * self._block for count in ages),
+            backed=view.backed,
+            waiting=short,
+        )
+
+
+def scaled(ages: list[int], total: int) -> list[int]:
+    """The buckets of an earlier count, brought to what there is now: what is new is young, what went was old."""
+    result = list(ages)
+    surplus = total - sum(result)
+    if surplus > 0:
+        result[0] += surplus
+    index = len(result) - 1
+    while surplus < 0:
+        part = min(result[index], -surplus)
+        result[index] -= part
+        surplus += part
+        index -= 1
+    return result
