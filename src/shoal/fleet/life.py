@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from shoal.errors import NotFoundError
 from shoal.fleet import facts
+from shoal.fleet.drains import Drains
 from shoal.fleet.effects import Effects
 from shoal.fleet.lifecycle import WITH_PROCESS, Effect, Event, RestartPolicy, step
 from shoal.fleet.placement import next_starts
 from shoal.fleet.records import Event as Note
-from shoal.fleet.records import LoadRecord
 from shoal.fleet.room import Room
 from shoal.fleet.shares import Shares
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
+from shoal.fleet.starts import Starts
 from shoal.fleet.state import Exit, Failure, Instance, Progress
 from shoal.fleet.state import InstanceState as S
 
@@ -42,12 +43,11 @@ class Life:
         self.routes_changed = False
         self._effects = effects
         self._limits = limits
-        self._started: dict[str, float] = {}
         self._room = Room(fleet)
-        self._versions: dict[str, str] = {}
+        self._starts = Starts(fleet, effects)
         self._after: dict[str, Event] = {}  # what the end of the process will mean
         self._why: dict[str, Failure] = {}
-        self._drain_until: dict[str, float] = {}
+        self.drains = Drains(fleet)
         self.shares = Shares(fleet, effects, self._put, self.note)
 
     # -- what people ask for ------------------------------------------------------------------------------------------
@@ -97,9 +97,9 @@ class Life:
             self._after[instance.id] = Event.END
         after = self._apply(instance, Event.UNLOAD, "unloaded")
         if before is S.READY:
-            self._drain_until[instance.id] = self._effects.now() + (0.0 if force else self._limits.drain)
+            self.drains.put(instance.id, self._effects.now() + (0.0 if force else self._limits.drain))
         elif force and before is S.DRAINING:
-            self._drain_until[instance.id] = self._effects.now()
+            self.drains.put(instance.id, self._effects.now())
         elif force and before is S.STOPPING:
             self._effects.kill(instance.id)
         return after
@@ -127,7 +127,7 @@ class Life:
         if instance is None:
             return
         if fact.failure is None:
-            self._versions[instance.id] = fact.version
+            self._starts.runs(instance.id, fact.version)
             started = dataclasses.replace(
                 instance,
                 address=fact.address,
@@ -160,8 +160,8 @@ class Life:
         instance = dataclasses.replace(
             instance, pid=fact.pid or instance.pid, ready_at=now, progress=None, failure=None
         )
-        seconds = now - self._started.get(instance.id, instance.created_at)
-        self._record(instance, fact.phases, "ready")
+        seconds = self._starts.seconds(instance)
+        self._starts.record(instance, fact.phases, "ready")
         self._apply(instance, Event.HEALTHY, f"ready after {seconds:.1f} s")
 
     def on_overdue(self, fact: facts.Overdue) -> None:
@@ -176,7 +176,7 @@ class Life:
             "see its log for what it waits for; raise `start_timeout` if it only needs longer",
         )
         self._after[instance.id] = Event.END_FAILED
-        self._record(instance, fact.phases, "start_timeout")
+        self._starts.record(instance, fact.phases, "start_timeout")
         self._apply(instance, Event.GIVE_UP, self._why[instance.id].message)
 
     def on_hung(self, fact: facts.Hung) -> None:
@@ -193,7 +193,7 @@ class Life:
         instance = self.fleet.instances.get(fact.instance)
         if instance is None or instance.state in (S.QUEUED, S.STOPPED, S.FAILED):
             return
-        self._drain_until.pop(instance.id, None)
+        self.drains.ended(instance.id)
         self.shares.ended(instance)
         self._room.ended(instance)
         failure = self._why.pop(instance.id, fact.failure)
@@ -238,9 +238,9 @@ class Life:
 
     def adopt(self, instance: Instance) -> None:
         """Take back an instance whose process group was found alive; it goes on where it was."""
-        self._started[instance.id] = instance.changed_at
+        self._starts.began(instance.id, instance.changed_at)
         if instance.state is S.DRAINING:
-            self._drain_until[instance.id] = self._effects.now() + self._limits.drain
+            self.drains.put(instance.id, self._effects.now() + self._limits.drain)
         self._put(instance)
         self.routes_changed = True
         self.note(instance, "adopted", f"{instance.id} was found running and taken back as {instance.state.value}")
@@ -251,8 +251,9 @@ class Life:
         self._room.forget(instance_id)
         self.fleet.weights.pop(instance_id, None)
         self.fleet.metrics.pop(instance_id, None)
-        for remembered in (self._versions, self._started, self._after, self._why):
-            remembered.pop(instance_id, None)
+        self._starts.forget(instance_id)
+        self._after.pop(instance_id, None)
+        self._why.pop(instance_id, None)
         self._effects.delete_instance(instance_id)
         self._effects.discard(instance_id)
         self.dirty.add(instance.model)
@@ -262,7 +263,8 @@ class Life:
     def settle(self) -> None:
         """Start whose turn it is, end what has drained, and say what the others wait for."""
         now = self._effects.now()
-        self._end_drained(now)
+        for instance_id, reason in self.drains.take_done(now, table_is_out=not self.routes_changed):
+            self._apply(self.fleet.instances[instance_id], Event.DRAINED, reason)
         self._place_queued()
         placed = [i for i in self.fleet.instances.values() if i.state is not S.QUEUED or i.devices]
         starts, waits = next_starts(placed, now)
@@ -273,7 +275,7 @@ class Life:
             if instance.reason != waiting.reason:
                 self._put(dataclasses.replace(instance, reason=waiting.reason), save=False)
         due = [i.restart_at for i in self.fleet.instances.values() if i.state is S.QUEUED and i.restart_at]
-        upcoming = [at for at in (*due, *self._drain_until.values()) if at > now]
+        upcoming = [at for at in (*due, *self.drains.limits) if at > now]
         if upcoming:
             self._effects.wake_at(min(upcoming))
 
@@ -289,33 +291,9 @@ class Life:
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def _start(self, instance: Instance) -> None:
-        now = self._effects.now()
-        self._started[instance.id] = now
+        self._starts.began(instance.id, self._effects.now())
         starting = dataclasses.replace(instance, restart_at=None, progress=Progress("starting", 0), ready_at=None)
         self._apply(starting, Event.START, f"starts on {', '.join(instance.devices)}")
-
-    def _end_drained(self, now: float) -> None:
-        for instance_id, until in list(self._drain_until.items()):
-            instance = self.fleet.instances.get(instance_id)
-            if instance is None or instance.state is not S.DRAINING:
-                self._drain_until.pop(instance_id)
-                continue
-            left = self.fleet.outstanding(instance_id)
-            if self._relays_know() and left == 0:
-                self._drain_until.pop(instance_id)
-                self._apply(instance, Event.DRAINED, "no request runs any more")
-            elif now >= until:
-                self._drain_until.pop(instance_id)
-                self._apply(instance, Event.DRAINED, f"{left} running request(s) were ended")
-
-    def _relays_know(self) -> bool:
-        """Whether every relay has the present routing table, so that no request can still be on its way."""
-        return not self.routes_changed and all(
-            (report.epoch, report.version) == self.table_id for report in self.fleet.relays.values()
-        )
-
-    table_id: tuple[str, int] = ("", 0)
-    """Epoch and version of the routing table that was published last."""
 
     def _place_queued(self) -> None:
         for instance in sorted(self.fleet.instances.values(), key=lambda i: (i.created_at, i.id)):
@@ -335,7 +313,7 @@ class Life:
         if instance.spec is None:  # its settings were lost: it cannot be started again
             restart = None
         if instance.state is S.STARTING and instance.restarts == 0:
-            self._record(instance, {}, failure.code)
+            self._starts.record(instance, {}, failure.code)
         if restart is None:
             event = Event.END_FAILED if instance.state is S.STOPPING else Event.EXHAUST
             tries = f" after {instance.restarts} restart(s)" if instance.restarts else ""
@@ -377,24 +355,6 @@ class Life:
             self._effects.terminate(instance.id)
         elif effect is Effect.KILL:
             self._effects.kill(instance.id)
-
-    def _record(self, instance: Instance, phases: Mapping[str, float], outcome: str) -> None:
-        started = self._started.get(instance.id, instance.created_at)
-        self._effects.add_load(
-            LoadRecord(
-                model=instance.model,
-                instance=instance.id,
-                engine=instance.engine,
-                environment=instance.environment,
-                version=self._versions.get(instance.id, ""),
-                devices=tuple(sorted({d.kind for d in self.fleet.devices if d.id in instance.devices})),
-                started_at=started,
-                seconds=self._effects.now() - started,
-                outcome=outcome,
-                phases=dict(phases),
-                memory=dict(instance.memory),
-            )
-        )
 
     def _put(self, instance: Instance, *, save: bool = True) -> None:
         self.fleet.instances[instance.id] = instance

@@ -327,7 +327,7 @@ class Manager:
             if routes != self._table.routes or not self._version:
                 self._version += 1
                 self._table = RoutingTable(self._epoch, self._version, routes)
-                self._life.table_id = (self._epoch, self._version)
+                self._life.drains.table_id = (self._epoch, self._version)
                 self._effects.route(self._table)
 
     def _model(self, name: str) -> Model:
