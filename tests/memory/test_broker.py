@@ -6,10 +6,9 @@ import asyncio
 import os
 import socket
 import stat
-import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -24,21 +23,6 @@ from .tool import Tool, eventually
 
 MIB = 2**20
 GPU = 1024 * MIB
-
-
-@pytest.fixture
-def path() -> Iterator[Path]:
-    # Not tmp_path: with xdist its name can be too long for a socket.
-    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
-        yield Path(folder) / "broker.sock"
-
-
-@pytest.fixture
-async def broker(path: Path) -> AsyncIterator[Broker]:
-    broker = Broker(path)
-    await broker.start()
-    yield broker
-    await broker.stop()
 
 
 class Engines:

@@ -9,9 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,20 +39,6 @@ assert lease.wait_lease(int(sys.argv[4]), 60)
 print("ready", flush=True)
 time.sleep(600)
 """
-
-
-@pytest.fixture
-def path() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
-        yield Path(folder) / "broker.sock"
-
-
-@pytest.fixture
-async def broker(path: Path) -> AsyncIterator[Broker]:
-    broker = Broker(path)
-    await broker.start()
-    yield broker
-    await broker.stop()
 
 
 class Processes:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -24,20 +23,6 @@ from .tool import eventually
 
 MIB = 2**20
 GPU = 1024 * MIB
-
-
-@pytest.fixture
-def path() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
-        yield Path(folder) / "broker.sock"
-
-
-@pytest.fixture
-async def broker(path: Path) -> AsyncIterator[Broker]:
-    broker = Broker(path)
-    await broker.start()
-    yield broker
-    await broker.stop()
 
 
 @pytest.fixture
