@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import signal
 import time
 from pathlib import Path
 
+from shoal.ending import asked_to_end
 from shoal.memory.broker import Broker
 from shoal.memory.messages import MemberState
 from shoal.memory.nvml import HOST, Machine
@@ -54,11 +54,8 @@ async def _serve(path: Path, key: str, limit: int, headroom: float) -> None:
         path, limits={key: limit}, headroom=headroom, measure=None if key == HOST else Machine(), interval=0.1
     )
     await broker.start()
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
     try:
-        await ended.wait()
+        await asked_to_end().wait()
     finally:
         await broker.stop()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.memory_common import amount, device_key, make_user_folder, own_socket, user_folder
+from shoal.ending import asked_to_end
 from shoal.errors import ShoalError
 from shoal.memory.broker import Broker
 from shoal.memory.nvml import Machine
@@ -64,10 +64,7 @@ async def _serve(path: Path, limits: Mapping[str, Amount], headroom: Amount, mac
     broker = Broker(path, limits=limits, headroom=headroom, measure=machine)
     broker.know(await asyncio.to_thread(machine))
     await broker.start()
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
     try:
-        await ended.wait()
+        await asked_to_end().wait()
     finally:
         await broker.stop()

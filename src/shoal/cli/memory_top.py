@@ -20,6 +20,7 @@ from rich.text import Text
 from shoal.cli.memory_common import device_name
 from shoal.cli.memory_view import view
 from shoal.cli.output import plain
+from shoal.ending import asked_to_end
 from shoal.memory.nvml import Machine
 from shoal.memory.tools import AsyncBrokerTool, Books
 
@@ -31,9 +32,7 @@ def run(path: Path, interval: float, console: Console) -> None:
 
 async def _run(path: Path, interval: float, console: Console) -> None:
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
+    ended = asked_to_end()
     name = partial(device_name, Machine())
     async with AsyncBrokerTool(path) as tool:
         with _keys(loop, ended), Live(console=console, screen=True, auto_refresh=False) as live:

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import resource
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import uvloop
 
+from shoal.ending import asked_to_end
 from shoal.gateway.relay import RelayConfig
 from shoal.gateway.relay_aiohttp import AiohttpRelay
 
@@ -42,10 +42,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = asked_to_end()
     relay = AiohttpRelay(
         RelayConfig(
             controller=arguments.controller,
