@@ -89,7 +89,7 @@ class Pager:
         self._thread = threading.Thread(target=self._run, name="shoal-pager", daemon=True)
 
     def start(self) -> None:
-        """Back what must always be, and begin. Raises PagerError."""
+        """Back what must always be, and begin. Raises LeaseError, RankError, PagerError."""
         self._wake()
         self._thread.start()
         self._ranks.watch(self.suspend, self.resume, self.close)
@@ -186,7 +186,7 @@ class Pager:
     # Sleep
 
     def suspend(self) -> None:
-        """Take all memory away, block 0 too. Called once by each rank, none of which runs anything; waits for all.
+        """Take all memory away, block 0 too. Called once by each rank, when it runs nothing; the last call does it.
 
         Raises PagerError if requests hold blocks.
         """
@@ -210,7 +210,7 @@ class Pager:
             self._leases.close()
 
     def resume(self) -> None:
-        """Back what must always be. Raises PagerError if there is no memory for it."""
+        """Back what must always be. Raises PagerError if there is no memory for it, LeaseError, RankError."""
         with self._turn:
             self._sleepers = 0
             if self._asleep:
@@ -316,7 +316,8 @@ class Pager:
     def _claim(self, count: int) -> list[int]:
         """Take at most `count` parked blocks that the lease covers, and book them as backed. The lock is held."""
         ids = self.pool.take(count)
-        room = self._leases.lease - self._map.backed_bytes
+        # What is owed is not grown into, not even for a step.
+        room = self._leases.lease - self._leases.excess - self._map.backed_bytes
         while ids:
             plan = self._map.plan_back(ids)
             if plan.size <= room:
