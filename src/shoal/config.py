@@ -23,7 +23,7 @@ from shoal.fleet.spec import ModelSpec
 from shoal.settings import PREFIX, Settings
 
 # Variables that other parts of Shoal read: the client, and what runs beside or inside an engine.
-_ENGINE_VARIABLES = ("ENGINE", "FLOOR", "CEILING", "PRIORITY", "ELASTIC", "FIXED", "PATIENCE")
+_ENGINE_VARIABLES = ("ENGINE", "FLOOR", "CEILING", "PRIORITY", "ELASTIC", "FIXED", "PATIENCE", "STATS")
 OTHER_VARIABLES = frozenset(
     {"SHOAL_URL", "SHOAL_CONFIG", "SHOAL_FLEET", "SHOAL_INSTANCE"}
     | {f"SHOAL_MEMORY_{word}" for word in _ENGINE_VARIABLES}
@@ -178,5 +178,7 @@ def _where(file: Path | None) -> str:
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | OTHER_VARIABLES
     for name in environ:
-        if name.startswith(PREFIX) and name.upper().split("__")[0] not in known:
+        # Those for tests are theirs alone.
+        ours = name.startswith(PREFIX) and not name.startswith(f"{PREFIX}TEST_")
+        if ours and name.upper().split("__")[0] not in known:
             raise ConfigError(f"{name}: there is no such variable{suggest(name, known)}")
