@@ -9,7 +9,8 @@
   with a name and a version is enough.
 
 That recipe is run in development (100 s, 2.5 GB; the CPU build of torch that it pins has wheels on PyTorch's own
-index). The `vllm` recipe for GPUs is the plain wheel of the same version; it was not yet run on a GPU machine.
+index). The `vllm` recipe for GPUs is the plain wheel of the same version; its install has not been run on a GPU
+machine, where vLLM was tested from environments made otherwise.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class SimulatedEngine:
         self,
         spec: ModelSpec,
         *,
-        instance: str,  # noqa: ARG002 - part of the interface; the process needs no name or device of its own
+        instance: str,  # noqa: ARG002 - part of the interface; what needs a name has it from `memory`
         address: str,
         devices: Sequence[Device],
         environment: Environment,
