@@ -135,6 +135,8 @@ async def test_two_first_requests_that_do_not_fit_together_run_one_after_the_oth
     a.ask(600 * MIB, least=600 * MIB)
     await _has(a, 600 * MIB)
     b.ask(700 * MIB, least=700 * MIB)
+    # It is heard before a asks again, which would be granted everything else.
+    await eventually(lambda: any(m.need == 700 * MIB for m in broker.ledger.devices["gpu"].members.values()))
     a.report(used=600 * MIB, backed=600 * MIB, waiting=1)
     a.ask(1200 * MIB)  # the first runs, and there is another
     await _owes(a, 600 * MIB - (GPU - 700 * MIB))
