@@ -19,15 +19,17 @@ from typing import Any
 
 import aiohttp
 
+from shoal.bench import clock
 from shoal.bench import rig as rigs
 from shoal.bench.arrivals import Burst, bursts, lasts, rate_over_time
 from shoal.bench.broker import connect
+from shoal.bench.clock import say
 from shoal.bench.load import Due, Served, body, client, drive, prompt, send
 from shoal.bench.phases import Phase, parse
 from shoal.bench.processes import Processes, Running, end_in_order
 from shoal.bench.promises import burst_checks
 from shoal.bench.recording import Recorder, plot
-from shoal.bench.results import rows_of, show, write
+from shoal.bench.results import merge, show, write
 from shoal.bench.stats import summary
 from shoal.engines.promtext import parse_samples
 from shoal.memory.elastic import ElasticTerms
@@ -38,11 +40,6 @@ SYSTEMS = ("stock", "shoal", "alone")
 PORT = 8131
 PATIENCE = 100.0
 """Seconds that a phase goes on after the last request was due."""
-BEGAN = time.monotonic()
-
-
-def say(*what: object) -> None:
-    print(f"[{time.monotonic() - BEGAN:6.1f}]", *what, flush=True)
 
 
 class Bench:
@@ -57,7 +54,7 @@ class Bench:
         self.limits = rigs.Limits() if rig.variant == "cuda" else rigs.Limits(2048, 32, 2048)
 
     def left(self) -> float:
-        return float(self.options.limit) - (time.monotonic() - BEGAN)
+        return clock.left(self.options.limit)
 
     def save(self) -> Path:
         o = self.options
@@ -345,11 +342,7 @@ def rehearse(found: argparse.Namespace, rig: rigs.Rig) -> None:
 def main() -> int:
     found = options()
     if found.merge:
-        rows = rows_of(found.merge)
-        checks = burst_checks(rows)
-        first = json.loads(found.merge[0].read_text())["machine"]
-        print(write(found.out, rows, checks, label=found.label, extra=first))
-        show(checks)
+        merge(found.merge, found.out, burst_checks, label=found.label)
         return 0
     rig = rigs.find(found)
     if found.quick:

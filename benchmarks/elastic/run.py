@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shoal.bench import clock
 from shoal.bench import rig as rigs
 from shoal.bench.broker import connect, members, wait_lease
+from shoal.bench.clock import say
 from shoal.bench.offline import as_settings
 from shoal.bench.processes import Processes, Running, end_in_order
 from shoal.bench.promises import elastic_checks
-from shoal.bench.results import rows_of, show, write
+from shoal.bench.results import merge, show, write
 from shoal.memory.client import Lease, Rank
 from shoal.memory.elastic import ElasticTerms
 from shoal.memory.tools import BrokerError, BrokerTool
@@ -29,7 +31,6 @@ FOLDER = Path(__file__).resolve().parent
 IDLE = 64 * MIB
 """An engine that has no more than this backed holds nothing."""
 NAME = "engine"
-BEGAN = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,6 @@ QUICK = (
     Load("12x48/16", "mixed", 12, 48, 16),
     Load("8x(128 shared + 32)/16", "shared prefixes", 8, 32, 16, shared=128, prefixes=2),
 )
-
-
-def say(*what: object) -> None:
-    print(f"[{time.monotonic() - BEGAN:6.1f}]", *what, flush=True)
 
 
 class Engine:
@@ -106,7 +103,7 @@ class Bench:
         self.size = int((0.5 if rig.variant == "cpu" else options.kv_gib) * GIB)
 
     def left(self) -> float:
-        return float(self.options.limit) - (time.monotonic() - BEGAN)
+        return clock.left(self.options.limit)
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -293,12 +290,7 @@ def options() -> argparse.Namespace:
 def main() -> int:
     found = options()
     if found.merge:
-        rows = rows_of(found.merge)
-        checks = elastic_checks(rows)
-        print(
-            write(found.out, rows, checks, label=found.label, extra=json.loads(found.merge[0].read_text())["machine"])
-        )
-        show(checks)
+        merge(found.merge, found.out, elastic_checks, label=found.label)
         return 0
     rig = rigs.find(found)
     bench = Bench(found, rig)

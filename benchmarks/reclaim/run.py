@@ -14,8 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shoal.bench import clock
 from shoal.bench import rig as rigs
 from shoal.bench.broker import connect, members, wait_lease
+from shoal.bench.clock import say
 from shoal.bench.load import Due, Served, body, client, drive, prompt
 from shoal.bench.processes import DiedError, Processes, Running, end_in_order
 from shoal.bench.promises import reclaim_checks
@@ -30,11 +32,6 @@ GIB, MIB = 2**30, 2**20
 FOLDER = Path(__file__).resolve().parent
 PORTS = {"full": 8141, "neighbour": 8142}
 IDLE = 64 * MIB
-BEGAN = time.monotonic()
-
-
-def say(*what: object) -> None:
-    print(f"[{time.monotonic() - BEGAN:6.1f}]", *what, flush=True)
 
 
 class Bench:
@@ -57,7 +54,7 @@ class Bench:
         return prompt(rng, self.options.prompt_tokens, self.rig.vocabulary)
 
     def left(self) -> float:
-        return float(self.options.limit) - (time.monotonic() - BEGAN)
+        return clock.left(self.options.limit)
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)

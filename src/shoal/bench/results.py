@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -84,6 +84,16 @@ def write(
 def rows_of(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """The rows of several results, in that order: a benchmark longer than one sitting."""
     return [row for path in paths for row in json.loads(path.read_text())["rows"]]
+
+
+def merge(
+    paths: Sequence[Path], folder: Path, judge: Callable[[list[dict[str, Any]]], list[Check]], *, label: str
+) -> None:
+    """Make one result in `folder` of several of the same machine, and print where it is and its checks."""
+    rows = rows_of(paths)
+    checks = judge(rows)
+    print(write(folder, rows, checks, label=label, extra=json.loads(paths[0].read_text())["machine"]))  # noqa: T201
+    show(checks)
 
 
 def show(checks: Iterable[Check]) -> None:
