@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test test-fast test-e2e lint format bench-report clean
+.PHONY: demo test test-fast test-e2e test-nightly lint format bench-report clean
 
 demo: .venv/.demo
 	@$(BIN)/shoal demo $(ARGS)
@@ -18,6 +18,11 @@ test-fast: .venv/.dev
 # The real vLLM CPU engine with a real small model; the first run installs both.
 test-e2e: .venv/.dev
 	$(BIN)/pytest -m "e2e" tests/e2e tests/engines/plugin $(ARGS)
+
+# The properties of memory with a hundred times the examples, and a million frames at the broker: an hour or more.
+test-nightly: .venv/.dev
+	SHOAL_TEST_EXAMPLES=10000 SHOAL_TEST_FRAMES=1000000 $(BIN)/pytest -n 2 --dist loadgroup --timeout 14400 \
+		-m "not e2e and not gpu" tests/memory tests/engines/plugin $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

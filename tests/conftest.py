@@ -1,11 +1,19 @@
-"""What every test may rely on: Ctrl-C works."""
+"""What every test may rely on: Ctrl-C works, and how thorough properties are."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+
+from hypothesis import settings
 
 # Started in the background of a script, a process ignores Ctrl-C and hands that down to its children; tests that send
 # it would wait for ever.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# `make test-nightly`: as many examples for each property that does not name a number of its own.
+if examples := os.environ.get("SHOAL_TEST_EXAMPLES"):
+    settings.register_profile("nightly", max_examples=int(examples), deadline=None)
+    settings.load_profile("nightly")
