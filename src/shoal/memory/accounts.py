@@ -76,6 +76,12 @@ class Member:
     def key(self) -> tuple[str, int]:
         return (self.engine, self.rank)
 
+    def set_need(self, need: int, now: float) -> None:
+        """What it needs from now on; of a fall, the level before it is remembered for `HOLD`."""
+        if need < self.need and now >= self._held_until:
+            self._held_need, self._held_until = self.need, now + HOLD
+        self.need = need
+
     def needed(self, now: float) -> int:
         """What it needs, where a fall counts only after `HOLD`."""
         return self._held_need if now < self._held_until and self._held_need > self.need else self.need
@@ -133,6 +139,12 @@ class Device:
     """Bytes that nobody may lease because something is about to need them."""
     held_back_by: dict[Hashable, int] = field(default_factory=dict)
     _last_others: int | None = None
+
+    def confirmed(self, others: int) -> int:
+        """What of a reading of `others` the reading before it bears out; the first one stands for itself."""
+        last = others if self._last_others is None else self._last_others
+        self._last_others = others
+        return min(others, last)
 
     @property
     def budget(self) -> int:

@@ -95,9 +95,8 @@ class Ledger:
                 member.ceiling = _ceiling(device, member.terms)
         backed = sum(member.backed for member in device.members.values())
         now = max(0, total - free - backed)
-        last = device._last_others if device._last_others is not None else now  # noqa: SLF001
-        device._last_others = now  # noqa: SLF001
-        seen = now if free < device.headroom // 2 else min(now, last)
+        confirmed = device.confirmed(now)
+        seen = now if free < device.headroom // 2 else confirmed
         if abs(seen - device.others) >= min(32 << 20, total >> 10):
             device.others = seen
         return device.budget != before
@@ -182,9 +181,8 @@ class Ledger:
 
         `least`: the lease with which it can run its first request, if it runs none.
         """
-        if need < member.need and now >= member._held_until:  # noqa: SLF001
-            member._held_need, member._held_until = member.need, now + HOLD  # noqa: SLF001
-        member.need, member.want = need, max(need, want)
+        member.set_need(need, now)
+        member.want = max(need, want)
         least = min(least, need)
         if least and not member.least:
             member.waiting_since = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from shoal.memory.client import Callbacks, Lease, LeaseError, Rank
 from shoal.memory.elastic import ElasticTerms
@@ -107,7 +108,5 @@ class Leases:
     def _keep(self, terms: tuple[int, int | None, int]) -> None:
         """What was changed at run time holds after a sleep, too."""
         floor, ceiling, priority = terms
-        self._ranks = [
-            Rank(r.engine, r.device, r.device_size, r.rank, floor, ceiling, priority, r.unit) for r in self._ranks
-        ]
+        self._ranks = [replace(rank, floor=floor, ceiling=ceiling, priority=priority) for rank in self._ranks]
         self._news()

@@ -49,13 +49,11 @@ class RankMemory:
         self.resume: Callable[[], None] | None = None
         self.closing: Callable[[], None] | None = None
         """Set by a pager in this process: ends it, before its arena goes."""
-        self._vmm: Vmm | None = None
         self._server: _Server | None = None
         _here[engine, rank] = self
 
     def place(self, vmm: Vmm, layout: Layout) -> torch.Tensor:
         """Reserve addresses for `layout`; answers the tensor over them."""
-        self._vmm = vmm
         self.arena = Arena(vmm, layout.geometry, slice_bytes=64 << 20)
         return self.arena.tensor(layout.size)
 
@@ -98,9 +96,6 @@ class RankMemory:
             self._server.close()
         if self.arena is not None:
             self.arena.close()
-        if self._vmm is not None and self.arena is not None:
-            with contextlib.suppress(RuntimeError):
-                self._vmm.trim(0)
 
     def _tell(self, call: Callable[[], None] | None, message: m.Message) -> None:
         if self.arena is None:

@@ -82,6 +82,8 @@ class ElasticMixin:
         self._held = ("", 0.0)
         # Since some version the number of requests that run is limited apart from the number of the runner's slots.
         self._limit = "max_num_active_reqs" if hasattr(self, "max_num_active_reqs") else "max_num_running_reqs"
+        # Read once: the pager's thread must not meet what `schedule` sets it to for a step.
+        self._places = int(getattr(self, self._limit))
         self._sizes = [group.kv_cache_spec.block_size for group in scheduler.kv_cache_config.kv_cache_groups]
         self._step_tokens = int(scheduler.scheduler_config.max_num_batched_tokens)
         pager = Pager(ElasticPool(pool, geometry), ranks, Leases(terms, leased), self._workload)
@@ -107,24 +109,24 @@ class ElasticMixin:
             # Every request may need one block, or as many as its new tokens fill.
             sure = len(running) * self._blocks(1 + scheduler.num_lookahead_tokens) + self._blocks(self._step_tokens)
             pager.before_step(self._required, sure)
-        held_back = bool(scheduler.waiting) and self._hold_back(pager)
+        # Without a place in the batch nobody is admitted, and so nobody has to be held back.
+        held_back = bool(scheduler.waiting) and len(running) < self._places and self._hold_back(pager)
         if not running and scheduler.waiting and not held_back:
             self._admit_first(pager)
         before = pager.pool.free
         if held_back:
             # One more step without newcomers.
-            limit = getattr(self, self._limit)
             setattr(self, self._limit, len(running))
         try:
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         finally:
             if held_back:
-                setattr(self, self._limit, limit)
+                setattr(self, self._limit, self._places)
         ran = output.total_num_scheduled_tokens > 0
         if ran:
             self._steps.count += 1
         pager.after_step(before - pager.pool.free, ran=ran)
-        if scheduler.waiting and len(scheduler.running) < getattr(self, self._limit):
+        if scheduler.waiting and len(scheduler.running) < self._places:
             pager.poke()
         return output
 
@@ -254,12 +256,11 @@ class ElasticMixin:
         try:
             running = list(scheduler.running)
             queued = len(scheduler.waiting)
-            first = list(itertools.islice(scheduler.waiting, LOOKED_AT))
+            admissible = min(queued, max(0, self._places - len(running)))
+            first = list(itertools.islice(scheduler.waiting, min(LOOKED_AT, admissible)))
             prompts = [self._missing(request) for request in first]
         except (RuntimeError, IndexError):  # the queue changed meanwhile
             return Workload(running=len(scheduler.running), queued=1, step=self._blocks(self._step_tokens))
-        admissible = min(queued, max(0, scheduler.max_num_running_reqs - len(running)))
-        prompts = prompts[:admissible]
         waiting = sum(prompts) if admissible <= len(prompts) else sum(prompts) * admissible // max(1, len(prompts))
         prefilling = decoding = 0
         for request in running:

@@ -159,18 +159,21 @@ class _Memory:
             yield
         finally:
             warming, self.warming = self.warming, None
-            if self._torch_device.type == "cuda":
-                torch.cuda.synchronize(self._torch_device)
+            self._settle()
             warming.close()
 
     def suspend(self) -> None:
         """Nothing that this rank has begun may still touch the cache when it goes."""
-        if self._torch_device.type == "cuda":
-            torch.cuda.synchronize(self._torch_device)
+        self._settle()
         self.rank.suspended()
 
     def close(self) -> None:
         self.rank.close()
+
+    def _settle(self) -> None:
+        """Wait for all that the device has been given to do."""
+        if self._torch_device.type == "cuda":
+            torch.cuda.synchronize(self._torch_device)
 
 
 class _WarmUp:
