@@ -51,9 +51,11 @@ def demo(
         with _serving(port, console) as client:
             _load(client, source)
             _ask(openai, client.url, console)
-            _what_next(client.url, console, once=once)
-            if not once:
-                _wait_for_ctrl_c()
+            # From the first line that says it is ready, Ctrl-C is how the demo ends, not how it is cut short.
+            with contextlib.suppress(KeyboardInterrupt):
+                _what_next(client.url, console, once=once)
+                if not once:
+                    signal.pause()
     except ShoalError as error:
         console.print(f"shoal: {error.message}", markup=False, style="red", soft_wrap=True)
         raise typer.Exit(1) from None
@@ -226,8 +228,3 @@ def _what_next(url: str, console: Any, *, once: bool) -> None:
         markup=False,
         soft_wrap=True,
     )
-
-
-def _wait_for_ctrl_c() -> None:
-    with contextlib.suppress(KeyboardInterrupt):
-        signal.pause()
