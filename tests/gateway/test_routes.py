@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import ShoalError
 from shoal.gateway.routes import NAMES_SHOWN, UNKNOWN, Outcome, Routes
-from shoal.messages import ModelCount, Route, RoutingTable, Target
+from shoal.messages import ModelCount, Outcome, Route, RoutingTable, Target
 
 
 def a_route(model: str, instances: int) -> Route:

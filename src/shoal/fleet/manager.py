@@ -9,6 +9,8 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
+import msgspec
+
 from shoal.errors import ConflictError, NotFoundError, ShoalError
 from shoal.fleet import facts
 from shoal.fleet.effects import Effects
@@ -16,7 +18,7 @@ from shoal.fleet.facts import Fact
 from shoal.fleet.life import Life, Limits
 from shoal.fleet.memory import MemoryView, Terms
 from shoal.fleet.records import Event as Note
-from shoal.fleet.snapshot import Fleet, ModelView
+from shoal.fleet.snapshot import Access, Fleet, ModelView
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
@@ -223,6 +225,11 @@ class Manager:
                     self._drop_model(name)
         return {"added": added, "changed": changed, "removed": removed, "restart_needed": restart}
 
+    def set_access(self, change: Callable[[Access], Access]) -> None:
+        """Tell the relays of other keys or virtual models."""
+        self.fleet.access = change(self.fleet.access)
+        self._life.routes_changed = True
+
     def recover(
         self, models: Iterable[Model], instances: Iterable[Instance], running: set[str], ended: Iterable[facts.Exited]
     ) -> None:
@@ -323,10 +330,17 @@ class Manager:
     def _tell_relays(self) -> None:
         if self._life.routes_changed:
             self._life.routes_changed = False
-            routes = tuple(self.fleet.route(name) for name in sorted(self.fleet.models))
-            if routes != self._table.routes or not self._version:
+            table = RoutingTable(
+                self._epoch,
+                self._version,
+                tuple(self.fleet.route(name) for name in sorted(self.fleet.models)),
+                self.fleet.access.keys,
+                self.fleet.access.virtual,
+                self.fleet.access.keys_required,
+            )
+            if table != self._table or not self._version:
                 self._version += 1
-                self._table = RoutingTable(self._epoch, self._version, routes)
+                self._table = msgspec.structs.replace(table, version=self._version)
                 self._life.drains.table_id = (self._epoch, self._version)
                 self._effects.route(self._table)
 

@@ -8,7 +8,7 @@ from shoal.engines.base import EngineMetrics
 from shoal.fleet.memory import Ledger, MemoryView, PoolView
 from shoal.fleet.spec import TERMS, ModelSpec
 from shoal.fleet.state import Device, Failure, Instance, InstanceState, Model, Progress
-from shoal.messages import RelayReport, Route, Target
+from shoal.messages import Key, RelayReport, Route, Target, VirtualModel
 
 UNLOADED = "unloaded"
 LEASELESS = "the engine leases no memory: its log says why the model's KV cache cannot be elastic"
@@ -79,6 +79,15 @@ class DeviceView:
     """What elastic KV caches may take of it, and take."""
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What relays have to know beyond the models: who may use them, and names that stand for them."""
+
+    keys: tuple[Key, ...] = ()
+    keys_required: bool = False
+    virtual: tuple[VirtualModel, ...] = ()
+
+
 @dataclass(slots=True)
 class Fleet:
     """All that the manager knows. Ended instances stay until newer ones push them out."""
@@ -94,6 +103,7 @@ class Fleet:
     context_lengths: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, EngineMetrics] = field(default_factory=dict)
     relays: dict[int, RelayReport] = field(default_factory=dict)
+    access: Access = field(default_factory=Access)
 
     def of_model(self, name: str) -> list[Instance]:
         """The model's instances that have not been stopped, oldest first."""

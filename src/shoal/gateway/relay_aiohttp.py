@@ -28,8 +28,8 @@ from shoal.gateway.inspect import MODEL_HEADER, model_of
 from shoal.gateway.link import Link
 from shoal.gateway.local import controller_away, health_without_controller, model_list, model_view
 from shoal.gateway.relay import RelayConfig
-from shoal.gateway.routes import UNKNOWN, Outcome, Routes
-from shoal.messages import Target
+from shoal.gateway.routes import UNKNOWN, Routes
+from shoal.messages import Outcome, Target
 from shoal.net import UnixAddress
 
 log = logging.getLogger(__name__)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 from shoal.errors import NotFoundError, ShoalError
-from shoal.messages import ModelCount, Route, RoutingTable, Target
+from shoal.messages import ModelCount, Outcome, Route, RoutingTable, Target
 
-Outcome = Literal["ok", "client_error", "engine_error", "unavailable", "cancelled"]
 UNKNOWN = ""
 """The model name under which requests are counted that name no known model; no model can have it."""
 NAMES_SHOWN = 20
