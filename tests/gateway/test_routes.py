@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import ShoalError
-from shoal.gateway.routes import NAMES_SHOWN, UNKNOWN, Outcome, Routes
+from shoal.gateway.routes import NAMES_SHOWN, UNKNOWN, Routes
 from shoal.messages import ModelCount, Outcome, Route, RoutingTable, Target
 
 
