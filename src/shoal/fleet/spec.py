@@ -68,14 +68,7 @@ class ModelSpec(BaseModel):
     @field_validator("name")
     @classmethod
     def _name(cls, name: str) -> str:
-        name = unicodedata.normalize("NFC", name)
-        if not name or name != name.strip() or len(name) > MAX_NAME:
-            raise ValueError(f"a name has 1 to {MAX_NAME} characters and no blanks at its ends")
-        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
-            raise ValueError("a name cannot hold control characters or line breaks")
-        if name in (".", "..") or "//" in name or name.startswith("/") or name.endswith("/"):
-            raise ValueError("a name cannot be a path: no leading, trailing or doubled slash")
-        return name
+        return check_name(name)
 
     @field_validator("source", "environment")
     @classmethod
@@ -145,6 +138,18 @@ class ModelSpec(BaseModel):
                 f"the floor of {format_bytes(self.floor)} is above the ceiling of {format_bytes(self.ceiling)}; "
                 "lower the floor or raise the ceiling"
             )
+
+
+def check_name(name: str) -> str:
+    """A name that clients may send as `model`, in the one Unicode form that is kept. Raises ValueError."""
+    name = unicodedata.normalize("NFC", name)
+    if not name or name != name.strip() or len(name) > MAX_NAME:
+        raise ValueError(f"a name has 1 to {MAX_NAME} characters and no blanks at its ends")
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
+        raise ValueError("a name cannot hold control characters or line breaks")
+    if name in (".", "..") or "//" in name or name.startswith("/") or name.endswith("/"):
+        raise ValueError("a name cannot be a path: no leading, trailing or doubled slash")
+    return name
 
 
 def _refuse_unpassable(text: str) -> None:
