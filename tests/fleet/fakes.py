@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from shoal.engines.base import Engine
+from shoal.engines.simulated.adapter import SimulatedEngine
 from shoal.fleet import facts
 from shoal.fleet.life import Limits
 from shoal.fleet.lifecycle import RestartPolicy
@@ -17,7 +19,7 @@ from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure, Instance, InstanceState, Model
 from shoal.memory.messages import DeviceState, MemberState
 from shoal.memory.tools import Books, DeviceBook
-from shoal.messages import RelayReport, RoutingTable, Target
+from shoal.messages import RelayReport, Route, RoutingTable, Target
 
 GIB = 2**30
 HOST = Device("host", "host", "memory", 64 * GIB, 4 * GIB)
@@ -38,6 +40,7 @@ class FakeEffects:
     """Writes everything down. `alive` is the set of process groups that exist."""
 
     clock: float = 1000.0
+    engines: Mapping[str, Engine] = field(default_factory=lambda: {"simulated": SimulatedEngine()})
     tokens: int = 0
     prepared: list[str] = field(default_factory=list)
     alive: set[str] = field(default_factory=set)
@@ -170,6 +173,15 @@ class World:
         table = self.effects.tables[-1]
         report = RelayReport("relay", table.epoch, table.version, outstanding or {})
         self.tell(facts.RelayReported(connection, report))
+
+    def wanted(self, name: str = "m") -> None:
+        """A relay holds requests for a model."""
+        self.tell(facts.RelayWants(1, name))
+
+    def route(self, name: str = "m") -> Route:
+        """Where requests for a model go, as published last."""
+        (found,) = (route for route in self.effects.tables[-1].routes if route.model == name)
+        return found
 
     def only(self, name: str = "m") -> Instance:
         """The one instance of a model that was not stopped."""

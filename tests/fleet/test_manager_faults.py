@@ -79,4 +79,4 @@ def test_what_is_known_of_an_instance_goes_with_it() -> None:
     assert len(kept) == 5
     assert set(world.manager.fleet.needs) <= kept
     assert set(world.manager.fleet.metrics) <= kept
-    assert world.manager._life._after == {}
+    assert world.manager.fleet.after == {}

@@ -47,6 +47,17 @@ class Fleet(RuleBasedStateMachine):
     def unload(self, name: str, force: bool) -> None:
         self._command(lambda: void(self.world.manager.unload(name, force=force)))
 
+    @rule(name=NAMES)
+    def requests_are_held(self, name: str) -> None:
+        """A relay wants a model, known or not, whatever its state."""
+        fleet = self.world.manager.fleet
+        before = len(fleet.of_model(name))
+        asked = name in fleet.models and fleet.may_be_asked_for(name)
+        self.world.wanted(name)
+        assert len(fleet.of_model(name)) == before + asked
+        if name in fleet.models:
+            assert not fleet.may_be_asked_for(name), "asked twice, it would be loaded twice"
+
     @rule(name=NAMES, unload=st.booleans())
     def remove(self, name: str, unload: bool) -> None:
         self._command(lambda: void(self.world.manager.remove_model(name, unload=unload)))
@@ -169,6 +180,11 @@ class Fleet(RuleBasedStateMachine):
             ready = {i.id for i in fleet.of_model(route.model) if i.state is S.READY}
             assert {target.instance for target in route.targets} == ready
             assert route.targets or route.detail
+            states = {i.state for i in fleet.of_model(route.model)}
+            if states & {S.READY, S.STARTING, S.QUEUED}:
+                assert route.comes
+            elif S.FAILED in states:
+                assert not route.comes
 
     @invariant()
     def what_is_known_is_saved(self) -> None:

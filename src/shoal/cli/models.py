@@ -92,6 +92,12 @@ def add(
     load_on_start: Annotated[
         bool, typer.Option("--load-on-start", metavar="", help="Load when shoal serve starts.")
     ] = False,
+    on_request: Annotated[
+        bool, typer.Option(" /--no-on-request", help="Do not load it when a request asks for it.", show_default=False)
+    ] = True,
+    max_concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="Requests that run at once over all instances; more wait.")
+    ] = None,
     env: Annotated[
         list[str] | None, typer.Option(metavar="K=VALUE", help="An environment variable of the engine; repeatable.")
     ] = None,
@@ -118,6 +124,8 @@ def add(
         "priority": priority,
         "instances": instances,
         "load_on_start": load_on_start or None,
+        "on_request": None if on_request else False,
+        "max_concurrency": max_concurrency,
         "args": list(ctx.meta[_TAIL]) or None,
         "env": _pairs(env) if env else None,
         "port": port,

@@ -110,6 +110,18 @@ class Engine(Protocol):
         """Bytes of the model's weights on one device, or None if unknown."""
         ...
 
+    def capacity(self, spec: ModelSpec, devices: Sequence[Device]) -> int | None:
+        """Requests that one instance of `spec` runs at once on `devices`, or None if unknown.
+
+        It is what the relay sends at once; an engine queues what goes beyond, it does not refuse it. Read from the
+        settings alone: it is asked for at every change of the routing table.
+        """
+        ...
+
+    def lora_names(self, spec: ModelSpec) -> tuple[str, ...]:
+        """The LoRA adapters that an instance of `spec` answers to from its start, in the order declared."""
+        ...
+
     def launch(
         self,
         spec: ModelSpec,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
+from shoal.engines.base import Engine
 from shoal.fleet.memory import Terms
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Device, Instance, Model
@@ -12,6 +14,11 @@ from shoal.messages import RoutingTable
 
 class Effects(Protocol):
     """Every call returns at once; what comes of it arrives as a fact."""
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """Every kind of engine, to be asked about settings."""
+        ...
 
     def now(self) -> float:
         """Unix seconds."""

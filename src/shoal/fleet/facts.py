@@ -126,6 +126,14 @@ class RelayReported:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayWants:
+    """A relay holds requests for a model that does not serve."""
+
+    connection: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class RelayGone:
     """A relay's connection has closed."""
 
@@ -158,6 +166,7 @@ Fact = (
     | BooksRead
     | TermsRefused
     | RelayReported
+    | RelayWants
     | RelayGone
     | StoreProblem
     | Tick

@@ -45,7 +45,6 @@ class Life:
         self._limits = limits
         self._room = Room(fleet)
         self._starts = Starts(fleet, effects)
-        self._after: dict[str, Event] = {}  # what the end of the process will mean
         self._why: dict[str, Failure] = {}
         self.drains = Drains(fleet)
         self.shares = Shares(fleet, effects, self._put, self.note)
@@ -94,7 +93,8 @@ class Life:
         """
         before = instance.state
         if before in WITH_PROCESS:
-            self._after[instance.id] = Event.END
+            self.fleet.after[instance.id] = Event.END
+            self.routes_changed = True
         after = self._apply(instance, Event.UNLOAD, "unloaded")
         if before is S.READY:
             self.drains.put(instance.id, self._effects.now() + (0.0 if force else self._limits.drain))
@@ -103,10 +103,6 @@ class Life:
         elif force and before is S.STOPPING:
             self._effects.kill(instance.id)
         return after
-
-    def comes_back(self, instance: Instance) -> bool:
-        """Whether an instance is ending only to be started again."""
-        return instance.state is S.STOPPING and self._after.get(instance.id) is Event.END_RESTART
 
     # -- what the outside tells ---------------------------------------------------------------------------------------
 
@@ -141,7 +137,7 @@ class Life:
         elif instance.state is S.STARTING:
             self._refuse(instance, fact.failure)
         elif instance.state is S.STOPPING:  # unloaded before it could not be started
-            self._after.pop(instance.id, None)
+            self.fleet.after.pop(instance.id, None)
             self._apply(instance, Event.END, "unloaded")
 
     def on_progressed(self, fact: facts.Progressed) -> None:
@@ -175,7 +171,8 @@ class Life:
             f"{instance.model} was not ready within {limit:.0f} s",
             "see its log for what it waits for; raise `start_timeout` if it only needs longer",
         )
-        self._after[instance.id] = Event.END_FAILED
+        self.fleet.after[instance.id] = Event.END_FAILED
+        self.routes_changed = True
         self._starts.record(instance, fact.phases, "start_timeout")
         self._apply(instance, Event.GIVE_UP, self._why[instance.id].message)
 
@@ -185,7 +182,7 @@ class Life:
         if instance is None or instance.state is not S.READY:
             return
         self._why[instance.id] = Failure("hung", f"{instance.model} hangs: {fact.reason}", "it is started again")
-        self._after[instance.id] = Event.END_RESTART
+        self.fleet.after[instance.id] = Event.END_RESTART
         self._apply(instance, Event.HANG, f"hangs: {fact.reason}")
 
     def on_exited(self, fact: facts.Exited) -> None:
@@ -197,7 +194,7 @@ class Life:
         self.shares.ended(instance)
         self._room.ended(instance)
         failure = self._why.pop(instance.id, fact.failure)
-        after = self._after.pop(instance.id, Event.END)
+        after = self.fleet.after.pop(instance.id, Event.END)
         served_for = self._effects.now() - instance.ready_at if instance.ready_at is not None else None
         if served_for is None and fact.exit == Exit():
             # Its shim was killed, or the whole machine went: an end that nobody saw is not the model's fault, so
@@ -252,7 +249,7 @@ class Life:
         self.fleet.weights.pop(instance_id, None)
         self.fleet.metrics.pop(instance_id, None)
         self._starts.forget(instance_id)
-        self._after.pop(instance_id, None)
+        self.fleet.after.pop(instance_id, None)
         self._why.pop(instance_id, None)
         self._effects.delete_instance(instance_id)
         self._effects.discard(instance_id)

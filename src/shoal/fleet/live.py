@@ -61,7 +61,7 @@ class LiveEffects:
     ) -> None:
         self._settings = settings
         self._paths = paths
-        self._engines = engines
+        self.engines = engines
         self._store = store
         self._hub = hub
         self._relays = relays
@@ -169,7 +169,7 @@ class LiveEffects:
         """Watch an instance whose process group runs."""
         self.remember(instance)
         monitor = Monitor(
-            self._engines[instance.engine],
+            self.engines[instance.engine],
             self._paths.log(instance.id),
             self._tell,
             engine_pid=lambda: self.processes.engine_pid(instance.id),
@@ -191,7 +191,7 @@ class LiveEffects:
         lines = await asyncio.to_thread(tail, self._paths.log(instance.id), EXPLAIN_LINES)
         if BEGIN in lines:  # what an earlier start printed does not explain this one
             lines = lines[len(lines) - lines[::-1].index(BEGIN) :]
-        engine = self._engines[instance.engine]
+        engine = self.engines[instance.engine]
         spec = instance.spec or ModelSpec(name=instance.model, source="unknown")
         try:
             return engine.explain(spec, lines, exit)
@@ -228,7 +228,7 @@ class LiveEffects:
     # -- steps --------------------------------------------------------------------------------------------------------
 
     async def _prepare(self, instance: Instance) -> None:
-        engine = self._engines[instance.engine]
+        engine = self.engines[instance.engine]
         spec = instance.spec
         assert spec is not None
         try:
@@ -267,7 +267,7 @@ class LiveEffects:
         )
 
     async def _spawn(self, instance: Instance, devices: tuple[Device, ...], needs: int | None) -> None:
-        engine = self._engines[instance.engine]
+        engine = self.engines[instance.engine]
         spec = instance.spec
         assert spec is not None
         try:

@@ -40,7 +40,7 @@ class Manager:
     """The fleet. `start` runs its loop; `do` runs a command inside it; `tell` hands it a fact."""
 
     def __init__(self, effects: Effects, limits: Limits, fleet: Fleet | None = None) -> None:
-        self.fleet = fleet if fleet is not None else Fleet()
+        self.fleet = fleet if fleet is not None else Fleet(engines=effects.engines)
         self._effects = effects
         self._life = Life(self.fleet, effects, limits)
         self._inbox: asyncio.Queue[Fact | Callable[[], None]] = asyncio.Queue()
@@ -152,6 +152,7 @@ class Manager:
                 code="model_in_use",
             )
         if live:
+            self.fleet.leaving.add(name)
             if model.desired:
                 self._put_model(dataclasses.replace(model, desired=0))
             self._life.end_all(live, force=force)
@@ -169,8 +170,9 @@ class Manager:
             raise ShoalError(
                 f"{name} has the fixed port {model.spec.port}, which serves one instance only", param="instances"
             )
+        self.fleet.leaving.discard(name)
         present = self.fleet.of_model(name)
-        live = [i for i in present if i.state in (S.QUEUED, S.STARTING, S.READY) or self._life.comes_back(i)]
+        live = [i for i in present if i.state in (S.QUEUED, S.STARTING, S.READY) or self.fleet.comes_back(i)]
         missing = max(0, wanted - len(live))
         if model.desired != max(wanted, len(live)):
             self._put_model(dataclasses.replace(model, desired=max(wanted, len(live))))
@@ -181,8 +183,16 @@ class Manager:
             self._life.create(model.spec)
         return Outcome(self.fleet.model_view(name), changed=missing > 0)
 
+    def load_on_request(self, name: str) -> None:
+        """A relay holds requests for a model: load it, if it is not loaded and may be. One that comes already needs
+        nothing; one that failed would fail again, so that is left to `load`."""
+        if name in self.fleet.models and self.fleet.may_be_asked_for(name):
+            self._life.say(self._note("load_on_request", f"{name} is loaded because a request asked for it", name))
+            self.load(name)
+
     def unload(self, name: str, *, force: bool = False) -> Outcome:
-        """End every instance of a model; running requests may finish first unless forced."""
+        """End every instance of a model; running requests may finish first unless forced. The next request has it
+        loaded again, unless its settings forbid that (`on_request`)."""
         model = self._model(name)
         if model.desired:
             self._put_model(dataclasses.replace(model, desired=0))
@@ -259,6 +269,7 @@ class Manager:
 
     def stop_all(self, *, force: bool = False) -> list[str]:
         """End every instance because Shoal stops; what is loaded stays wanted. The instances that still run."""
+        self.fleet.closing = True
         live = [i for i in self.fleet.instances.values() if not i.state.ended]
         self._life.end_all(live, force=force)
         return [i.id for i in self.fleet.instances.values() if not i.state.ended]
@@ -297,6 +308,8 @@ class Manager:
                 self._life.shares.on_refused(fact)
             case facts.RelayReported():
                 self.fleet.relays[fact.connection] = fact.report
+            case facts.RelayWants():
+                self.load_on_request(fact.model)
             case facts.RelayGone():
                 self.fleet.relays.pop(fact.connection, None)
             case facts.StoreProblem():
@@ -369,6 +382,7 @@ class Manager:
         for instance in [i for i in self.fleet.instances.values() if i.model == name]:
             self._life.forget(instance.id)
         del self.fleet.models[name]
+        self.fleet.leaving.discard(name)
         self.fleet.context_lengths.pop(name, None)
         self._effects.delete_model(name)
         self._effects.publish("model_removed", {"name": name})

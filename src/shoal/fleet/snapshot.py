@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shoal.engines.base import EngineMetrics
+from shoal.engines.base import Engine, EngineMetrics
+from shoal.fleet.lifecycle import Event
 from shoal.fleet.memory import Ledger, MemoryView, PoolView
-from shoal.fleet.spec import TERMS, ModelSpec
+from shoal.fleet.spec import LIVE, ModelSpec
 from shoal.fleet.state import Device, Failure, Instance, InstanceState, Model, Progress
 from shoal.messages import Key, RelayReport, Route, Target, VirtualModel
 
@@ -92,6 +94,8 @@ class Access:
 class Fleet:
     """All that the manager knows. Ended instances stay until newer ones push them out."""
 
+    engines: Mapping[str, Engine] = field(default_factory=dict)
+    """What is known of each kind of engine."""
     models: dict[str, Model] = field(default_factory=dict)
     instances: dict[str, Instance] = field(default_factory=dict)
     devices: tuple[Device, ...] = ()
@@ -104,6 +108,12 @@ class Fleet:
     metrics: dict[str, EngineMetrics] = field(default_factory=dict)
     relays: dict[int, RelayReport] = field(default_factory=dict)
     access: Access = field(default_factory=Access)
+    after: dict[str, Event] = field(default_factory=dict)
+    """What the end of an instance's process will mean, where that was decided before; else `Event.END`."""
+    leaving: set[str] = field(default_factory=set)
+    """Models that are to be removed once their instances have ended."""
+    closing: bool = False
+    """Shoal stops: nothing is loaded any more."""
 
     def of_model(self, name: str) -> list[Instance]:
         """The model's instances that have not been stopped, oldest first."""
@@ -190,7 +200,8 @@ class Fleet:
         """Where requests for the model go, or why they cannot go anywhere and when to come back."""
         model = self.models[name]
         instances = self.of_model(name)
-        targets = tuple(Target(i.id, i.address) for i in instances if i.state is InstanceState.READY)
+        ready = [i for i in instances if i.state is InstanceState.READY]
+        targets = tuple(Target(i.id, i.address, self._capacity(i)) for i in ready)
         detail, retry = ("", None) if targets else _why_not(name, instances)
         return Route(
             model=name,
@@ -200,13 +211,45 @@ class Fleet:
             detail=detail,
             retry_after=retry,
             context_length=self.context_lengths.get(name) or model.spec.context_length,
+            comes=bool(targets) or self.comes_by_itself(name) or self.may_be_asked_for(name),
+            limit=model.spec.max_concurrency,
+            names=self._lora_names(model.spec, [i.spec or model.spec for i in ready]),
         )
+
+    def comes_back(self, instance: Instance) -> bool:
+        """Whether an instance is ending only to be started again."""
+        return instance.state is InstanceState.STOPPING and self.after.get(instance.id) is Event.END_RESTART
+
+    def comes_by_itself(self, name: str) -> bool:
+        """Whether an instance of the model is on its way to serving."""
+        states = (InstanceState.QUEUED, InstanceState.STARTING)
+        return any(i.state in states or self.comes_back(i) for i in self.of_model(name))
+
+    def may_be_asked_for(self, name: str) -> bool:
+        """Whether a request may have the model loaded: it is not, and has not failed either."""
+        if self.closing or name in self.leaving or not self.models[name].spec.on_request:
+            return False
+        return all(
+            i.state is InstanceState.DRAINING
+            or (i.state is InstanceState.STOPPING and self.after.get(i.id, Event.END) is Event.END)
+            for i in self.of_model(name)
+        )
+
+    def _capacity(self, instance: Instance) -> int:
+        engine = self.engines.get(instance.engine)
+        if engine is None or instance.spec is None:
+            return 0
+        return engine.capacity(instance.spec, [d for d in self.devices if d.id in instance.devices]) or 0
+
+    def _lora_names(self, wanted: ModelSpec, running: list[ModelSpec]) -> tuple[str, ...]:
+        """Names that every running instance answers to; of a model that does not run, those that it will."""
+        found = [engine.lora_names(s) for s in running or [wanted] if (engine := self.engines.get(s.engine))]
+        return tuple(name for name in found[0] if all(name in names for names in found)) if found else ()
 
 
 def _runs_other(running: ModelSpec | None, wanted: ModelSpec) -> bool:
-    """Whether an instance started from other settings than the model has now; those that it takes over at once, and
-    those of the fleet, do not count."""
-    keep = {"instances": 1, "load_on_start": False, **dict.fromkeys(TERMS)}
+    """Whether an instance started from other settings than the model has now; those in `LIVE` do not count."""
+    keep = dict.fromkeys(LIVE)
     return running is not None and running.model_copy(update=keep) != wanted.model_copy(update=keep)
 
 

@@ -13,6 +13,8 @@ EngineKind = Literal["vllm", "simulated"]
 Elastic = Literal["auto", "required", "off"]
 TERMS = ("floor", "ceiling", "priority")
 """Settings that running instances take over at once, through the memory broker."""
+LIVE = ("instances", "load_on_start", "on_request", "max_concurrency", *TERMS)
+"""Settings that need no new start: those of the fleet and of requests, and `TERMS`."""
 WORKING_SET = 256 * 2**20
 """KV cache that an elastic instance has to find free at its start, if its floor is not more: enough to serve a little;
 what it needs beyond comes from others as it is used."""
@@ -58,6 +60,15 @@ class ModelSpec(BaseModel):
     priority: int = Field(100, ge=1, le=1000, description="Its weight when models compete for memory.")
     instances: int = Field(1, ge=1, le=64, description="How many instances a load starts.")
     load_on_start: bool = Field(False, description="Load when `shoal serve` starts.")
+    on_request: bool = Field(
+        True, description="Load it when a request asks for it, which waits meanwhile; also after `shoal unload`."
+    )
+    max_concurrency: int | None = Field(
+        None,
+        ge=1,
+        le=10**6,
+        description="Requests that run at once over all its instances; more wait. Default: as many as the engines run.",
+    )
     args: tuple[str, ...] = Field((), description="Further engine arguments, passed on word for word.")
     env: dict[str, str] = Field(default_factory=dict, description="Further environment variables of the engine.")
     port: int | None = Field(

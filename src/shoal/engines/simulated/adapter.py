@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import shoal
+from shoal.engines.arguments import read_count
 from shoal.engines.base import Capabilities, EngineMetrics, Environment, Launch, Milestone
 from shoal.engines.readings import read_vllm_metrics
-from shoal.engines.simulated.options import PROGRAM, Options, parse
+from shoal.engines.simulated.options import MAX_NUM_SEQS, PROGRAM, Options, parse
 from shoal.engines.vllm.failures import explain
 from shoal.engines.vllm.milestones import MILESTONES
 from shoal.errors import ShoalError
@@ -62,6 +63,14 @@ class SimulatedEngine:
         """Bytes of `--device-memory` or of `--memory`, the larger; None if the arguments cannot be read."""
         options = _options(spec)
         return None if options is None else max(options.device_memory, options.memory)
+
+    def capacity(self, spec: ModelSpec, devices: Sequence[Device]) -> int | None:  # noqa: ARG002
+        """`--max-num-seqs`, else the 256 that it defaults to; None if that cannot be read."""
+        return read_count(spec.args, "--max-num-seqs", MAX_NUM_SEQS)
+
+    def lora_names(self, spec: ModelSpec) -> tuple[str, ...]:  # noqa: ARG002
+        """None: it takes adapters while it runs, and has none at its start."""
+        return ()
 
     def launch(
         self,

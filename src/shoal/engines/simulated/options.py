@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 PROGRAM = "python -m shoal.engines.simulated"
+MAX_NUM_SEQS = 256
 
 _SIZE = re.compile(r"(\d+)(?:([KMGT])iB)?")
 _POWER = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
@@ -125,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--task", choices=("generate", "embed"), default="generate", help="embed: answer /v1/embeddings")
     add("--max-model-len", type=_positive, help="longest context; default: --model-len")
     add("--model-len", type=_positive, default=32768, help="the longest context that the model itself has")
-    add("--max-num-seqs", type=_positive, default=256, help="sequences that run at once; more wait")
+    add("--max-num-seqs", type=_positive, default=MAX_NUM_SEQS, help="sequences that run at once; more wait")
     add("--kv-cache-tokens", type=_positive, default=262_144, help="tokens that fit before sequences are preempted")
     add("--kv-cache-memory-bytes", type=_size, help="the same in bytes, in place of --kv-cache-tokens")
     add("--block-size", type=_positive, default=16, help="tokens of a block of the KV cache")

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from shoal.engines.arguments import read_count, read_lora_names
 from shoal.engines.base import Capabilities, EngineMetrics, Environment, Launch, Milestone
 from shoal.engines.environments import Environments
 from shoal.engines.pythonpath import python_path as make_python_path
@@ -55,6 +56,8 @@ CONTROLLED = {
 
 CUDA_MARGIN = GIB
 """Bytes of a GPU left alone: vLLM refuses to start if its own CUDA context (0.5 GiB) eats into its share."""
+LARGE_GPU = 70 * GIB
+"""From here on vLLM counts a GPU as large."""
 
 
 class VllmEngine:
@@ -143,6 +146,20 @@ class VllmEngine:
         source = _source_or_none(spec)
         weights = source.weight_bytes(spec.dtype) if source is not None else None
         return None if weights is None else weights // spec.tensor_parallel
+
+    def capacity(self, spec: ModelSpec, devices: Sequence[Device]) -> int | None:
+        """`--max-num-seqs` and, where that is left out, what `vllm serve` takes for it on such devices.
+
+        That is `EngineArgs.get_batch_defaults`, the same from 0.24 to 0.33: 128 for each rank on the CPU, 1024 on GPUs
+        of 70 GiB and more other than the A100, else 256; for each of the engines of `--data-parallel-size`.
+        """
+        count = read_count(spec.args, "--max-num-seqs", _default_sequences(spec, devices))
+        copies = read_count(spec.args, "--data-parallel-size", 1)
+        return None if count is None else count * (copies or 1)
+
+    def lora_names(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Those of `--lora-modules`."""
+        return read_lora_names(spec.args)
 
     def launch(
         self,
@@ -239,6 +256,15 @@ class VllmEngine:
         if spec.environment is not None:
             return [self._environments.get(spec.environment)]
         return [environment for environment in self._environments.ls() if environment.kind == self.kind]
+
+
+def _default_sequences(spec: ModelSpec, devices: Sequence[Device]) -> int:
+    """Sequences that `vllm serve` runs at once unless told otherwise."""
+    if any(device.kind == "host" for device in devices):
+        return 128 * spec.tensor_parallel
+    large = bool(devices) and all(device.memory_total >= LARGE_GPU for device in devices)
+    slow = any(word in device.name.lower() for device in devices for word in ("a100", "gb10"))
+    return 1024 if large and not slow else 256
 
 
 def _not_elastic(spec: ModelSpec, reason: str) -> ShoalError:
