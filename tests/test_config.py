@@ -62,7 +62,6 @@ def test_models_of_the_file_take_their_name_from_the_key_and_the_engine_from_the
         ("[1, 2]", "has to be a mapping"),
         ("a: [", "is not YAML"),
         ("max_body: 5 parsecs", "is not a size; give one such as 512MiB"),
-        ("host: 0.0.0.0", "say --insecure"),
         ("models: {a: {source: x, env: {SHOAL_FLEET: x}}}", "SHOAL_FLEET is set by Shoal itself"),
         ("models: {a: {source: x, devices: [cuda:0, cuda:1]}}", "2 devices are named but tensor_parallel is 1"),
         ("models: {a: {source: x, port: 9000, instances: 2}}", "a fixed port serves one instance only"),
@@ -77,6 +76,18 @@ def test_models_of_the_file_take_their_name_from_the_key_and_the_engine_from_the
         ("models: {a: {source: x, ceiling: 0}}", "models.a.ceiling: Input should be greater than or equal to 1"),
         ("models: {a: {source: x, priority: 0}}", "models.a.priority: Input should be greater than or equal to 1"),
         ("models: {a: {source: x, priority: 1001}}", "less than or equal to 1000"),
+        ("virtual_models: {v: {}}", "virtual_models.v.model: Field required"),
+        ("virtual_models: {v: {model: m, name: w}}", "virtual_models.v.name: the key is the name"),
+        ("virtual_models: {v: {model: m, fallbak: [n]}}", "v.fallbak: there is no such setting; did you mean fall"),
+        ("virtual_models: {v: {model: v}}", "v cannot stand for itself"),
+        ("virtual_models: {v: {model: w}, w: {model: m}}", "the virtual model v names w"),
+        ("virtual_models: {w: {model: m}, v: {model: m, fallback: [w]}}", "v names w, which is virtual too"),
+        ("virtual_models: {v: {model: m, set: {model: n}}}", "`model` cannot be changed"),
+        ("virtual_models: {v: {model: m, set: {seed: .nan}}}", "no NaN"),
+        (
+            "models: {m: {source: x}, v: {source: x}}\nvirtual_models: {v: {model: m}}",
+            "virtual_models.v: a model has this name already",
+        ),
     ],
 )
 def test_faults_name_the_file_the_place_and_the_remedy(tmp_path: Path, text: str, message: str) -> None:

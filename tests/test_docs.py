@@ -10,17 +10,18 @@ import yaml
 
 from shoal.config import OTHER_VARIABLES, load_settings
 from shoal.fleet.spec import ModelSpec
+from shoal.fleet.virtual import VirtualSpec
 from shoal.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/settings.md").read_text()
+FIELDS = {**Settings.model_fields, **ModelSpec.model_fields, **VirtualSpec.model_fields}
 
 
-@pytest.mark.parametrize("name", [*Settings.model_fields, *ModelSpec.model_fields])
+@pytest.mark.parametrize("name", FIELDS)
 def test_every_setting_is_documented(name: str) -> None:
-    fields = {**Settings.model_fields, **ModelSpec.model_fields}
     assert re.search(rf"^\| `{name}` \|", PAGE, re.MULTILINE)
-    assert fields[name].description
+    assert FIELDS[name].description
 
 
 @pytest.mark.parametrize("name", sorted(OTHER_VARIABLES))
@@ -30,7 +31,7 @@ def test_every_variable_is_documented(name: str) -> None:
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
     listed = set(re.findall(r"^\| `([a-z_]+)` \|", PAGE, re.MULTILINE))
-    assert listed == {*Settings.model_fields, *ModelSpec.model_fields}
+    assert listed == set(FIELDS)
 
 
 def test_the_example_is_valid(tmp_path: Path) -> None:

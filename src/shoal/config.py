@@ -20,6 +20,7 @@ from pydantic_settings.sources import InitSettingsSource
 
 from shoal.errors import ShoalError
 from shoal.fleet.spec import ModelSpec
+from shoal.fleet.virtual import VirtualSpec
 from shoal.settings import PREFIX, Settings
 
 # Variables that other parts of Shoal read: the client, and what runs beside or inside an engine.
@@ -28,6 +29,9 @@ OTHER_VARIABLES = frozenset(
     {"SHOAL_URL", "SHOAL_CONFIG", "SHOAL_FLEET", "SHOAL_INSTANCE"}
     | {f"SHOAL_MEMORY_{word}" for word in _ENGINE_VARIABLES}
 )
+
+_INNER: dict[str, type[BaseModel]] = {"models": ModelSpec, "virtual_models": VirtualSpec}
+"""What stands under a setting that is a mapping by name."""
 
 
 class ConfigError(ShoalError):
@@ -150,6 +154,14 @@ def parse_spec(data: Mapping[str, Any]) -> ModelSpec:
         raise ConfigError(explain(error, ModelSpec)) from None
 
 
+def parse_virtual(data: Mapping[str, Any]) -> VirtualSpec:
+    """A virtual model's settings from untrusted data. Raises ConfigError that names each fault."""
+    try:
+        return VirtualSpec.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError(explain(error, VirtualSpec)) from None
+
+
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Each fault of a validation error in a line of its own, with the nearest key for an unknown one."""
     lines = []
@@ -157,8 +169,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         path = [str(part) for part in fault["loc"]]
         where = ".".join(path)
         if fault["type"] == "extra_forbidden":
-            fields = ModelSpec.model_fields if len(path) > 1 and path[0] == "models" else model.model_fields
-            lines.append(f"{where}: there is no such setting{suggest(path[-1], fields)}")
+            inner = _INNER.get(path[0], model) if len(path) > 1 else model
+            lines.append(f"{where}: there is no such setting{suggest(path[-1], inner.model_fields)}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message}" if where else message)

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shoal.fleet.spec import EngineKind, ModelSpec
+from shoal.fleet.virtual import VirtualSpec, chain
 from shoal.memory.sizes import Amount
 from shoal.units import ByteSize
 
@@ -98,24 +99,19 @@ class Settings(BaseSettings):
         (), description="Sizes of pretended devices for the simulated engine, such as [80GiB, 80GiB]."
     )
     models: dict[str, ModelSpec] = Field(default_factory=dict, description="Models that exist at start, by name.")
+    virtual_models: dict[str, VirtualSpec] = Field(
+        default_factory=dict, description="Names that stand for other models, with requests changed on the way."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _name_models(cls, data: Any) -> Any:
         """`models: {name: {…}}`: the key is the name, and the `engine` setting is the default engine."""
-        models = data.get("models") if isinstance(data, dict) else None
-        if not isinstance(models, dict):
+        if not isinstance(data, dict):
             return data
-        engine = data.get("engine", "vllm")
-        named: dict[str, Any] = {}
-        for name, spec in models.items():
-            if isinstance(spec, dict):
-                if spec.get("name", name) != name:
-                    raise ValueError(f"models.{name}.name: the key is the name; leave `name` out")
-                named[str(name)] = {"engine": engine, **spec, "name": str(name)}
-            else:
-                named[str(name)] = spec
-        return {**data, "models": named}
+        models = _named("models", data.get("models"), {"engine": data.get("engine", "vllm")})
+        virtual = _named("virtual_models", data.get("virtual_models"), {})
+        return {**data, **models, **virtual}
 
     @field_validator("state_dir", "runtime_dir", "engines_dir", "memory_socket")
     @classmethod
@@ -132,13 +128,34 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _open_only_when_told(self) -> Settings:
-        if not is_loopback(self.host) and not self.insecure:
-            raise ValueError(
-                f"host: {self.host} can be reached from other machines and nothing asks for a key yet; "
-                "listen on 127.0.0.1 behind a proxy of yours, or say --insecure"
-            )
+    def _virtual_models_lead_to_real_ones(self) -> Settings:
+        specs = list(self.virtual_models.values())
+        for n, spec in enumerate(specs):
+            if spec.name in self.models:
+                raise ValueError(f"virtual_models.{spec.name}: a model has this name already; take another one")
+            if (fault := chain(spec, specs[:n])) is not None:
+                raise ValueError(f"virtual_models.{spec.name}: {fault}")
         return self
+
+    @property
+    def exposed(self) -> bool:
+        """Whether others than this machine can connect and are to be asked for a key."""
+        return not is_loopback(self.host) and not self.insecure
+
+
+def _named(field: str, given: Any, defaults: dict[str, Any]) -> dict[str, Any]:
+    """A mapping by name, its keys put into what they name; nothing if it is none, which is then refused as it is."""
+    if not isinstance(given, dict):
+        return {}
+    named: dict[str, Any] = {}
+    for name, spec in given.items():
+        if isinstance(spec, dict):
+            if spec.get("name", name) != name:
+                raise ValueError(f"{field}.{name}.name: the key is the name; leave `name` out")
+            named[str(name)] = {**defaults, **spec, "name": str(name)}
+        else:
+            named[str(name)] = spec
+    return {field: named}
 
 
 def is_loopback(host: str) -> bool:

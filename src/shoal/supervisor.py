@@ -358,9 +358,29 @@ def find_limits(settings: Settings) -> dict[str, str]:
     return {names[name]: amount for name, amount in settings.memory_limits.items()}
 
 
+def refuse_unguarded(handover: Handover, paths: Paths) -> None:
+    """Raise StartError if other machines could connect and no key could be asked of them. Changes nothing."""
+    settings = handover.settings
+    if not settings.exposed:
+        return
+    from shoal.fleet.keys import any_living
+    from shoal.store.peek import peek_keys
+
+    if any_living(peek_keys(settings.database_url, paths.database), time.time()):
+        return
+    where = f" --config {handover.config_file}" if handover.config_file is not None else ""
+    if handover.flags.get("state_dir") is not None:
+        where += f" --state-dir {handover.flags['state_dir']}"
+    raise StartError(
+        f"host: {settings.host} can be reached from other machines, and there is no API key to ask them for; "
+        f"make one first with `shoal keys create NAME{where}`, listen on 127.0.0.1, or say --insecure"
+    )
+
+
 def serve(handover: Handover, on_ready: Callable[[str], None]) -> None:
     """Run `shoal serve` in this process. Raises ShoalError if it cannot start, touching nothing."""
     paths = find_paths(handover.settings)
+    refuse_unguarded(handover, paths)
     limits = find_limits(handover.settings)
     make_runtime(paths)
     with hold(paths), listen(handover.settings) as listener:

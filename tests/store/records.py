@@ -7,9 +7,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from shoal.fleet.keys import Former, KeyRecord, KeySettings
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import Elastic, ModelSpec
 from shoal.fleet.state import Failure, Instance, InstanceState, Model, Progress
+from shoal.fleet.virtual import Virtual, VirtualSpec
+from shoal.messages import PRIORITIES, Usage, UsageReport
 
 times = st.floats(0, 4e9)
 texts = st.text(max_size=20)
@@ -108,6 +111,76 @@ loads = st.builds(
     phases=st.dictionaries(texts, st.floats(0, 1e6), max_size=3),
     memory=st.dictionaries(texts, st.integers(0, 2**60), max_size=3),
 )
+
+_limits = st.none() | st.integers(1, 10**12)
+_digests = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+
+keys = st.builds(
+    KeyRecord,
+    id=st.from_regex(r"[a-z0-9]{8}", fullmatch=True),
+    settings=st.builds(
+        KeySettings,
+        name=names().map(lambda name: name[:100].strip() or "x"),
+        models=st.lists(names(), max_size=3).map(tuple),
+        priority=st.sampled_from(PRIORITIES),
+        weight=st.floats(0.01, 100),
+        requests_per_minute=_limits,
+        tokens_per_minute=_limits,
+        concurrent=_limits,
+        expires_at=st.none() | times,
+    ),
+    digest=_digests,
+    created_at=times,
+    rotated_at=st.none() | times,
+    revoked_at=st.none() | times,
+    former=st.none() | st.builds(Former, _digests, times),
+)
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9) | words,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(words, inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@st.composite
+def virtual_specs(draw: st.DrawFn) -> VirtualSpec:
+    """Settings of a virtual model, of every kind."""
+    name, model, *fallback = draw(st.lists(names(), min_size=2, max_size=5, unique=True))
+    fields = draw(st.lists(st.from_regex(r"x_[a-z]{1,6}", fullmatch=True), max_size=6, unique=True))
+    return VirtualSpec(
+        name=name,
+        model=model,
+        set={field: draw(_json) for field in fields[:2]},
+        defaults={field: draw(_json) for field in fields[2:4]},
+        strip=tuple(fields[4:]),
+        system=draw(st.none() | words.filter(bool)),
+        fallback=tuple(fallback),
+    )
+
+
+virtuals = st.builds(Virtual, virtual_specs(), st.sampled_from(["api", "file"]), times)
+
+
+def key(id: str = "aaaa0000", name: str = "k", **changes: Any) -> KeyRecord:
+    """A plain API key."""
+    return KeyRecord(**{"id": id, "settings": KeySettings(name=name), "digest": "0" * 64, "created_at": 1.0, **changes})
+
+
+def virtual(name: str = "v", **changes: Any) -> Virtual:
+    """A plain virtual model."""
+    return Virtual(**{"spec": VirtualSpec(name=name, model="m"), "origin": "api", "created_at": 1.0, **changes})
+
+
+def used(key: str = "", model: str = "m", day: str = "2026-01-31", **changes: Any) -> Usage:
+    """One request of ten tokens and five."""
+    plain = {"requests": 1, "prompt_tokens": 10, "completion_tokens": 5, "last_used": 1.0}
+    return Usage(key=key, model=model, day=day, **{**plain, **changes})
+
+
+def usage_report(seq: int, *items: Usage, relay: str = "r") -> UsageReport:
+    """What a relay reports."""
+    return UsageReport(relay, seq, items)
 
 
 def model(name: str = "m", **changes: Any) -> Model:

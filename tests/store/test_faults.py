@@ -119,7 +119,7 @@ async def test_models_and_instances_are_rescued_from_a_damaged_file(make_store: 
     assert saved.models == [records.model("precious")]
     assert saved.instances == [records.instance("running")]
     assert not saved.complete
-    assert "with the 2 models and instances that could still be read" in saved.problems[0]
+    assert "with the 2 models, instances and keys that could still be read" in saved.problems[0]
     assert len(list(path.parent.glob("shoal.db.corrupt-*"))) == 1
     await again.close()
 

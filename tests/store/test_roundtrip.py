@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, select, text
 
+from shoal.fleet.keys import KeyRecord
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, InstanceState, Model
-from shoal.store import StoreError, codec
+from shoal.fleet.virtual import Virtual
+from shoal.store import Saved, StoreError, codec
 from shoal.store.connect import connect, find_target
 from shoal.store.database import Database
 from shoal.store.pending import Batch
 from shoal.store.queries import LOADS_PER_MODEL
-from shoal.store.tables import instances, models
+from shoal.store.tables import api_keys, instances, models
 
 from . import records
 from .conftest import MakeStore
@@ -42,6 +44,20 @@ def test_a_load_survives_its_row(load: LoadRecord) -> None:
     assert codec.read_load(codec.load_row(load)) == load
 
 
+@settings(deadline=None)
+@given(records.keys)
+def test_a_key_survives_its_row(key: KeyRecord) -> None:
+    row = codec.key_row(key)
+    assert codec.read_key(row) == key
+    assert set(row) == set(api_keys.c.keys())
+
+
+@settings(deadline=None)
+@given(records.virtuals)
+def test_a_virtual_model_survives_its_row(virtual: Virtual) -> None:
+    assert codec.read_virtual(codec.virtual_row(virtual)) == virtual
+
+
 def _in_memory() -> Database:
     database = Database(find_target("sqlite://", Path("unused")), history=10_000, events_kept=10_000)
     assert database.open() is None
@@ -49,9 +65,17 @@ def _in_memory() -> Database:
 
 
 def _check_database(
-    database: Database, models: list[Model], instances: list[Instance], events: list[Event], loads: list[LoadRecord]
+    database: Database,
+    models: list[Model],
+    instances: list[Instance],
+    keys: list[KeyRecord],
+    virtuals: list[Virtual],
+    events: list[Event],
+    loads: list[LoadRecord],
 ) -> None:
     batch = Batch(events=events, loads=loads)
+    batch.records.update({("key", key.id): key for key in keys})
+    batch.records.update({("virtual", virtual.spec.name): virtual for virtual in virtuals})
     batch.records.update({("model", model.spec.name): model for model in models})
     batch.records.update({("instance", instance.id): instance for instance in instances})
     before = len(database.events(10_000, None, None))
@@ -60,18 +84,22 @@ def _check_database(
     assert saved.problems == []
     assert {model.spec.name: model for model in saved.models} == {m.spec.name: m for m in models}
     assert {instance.id: instance for instance in saved.instances} == {i.id: i for i in instances}
+    assert {key.id: key for key in saved.keys} == {key.id: key for key in keys}
+    assert {virtual.spec.name: virtual for virtual in saved.virtual} == {v.spec.name: v for v in virtuals}
+    assert not saved.keys_lost
     assert database.events(10_000, None, None)[before:] == events
     assert database.loads(len(loads), None) == loads
     gone = Batch(records=dict.fromkeys(batch.records))
     assert database.write(gone) == []
-    assert database.load().models == []
-    assert database.load().instances == []
+    assert database.load() == Saved()
 
 
 _few = settings(max_examples=40, deadline=None)
 _lists = (
     st.lists(records.models, max_size=3),
     st.lists(records.instances, max_size=3),
+    st.lists(records.keys, max_size=3),
+    st.lists(records.virtuals, max_size=3),
     st.lists(records.events, max_size=3),
     st.lists(records.loads, max_size=3),
 )
@@ -82,8 +110,15 @@ def test_sqlite_gives_back_what_it_got() -> None:
 
     @_few
     @given(*_lists)
-    def check(m: list[Model], i: list[Instance], e: list[Event], lo: list[LoadRecord]) -> None:
-        _check_database(database, m, i, e, lo)
+    def check(
+        m: list[Model],
+        i: list[Instance],
+        k: list[KeyRecord],
+        v: list[Virtual],
+        e: list[Event],
+        lo: list[LoadRecord],
+    ) -> None:
+        _check_database(database, m, i, k, v, e, lo)
 
     check()
     database.close()
@@ -95,8 +130,15 @@ def test_postgresql_gives_back_what_it_got(postgres: str) -> None:
 
     @_few
     @given(*_lists)
-    def check(m: list[Model], i: list[Instance], e: list[Event], lo: list[LoadRecord]) -> None:
-        _check_database(database, m, i, e, lo)
+    def check(
+        m: list[Model],
+        i: list[Instance],
+        k: list[KeyRecord],
+        v: list[Virtual],
+        e: list[Event],
+        lo: list[LoadRecord],
+    ) -> None:
+        _check_database(database, m, i, k, v, e, lo)
 
     check()
     database.close()

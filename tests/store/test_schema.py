@@ -171,7 +171,8 @@ def test_a_version_table_names_one_revision(tmp_path: Path) -> None:
 
 def test_every_table_has_a_key() -> None:
     tables: list[Table] = list(metadata.tables.values())
-    assert all(len(table.primary_key.columns) == 1 for table in tables)
+    of_several = {table.name for table in tables if len(table.primary_key.columns) != 1}
+    assert of_several == {"usage"}  # the upserts of all others rely on a key of one column
 
 
 def test_importing_the_store_imports_no_database_library() -> None:

@@ -1,4 +1,4 @@
-"""What survives a restart: models, instances, loads and events, in SQLite or PostgreSQL.
+"""What survives a restart: models, instances, keys, usage, loads and events, in SQLite or PostgreSQL.
 
 Importing this is cheap: SQLAlchemy is imported when a store opens, Alembic only when a schema has to be upgraded.
 """

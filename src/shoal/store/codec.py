@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from shoal.config import explain
+from shoal.fleet.keys import Former, KeyRecord, KeySettings
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Failure, Instance, InstanceState, Model, Progress
+from shoal.fleet.virtual import Virtual, VirtualSpec
+from shoal.messages import Usage
 
 Row = Mapping[str, Any]
+S = TypeVar("S", bound=BaseModel)
 
 _COLUMNS = ("id", "model", "engine", "state", "created_at", "changed_at")
 
@@ -36,7 +40,7 @@ def model_row(model: Model) -> dict[str, Any]:
 
 def read_model(row: Row) -> Model:
     """The model of a row. Raises UnreadableError."""
-    spec = _spec(_json(row["spec"]))
+    spec = _checked(ModelSpec, _json(row["spec"]))
     return Model(spec=spec, origin=row["origin"], created_at=row["created_at"], desired=row["desired"])
 
 
@@ -59,7 +63,7 @@ def read_instance(row: Row) -> tuple[Instance, str | None]:
     record = _json(row["record"])
     problem = None
     try:
-        spec = None if record.get("spec") is None else _spec(record["spec"])
+        spec = None if record.get("spec") is None else _checked(ModelSpec, record["spec"])
     except UnreadableError as error:
         spec, problem = None, str(error)
     try:
@@ -80,18 +84,75 @@ def read_instance(row: Row) -> tuple[Instance, str | None]:
         raise UnreadableError(_reason(error)) from None
 
 
+def key_row(key: KeyRecord) -> dict[str, Any]:
+    """The row of an API key."""
+    former = None if key.former is None else {"digest": key.former.digest, "until": key.former.until}
+    settings = key.settings.model_dump(mode="json")
+    return {
+        "id": key.id,
+        "name": key.settings.name,
+        "digest": key.digest,
+        "created_at": key.created_at,
+        "revoked_at": key.revoked_at,
+        "record": json.dumps({"settings": settings, "rotated_at": key.rotated_at, "former": former}),
+    }
+
+
+def read_key(row: Row) -> KeyRecord:
+    """The API key of a row. Raises UnreadableError."""
+    record = _json(row["record"])
+    return KeyRecord(
+        id=row["id"],
+        settings=_checked(KeySettings, record.get("settings")),
+        digest=row["digest"],
+        created_at=row["created_at"],
+        rotated_at=record.get("rotated_at"),
+        revoked_at=row["revoked_at"],
+        former=_part(Former, record.get("former")),
+    )
+
+
+def virtual_row(virtual: Virtual) -> dict[str, Any]:
+    """The row of a virtual model."""
+    return {
+        "name": virtual.spec.name,
+        "spec": json.dumps(virtual.spec.model_dump(mode="json")),
+        "origin": virtual.origin,
+        "created_at": virtual.created_at,
+    }
+
+
+def read_virtual(row: Row) -> Virtual:
+    """The virtual model of a row. Raises UnreadableError."""
+    spec = _checked(VirtualSpec, _json(row["spec"]))
+    return Virtual(spec=spec, origin=row["origin"], created_at=row["created_at"])
+
+
+def usage_row(item: Usage) -> dict[str, Any]:
+    """The row of what was used."""
+    return {
+        "day": text(item.day)[:10],
+        "key": text(item.key),
+        "model": text(item.model),
+        "requests": _count(item.requests),
+        "prompt_tokens": _count(item.prompt_tokens),
+        "completion_tokens": _count(item.completion_tokens),
+        "last_used": item.last_used,
+    }
+
+
 def load_row(load: LoadRecord) -> dict[str, Any]:
     """The row of a load."""
     return {
-        "model": _text(load.model),
-        "instance": _text(load.instance),
-        "engine": _text(load.engine),
-        "environment": _text(load.environment),
-        "version": _text(load.version),
+        "model": text(load.model),
+        "instance": text(load.instance),
+        "engine": text(load.engine),
+        "environment": text(load.environment),
+        "version": text(load.version),
         "devices": json.dumps(load.devices),
         "started_at": load.started_at,
         "seconds": load.seconds,
-        "outcome": _text(load.outcome),
+        "outcome": text(load.outcome),
         "phases": json.dumps(dict(load.phases)),
         "memory": json.dumps(dict(load.memory)),
     }
@@ -111,11 +172,11 @@ def event_row(event: Event) -> dict[str, Any]:
     """The row of an event; the database gives it its id."""
     return {
         "at": event.at,
-        "level": _text(event.level),
-        "kind": _text(event.kind),
-        "model": None if event.model is None else _text(event.model),
-        "instance": None if event.instance is None else _text(event.instance),
-        "message": _text(event.message),
+        "level": text(event.level),
+        "kind": text(event.kind),
+        "model": None if event.model is None else text(event.model),
+        "instance": None if event.instance is None else text(event.instance),
+        "message": text(event.message),
     }
 
 
@@ -124,11 +185,11 @@ def read_event(row: Row) -> Event:
     return Event(**_known(Event, row))
 
 
-def _spec(data: Any) -> ModelSpec:
+def _checked(kind: type[S], data: Any) -> S:
     try:
-        return ModelSpec.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise UnreadableError(explain(error, ModelSpec)) from None
+        raise UnreadableError(explain(error, kind)) from None
 
 
 def _json(text: str, kind: type = dict) -> Any:
@@ -154,10 +215,15 @@ def _part(kind: type[Any], data: Any) -> Any:
     return kind(**_known(kind, data)) if required <= set(data) else None
 
 
+def _count(value: int) -> int:
+    """A number that every database takes and can add up: a report that is refused would come again for ever."""
+    return min(max(0, value), 2**40)
+
+
 def _reason(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
-def _text(text: str) -> str:
+def text(value: str) -> str:
     """Text that every database takes: an engine's output may hold NUL, and surrogates of bytes that are not UTF-8."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return value.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")

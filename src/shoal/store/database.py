@@ -12,13 +12,16 @@ from pathlib import Path
 from sqlalchemy import URL, Connection, Engine, text, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
+from shoal.fleet.keys import KeyRecord
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, Model
-from shoal.store import queries, schema
+from shoal.fleet.virtual import Virtual
+from shoal.messages import UsageReport
+from shoal.store import queries, schema, usage
 from shoal.store.connect import Target, connect
 from shoal.store.errors import StoreError
 from shoal.store.faults import DamagedError, about_the_disk, cause, damaged, why
-from shoal.store.pending import Batch
+from shoal.store.pending import Batch, Key
 from shoal.store.saved import Saved
 from shoal.store.tables import schema_version
 
@@ -40,6 +43,7 @@ class Database:
         self._since_prune = PRUNE_EVERY  # whatever an earlier process left is pruned with the first events
         self._notes: list[str] = []
         self._complete = True
+        self._keys_lost = False
 
     def open(self) -> str | None:
         """Open for writing, or else for reading, or else not at all. Returns why it cannot be written, or None.
@@ -85,14 +89,38 @@ class Database:
         return refused
 
     def load(self) -> Saved:
-        """Every model and instance, and what was noticed while opening."""
+        """Every model, instance, key and virtual model, and what was noticed while opening."""
         if self._engine is None:
-            return Saved(problems=list(self._notes), complete=False)
+            return Saved(problems=list(self._notes), keys_lost=self._keys_lost, complete=False)
         with self._begin() as connection:
             models, unread_models = queries.read_models(connection)
             instances, unread_instances = queries.read_instances(connection)
+            keys, unread_keys = queries.read_keys(connection)
+            virtual, unread_virtual = queries.read_virtual(connection)
         problems = unread_models + unread_instances
-        return Saved(models, instances, self._notes + problems, complete=self._complete and not problems)
+        return Saved(
+            models,
+            instances,
+            self._notes + problems + unread_keys + unread_virtual,
+            keys,
+            virtual,
+            keys_lost=self._keys_lost or bool(unread_keys),
+            complete=self._complete and not problems,
+        )
+
+    def add_usage(self, report: UsageReport, now: float) -> None:
+        """Count a report of usage, once, in a transaction of its own. Raises StoreError if nothing can be written."""
+        if not self._writable:
+            raise StoreError(f"nothing can be saved in {self.target.label} now; usage waits")
+        with self._begin(write=True) as connection:
+            usage.add(connection, report, now)
+
+    def usage(self, query: usage.Query) -> list[usage.UsageSum]:
+        """What was used, as `query` asks."""
+        if self._engine is None:
+            return []
+        with self._begin() as connection:
+            return usage.read(connection, query)
 
     def events(self, limit: int, before: int | None, model: str | None) -> list[Event]:
         """The newest events, oldest of them first."""
@@ -167,10 +195,10 @@ class Database:
             part = file.with_name(file.name + end)
             if part.exists():
                 part.rename(aside.with_name(aside.name + end))
-        rescued = _rescue(aside)
+        rescued, self._keys_lost = _rescue(aside)
         self._notes.append(
             f"The database {file} was damaged: it was moved to {aside} and a new one begun, "
-            f"with the {len(rescued)} models and instances that could still be read."
+            f"with the {len(rescued)} models, instances and keys that could still be read."
         )
         self._complete = False
         log.error("%s", self._notes[-1])
@@ -186,7 +214,9 @@ class Database:
                     raise DamagedError("it needs an upgrade, which it cannot get while it cannot be written")
         except (OSError, SQLAlchemyError, DamagedError):
             engine.dispose()
-            because = why(error, self.target.file)
+            file = self.target.file
+            self._keys_lost = file is not None and file.exists() and file.stat().st_size > 0
+            because = why(error, file)
             return (
                 f"Nothing can be saved in {self.target.label}, and nothing was read from it: {because}. "
                 "Shoal goes on with what it holds in memory and keeps trying."
@@ -227,20 +257,36 @@ def _touch(connection: Connection) -> None:
     connection.execute(update(schema_version).values(version_num=schema_version.c.version_num))
 
 
-def _rescue(aside: Path) -> Batch:
-    """The models and instances that a damaged file still gives."""
+def _rescue(aside: Path) -> tuple[Batch, bool]:
+    """The records that a damaged file still gives, and whether there may have been keys that it does not."""
     rescued = Batch()
+    lost = False
     engine = connect(Target(URL.create("sqlite"), aside, str(aside)), read_only=True)
-    for read in (queries.read_models, queries.read_instances):
+    for read in (queries.read_models, queries.read_instances, queries.read_keys, queries.read_virtual):
         try:
             with engine.begin() as connection:
-                for record in read(connection)[0]:
-                    key = ("model", record.spec.name) if isinstance(record, Model) else ("instance", record.id)
-                    rescued.records[key] = record
+                found, unread = read(connection)
         except (OSError, SQLAlchemyError, ValueError) as error:
             log.warning("%s: %s", aside, why(error))
+            never = "no such table" in str(cause(error))  # an older schema had no keys
+            lost = lost or (read is queries.read_keys and not never)
+            continue
+        lost = lost or (read is queries.read_keys and bool(unread))
+        rescued.records.update({_key_of(record): record for record in found})
     engine.dispose()
-    return rescued
+    return rescued, lost
+
+
+def _key_of(record: Model | Instance | KeyRecord | Virtual) -> Key:
+    match record:
+        case Model():
+            return "model", record.spec.name
+        case Instance():
+            return "instance", record.id
+        case KeyRecord():
+            return "key", record.id
+        case Virtual():
+            return "virtual", record.spec.name
 
 
 def _write_singly(connection: Connection, batch: Batch) -> list[str]:

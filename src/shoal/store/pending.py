@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shoal.fleet.keys import KeyRecord
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, Model
+from shoal.fleet.virtual import Virtual
 
 Key = tuple[str, str]
-"""`("model", name)` or `("instance", id)`."""
+"""`("model", name)`, `("instance", id)`, `("key", id)` or `("virtual", name)`."""
 
-Change = Model | Instance | None
+Change = Model | Instance | KeyRecord | Virtual | None
 """The newest version of a record; None deletes it."""
+
+KINDS = {"model": "models", "instance": "instances", "key": "API keys", "virtual": "virtual models"}
+"""Each kind of record, and what several are called."""
 
 
 @dataclass(slots=True)
@@ -28,7 +33,7 @@ class Batch:
     def kinds(self) -> list[str]:
         """The kinds of what is in it, for a sentence: `["models", "events"]`."""
         kinds = {kind for kind, _ in self.records}
-        found = [f"{kind}s" for kind in ("model", "instance") if kind in kinds]
+        found = [words for kind, words in KINDS.items() if kind in kinds]
         return found + ["loads"] * bool(self.loads) + ["events"] * bool(self.events)
 
 
@@ -36,7 +41,7 @@ class Pending:
     """Changes in order, only the newest version of each record. Keeps at most `most` of each kind.
 
     Beyond that the oldest events and loads, and instances that have ended or are to be deleted, are dropped and
-    counted; models and living instances never are.
+    counted; models, keys and living instances never are.
     """
 
     def __init__(self, most: int) -> None:

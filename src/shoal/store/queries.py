@@ -8,15 +8,18 @@ from typing import Any
 from sqlalchemy import Connection, Select, Table, delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from shoal.fleet.keys import KeyRecord
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, InstanceState, Model
+from shoal.fleet.virtual import Virtual
 from shoal.store import codec
 from shoal.store.pending import Batch
-from shoal.store.tables import events, instances, loads, models
+from shoal.store.tables import api_keys, events, instances, loads, models, virtual_models
 
 LOADS_PER_MODEL = 50
 LOADS_KEPT = 5_000
 
+_TABLES = {"model": models, "instance": instances, "key": api_keys, "virtual": virtual_models}
 _ENDED = [state.value for state in InstanceState if state.ended]
 
 
@@ -26,7 +29,9 @@ def write(connection: Connection, batch: Batch) -> None:
     changes = batch.records.items()
     _upsert(connection, models, [codec.model_row(c) for _, c in changes if isinstance(c, Model)])
     _upsert(connection, instances, [codec.instance_row(c) for _, c in changes if isinstance(c, Instance)])
-    for table, kind in ((models, "model"), (instances, "instance")):
+    _upsert(connection, api_keys, [codec.key_row(c) for _, c in changes if isinstance(c, KeyRecord)])
+    _upsert(connection, virtual_models, [codec.virtual_row(c) for _, c in changes if isinstance(c, Virtual)])
+    for kind, table in _TABLES.items():
         gone = [name for (what, name), change in changes if what == kind and change is None]
         if gone:
             connection.execute(delete(table).where(_key(table).in_(gone)))
@@ -62,6 +67,28 @@ def read_instances(connection: Connection) -> tuple[list[Instance], list[str]]:
         found.append(instance)
         if problem is not None:
             problems.append(f"The stored settings of instance {row['id']} were left out: {problem}.")
+    return found, problems
+
+
+def read_keys(connection: Connection) -> tuple[list[KeyRecord], list[str]]:
+    """API keys by age, and a sentence for each that could not be read; those stay stored, and open nothing."""
+    found, problems = [], []
+    for row in _rows(connection, select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)):
+        try:
+            found.append(codec.read_key(row))
+        except codec.UnreadableError as error:
+            problems.append(f"The stored API key {row['name']} ({row['id']}) was left out: {error}.")
+    return found, problems
+
+
+def read_virtual(connection: Connection) -> tuple[list[Virtual], list[str]]:
+    """Virtual models by name, and a sentence for each that could not be read; those stay stored."""
+    found, problems = [], []
+    for row in _rows(connection, select(virtual_models).order_by(virtual_models.c.name)):
+        try:
+            found.append(codec.read_virtual(row))
+        except codec.UnreadableError as error:
+            problems.append(f"The stored virtual model {row['name']} was left out: {error}.")
     return found, problems
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shoal.fleet.keys import KeyRecord
 from shoal.fleet.state import Instance, Model
+from shoal.fleet.virtual import Virtual
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a database held: models, instances (ended ones too), and in a sentence each what could not be read."""
+    """What a database held (ended instances and revoked keys too), and in a sentence each what could not be read."""
 
     models: list[Model] = field(default_factory=list)
     instances: list[Instance] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    keys: list[KeyRecord] = field(default_factory=list)
+    virtual: list[Virtual] = field(default_factory=list)
+    keys_lost: bool = False
+    """There may have been keys that could not be read: nobody can be asked for those, nor let in without."""
     complete: bool = True
     """False: there may have been more. What is not in here is then no proof that nobody knows of it."""

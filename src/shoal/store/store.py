@@ -9,11 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from shoal.fleet.keys import KeyRecord
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, Model
+from shoal.fleet.virtual import Virtual
+from shoal.messages import UsageReport
 from shoal.store.errors import StoreError
 from shoal.store.pending import Batch, Change, Key, Pending
 from shoal.store.saved import Saved
+from shoal.store.usage import Query, UsageSum
 from shoal.store.worker import Worker
 
 if TYPE_CHECKING:
@@ -94,7 +98,7 @@ class Store:
 
     async def load(self) -> Saved:
         """What the database holds, for a start. Raises StoreError if it cannot be read."""
-        return await self._read(lambda database: database.load())
+        return await self._call(lambda database: database.load())
 
     async def events(self, limit: int = 100, before: int | None = None, model: str | None = None) -> list[Event]:
         """The newest `limit` events, newest last; only those with an id below `before`, and of `model`, if given.
@@ -106,7 +110,7 @@ class Store:
             unsaved = self._unsaved().events if before is None else []
             return _last(limit, saved, [event for event in unsaved if model in (None, event.model)])
 
-        return await self._read(lambda database: database.events(limit, before, model), with_unsaved)
+        return await self._call(lambda database: database.events(limit, before, model), finish=with_unsaved)
 
     async def loads(self, model: str | None = None, limit: int = 100) -> list[LoadRecord]:
         """The newest `limit` loads, of `model` if given, newest last; those not saved yet too. Raises StoreError."""
@@ -114,7 +118,7 @@ class Store:
         def with_unsaved(saved: list[LoadRecord]) -> list[LoadRecord]:
             return _last(limit, saved, [load for load in self._unsaved().loads if model in (None, load.model)])
 
-        return await self._read(lambda database: database.loads(limit, model), with_unsaved)
+        return await self._call(lambda database: database.loads(limit, model), finish=with_unsaved)
 
     def save_model(self, model: Model) -> None:
         """Keep a model's newest version."""
@@ -131,6 +135,30 @@ class Store:
     def delete_instance(self, id: str) -> None:
         """Forget an instance."""
         self._put(("instance", id), None)
+
+    def save_key(self, key: KeyRecord) -> None:
+        """Keep an API key's newest version."""
+        self._put(("key", key.id), key)
+
+    def save_virtual(self, virtual: Virtual) -> None:
+        """Keep a virtual model's newest version."""
+        self._put(("virtual", virtual.spec.name), virtual)
+
+    def delete_virtual(self, name: str) -> None:
+        """Forget a virtual model."""
+        self._put(("virtual", name), None)
+
+    async def add_usage(self, report: UsageReport, now: float) -> None:
+        """Count a relay's report of usage, and return once it is safe; one that was counted before changes nothing.
+
+        Unlike all that is saved above it does not wait here: the relay keeps it until then. Raises StoreError if it
+        cannot be saved now.
+        """
+        await self._call(lambda database: database.add_usage(report, now), "written")
+
+    async def usage(self, query: Query) -> list[UsageSum]:
+        """What was used, as `query` asks. Raises StoreError."""
+        return await self._call(lambda database: database.usage(query), "read")
 
     def add_event(self, event: Event) -> None:
         """Append an event."""
@@ -258,7 +286,9 @@ class Store:
             return batch
         return Batch(events=self._writing.events + batch.events, loads=self._writing.loads + batch.loads)
 
-    async def _read(self, query: Callable[[Database], T], finish: Callable[[T], T] | None = None) -> T:
+    async def _call(
+        self, call: Callable[[Database], T], done: str = "read", finish: Callable[[T], T] | None = None
+    ) -> T:
         from sqlalchemy.exc import SQLAlchemyError
 
         from shoal.store.faults import why
@@ -267,9 +297,10 @@ class Store:
         if worker is None or database is None:
             raise StoreError("the store is not open; this is a fault of Shoal, please report it")
         try:
-            return await worker.call(partial(query, database), finish)
+            return await worker.call(partial(call, database), finish)
         except (OSError, SQLAlchemyError) as error:
-            raise StoreError(f"{database.target.label} cannot be read: {why(error, database.target.file)}") from None
+            because = why(error, database.target.file)
+            raise StoreError(f"{database.target.label} cannot be {done}: {because}") from None
 
     def _cancel_next(self) -> None:
         if self._next is not None:

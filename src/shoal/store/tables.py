@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision under `migrations/versions`."""
 
 _NAMES = {"pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s"}
@@ -66,6 +66,49 @@ events = Table(
     Column("instance", String),
     Column("message", Text, nullable=False),
     Index(None, "model", "id"),
+)
+
+# Those that were revoked stay: usage is told by their names.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("revoked_at", Double),
+    Column("record", Text, nullable=False),
+)
+
+virtual_models = Table(
+    "virtual_models",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("spec", Text, nullable=False),
+    Column("origin", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+# One row a day (UTC, `2026-01-31`), key ("" for none) and model.
+usage = Table(
+    "usage",
+    metadata,
+    Column("day", String(10), primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("model", String, primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("last_used", Double, nullable=False),
+)
+
+# The last report of each relay that is in `usage`: a report that comes again must not count again.
+usage_reports = Table(
+    "usage_reports",
+    metadata,
+    Column("relay", String, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("at", Double, nullable=False),
 )
 
 # A name of its own: a PostgreSQL database may hold another program's `alembic_version` too.
