@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.messages import Usage
-from shoal.store import StoreError
+from shoal.store import StoreError, codec
 from shoal.store.connect import find_target
 from shoal.store.database import Database
 from shoal.store.usage import RELAYS_KEPT, By, Query, UsageSum
@@ -98,7 +98,8 @@ async def test_a_store_that_cannot_write_says_so_and_has_counted_nothing(
     assert await store.flush(30)
     await store.add_usage(records.usage_report(1, records.used()), 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr("shoal.store.codec.usage_row", lambda _: {"day": None})
+        row = codec.usage_row(records.used())
+        patch.setattr(codec, "usage_row", lambda _: {**row, "last_used": None})
         with pytest.raises(StoreError, match="cannot be written"):
             await store.add_usage(records.usage_report(2, records.used()), 0.0)
     await store.add_usage(records.usage_report(2, records.used()), 0.0)  # the failed one left no mark
