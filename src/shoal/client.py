@@ -124,6 +124,15 @@ class Client:
         """End one instance."""
         return self._json("DELETE", f"/instances/{_quoted(instance)}", params={"force": "true"} if force else None)
 
+    def requests(self, *, model: str | None = None, phase: str | None = None) -> Json:
+        """The requests that wait or run, and under `silent` the relays that did not say in time what they have."""
+        given = {"model": model, "phase": phase}
+        return self._json("GET", "/requests", params={key: value for key, value in given.items() if value is not None})
+
+    def cancel_request(self, id_: str) -> None:
+        """End a request that waits or runs."""
+        self._send("DELETE", f"{_API}/requests/{_quoted(id_)}")
+
     def devices(self) -> list[Json]:
         """The devices, with what their memory holds."""
         return list(self._json("GET", "/devices")["devices"])

@@ -24,6 +24,10 @@ Phase = Literal["queued", "held", "waiting", "answering"]
 """Where a request is: in the queue of a model that serves, held until its model serves, at an engine that has not
 answered yet, or being answered."""
 
+DistributionName = Literal["queue", "first_byte", "inter_chunk", "duration", "overhead"]
+"""What of a request is measured: its time in the queue, until the first byte of the answer, between two chunks of it,
+altogether; and what the relay itself added."""
+
 
 # -- controller to relay -----------------------------------------------------------------------------------------------
 
@@ -145,12 +149,16 @@ class ModelCount(msgspec.Struct, frozen=True):
 
 
 class Distribution(msgspec.Struct, frozen=True):
-    """A histogram since the relay started: how many values were at most each of `gateway.measures.BOUNDS`, not
-    cumulative, the last one beyond them all; `total` is their sum, in seconds."""
+    """A histogram since the relay started. `counts`: values within each of `gateway.measures.BOUNDS[name]` that were
+    beyond the bound before, and one more count, of those beyond them all; `total`: their sum, in seconds.
+
+    `queue`, `first_byte` and `duration` have bounds from 1 ms to 600 s, `inter_chunk` from 1 ms to 10 s, `overhead`
+    from 10 µs to 100 ms.
+    """
 
     model: str
     priority: Priority
-    name: Literal["queue", "first_byte", "inter_chunk", "duration", "overhead"]
+    name: DistributionName
     counts: tuple[int, ...]
     total: float
 

@@ -7,16 +7,38 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
 
+from shoal.gateway import link as link_module
 from shoal.gateway.link import Link, load_table, save_table
 from shoal.gateway.routes import Routes
-from shoal.messages import MAX_LINE, ModelCount, RelayReport, Route, RoutingTable, Target
+from shoal.messages import (
+    MAX_LINE,
+    Cancelled,
+    CancelRequest,
+    ListRequests,
+    ModelCount,
+    RelayReport,
+    RequestList,
+    RequestView,
+    Route,
+    Target,
+    ToController,
+    ToRelay,
+    Traffic,
+    Usage,
+    UsageReport,
+    UsageStored,
+    Wanted,
+)
 from tests.gateway.harness import PATIENCE, World, eventually, get, post, route, table
 
 ROUTE = Route("m", "ready", 1, (Target("m-0", "unix:/x"),))
+COMES = Route("m", "unloaded", 1, comes=True)
+M = TypeVar("M")
 
 
 class Controller:
@@ -40,14 +62,27 @@ class Controller:
         async with asyncio.timeout(PATIENCE):
             self.reader = await self.peers.get()
 
-    async def send(self, data: bytes | RoutingTable) -> None:
+    async def send(self, data: bytes | ToRelay) -> None:
         self.writers[-1].write(data if isinstance(data, bytes) else msgspec.json.encode(data) + b"\n")
         await self.writers[-1].drain()
 
-    async def report(self) -> RelayReport:
+    async def next(self) -> ToController:
+        """What the relay says next."""
         assert self.reader is not None
         async with asyncio.timeout(PATIENCE):
-            return msgspec.json.decode(await self.reader.readline(), type=RelayReport)
+            message: ToController = msgspec.json.decode(await self.reader.readline(), type=ToController)
+            return message
+
+    async def report(self) -> RelayReport:
+        message = await self.next()
+        assert isinstance(message, RelayReport)
+        return message
+
+    async def until(self, kind: type[M]) -> M:
+        """The next message of a kind, whatever came before."""
+        while not isinstance(message := await self.next(), kind):
+            pass
+        return message
 
     async def stop(self) -> None:
         if self.server is not None:
@@ -78,6 +113,16 @@ async def routes(folder: Path) -> AsyncIterator[Routes]:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@contextlib.asynccontextmanager
+async def linked(folder: Path, **callbacks: Any) -> AsyncIterator[Link]:
+    """A link that runs."""
+    link = Link(Routes(), folder / "r.sock", folder / "table.json", **callbacks)
+    task = asyncio.create_task(link.run())
+    yield link
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_tables_are_acknowledged_and_changes_reported(controller: Controller, routes: Routes) -> None:
@@ -127,9 +172,10 @@ async def test_controller_that_comes_late_and_comes_back(controller: Controller,
         b"nonsense\n",
         b'{"type":"report","relay":"","epoch":"","version":1,"outstanding":{}}\n',
         b'{"type":"table","epoch":"e9","version":9,"routes":[],"protocol":999}\n',
+        b'{"type":"something new"}\n',
         b"x" * (MAX_LINE + 2) + b"\n",
     ],
-    ids=["no JSON", "no table", "another protocol", "too long"],
+    ids=["no JSON", "no table", "another protocol", "a type unknown here", "too long"],
 )
 async def test_nonsense_is_survived(
     controller: Controller, routes: Routes, nonsense: bytes, caplog: pytest.LogCaptureFixture
@@ -244,3 +290,186 @@ async def test_a_request_outlives_its_instances_place_in_the_table(world: World,
     while report.outstanding:
         report = await controller.report()
     assert report.counts == (ModelCount("m", "ok", 1),)
+
+
+async def test_a_report_may_say_more_than_routes_know(controller: Controller, folder: Path) -> None:
+    numbers = RelayReport("", "", 0, {"m-0": 1}, traffic=(Traffic("m", 1, 2),))
+    async with linked(folder, report=lambda: numbers) as link:
+        await controller.start()
+        await controller.accept()
+        await controller.send(table(ROUTE, version=4))
+        report = await controller.report()
+        assert report == msgspec.structs.replace(numbers, relay=link.name, epoch="e1", version=4)
+
+
+async def test_a_model_is_asked_for_once_a_table_and_again_after_a_lost_connection(
+    controller: Controller, folder: Path
+) -> None:
+    async with linked(folder) as link:
+        link.want("m")  # before there is anybody to ask
+        await controller.start()
+        await controller.accept()
+        await controller.send(table(COMES))
+        await controller.report()
+        assert await controller.next() == Wanted("m")
+        for _ in range(1000):
+            link.want("m")
+        link.unwant("m")
+        link.want("m")
+        await controller.send(table(msgspec.structs.replace(COMES, state="starting"), version=2))
+        assert (await controller.report()).version == 2  # the wishes before it would have come before it
+        assert await controller.next() == Wanted("m")
+        await controller.stop()
+        await eventually(lambda: not link.connected)
+        link.want("m")
+        await controller.start()
+        await controller.accept()
+        await controller.send(table(msgspec.structs.replace(COMES, state="starting"), version=2))
+        await controller.report()
+        assert await controller.next() == Wanted("m"), "the table is the same, but the controller may not be"
+
+
+@pytest.mark.parametrize(
+    "route",
+    [ROUTE, None, Route("m", "failed", 1, detail="it does not fit")],
+    ids=["serves", "is gone", "does not come"],
+)
+async def test_what_no_request_can_wait_for_is_wanted_no_more(
+    controller: Controller, folder: Path, route: Route | None
+) -> None:
+    async with linked(folder) as link:
+        await controller.start()
+        await controller.accept()
+        await controller.send(table(COMES))
+        await controller.report()
+        link.want("m")
+        assert await controller.next() == Wanted("m")
+        await controller.send(table(*([route] if route else []), version=2))
+        await controller.report()
+        await eventually(lambda: not link.wanted)
+        await controller.send(table(COMES, version=3))
+        assert (await controller.report()).version == 3
+        await controller.send(ListRequests(1))
+        assert isinstance(await controller.next(), RequestList), "nobody wants it"
+
+
+async def test_what_is_wanted_no_more_is_not_asked_for(controller: Controller, folder: Path) -> None:
+    async with linked(folder) as link:
+        link.want("m")
+        link.unwant("m")
+        link.unwant("never wanted")
+        await controller.start()
+        await controller.accept()
+        await controller.send(table(COMES))
+        await controller.report()
+        await controller.send(ListRequests(1))
+        assert isinstance(await controller.next(), RequestList)
+
+
+async def test_questions_are_answered(controller: Controller, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "REQUESTS_LISTED", 2)
+    ages = {"a": 1.0, "b": 3.0, "c": 2.0}
+    views = [RequestView(id, "m", "t", None, "normal", "held", age) for id, age in ages.items()]
+    async with linked(folder, requests=lambda: views, cancel=lambda id: id == "a"):
+        await controller.start()
+        await controller.accept()
+        await controller.send(ListRequests(7))
+        assert await controller.next() == RequestList(7, (views[1], views[2])), "the oldest first, and not too many"
+        await controller.send(CancelRequest(8, "a"))
+        assert await controller.next() == Cancelled(8, found=True)
+        await controller.send(CancelRequest(9, "z"))
+        assert await controller.next() == Cancelled(9, found=False)
+
+
+async def test_a_relay_without_a_list_has_no_requests(controller: Controller, routes: Routes) -> None:
+    await controller.start()
+    await controller.accept()
+    await controller.send(ListRequests(1))
+    assert await controller.next() == RequestList(1, ())
+    await controller.send(CancelRequest(2, "a"))
+    assert await controller.next() == Cancelled(2, found=False)
+
+
+def usage(requests: int = 1, model: str = "m") -> Usage:
+    return Usage("k", model, "2026-01-31", requests, 10 * requests, requests, float(requests))
+
+
+async def test_usage_is_sent_until_it_is_stored_and_what_comes_meanwhile_is_added_up(
+    controller: Controller, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "USAGE_RETRY", 0.05)
+    monkeypatch.setattr(link_module, "USAGE_INTERVAL", 0.0)
+    async with linked(folder) as link:
+        link.used(usage(1))
+        await controller.start()
+        await controller.accept()
+        await controller.send(table(ROUTE))
+        first = await controller.until(UsageReport)
+        assert first == UsageReport(link.name, 1, (usage(1),))
+        link.used(usage(1))
+        link.used(usage(2))
+        link.used(usage(4, "n"))
+        assert await controller.until(UsageReport) == first, "not confirmed, so it is sent again, and nothing else"
+        await controller.send(UsageStored(99))
+        assert await controller.until(UsageReport) == first
+        await controller.stop()
+        await controller.start()
+        await controller.accept()
+        await controller.send(table(ROUTE, epoch="e2"))
+        assert await controller.until(UsageReport) == first
+        await controller.send(UsageStored(1))
+        second = await controller.until(UsageReport)
+        while second == first:  # sent once more before the confirmation came
+            second = await controller.until(UsageReport)
+        assert second == UsageReport(link.name, 2, (Usage("k", "m", "2026-01-31", 3, 30, 3, 2.0), usage(4, "n")))
+        assert not await link.flush(0.01)
+        await controller.send(UsageStored(2))
+        assert await link.flush(PATIENCE)
+
+
+async def test_at_the_end_usage_is_sent_without_a_pause(
+    controller: Controller, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "USAGE_INTERVAL", 10 * PATIENCE)
+    async with linked(folder) as link:
+        assert await link.flush(0), "there is none"
+        await controller.start()
+        await controller.accept()
+        await controller.send(table(ROUTE))
+        link.used(usage(1))
+        assert (await controller.until(UsageReport)).items == (usage(1),)
+        link.used(usage(2))
+        ending = asyncio.create_task(link.flush(PATIENCE))
+        await controller.send(UsageStored(1))
+        assert (await controller.until(UsageReport)).items == (usage(2),)
+        await controller.send(UsageStored(2))
+        assert await ending
+
+
+@pytest.mark.parametrize("callback", ["requests", "report"])
+async def test_a_fault_in_a_callback_does_not_leave_the_relay_deaf(
+    controller: Controller, folder: Path, callback: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = [ZeroDivisionError("a fault")]
+
+    def report() -> RelayReport:
+        if callback == "report" and faults:
+            raise faults.pop()
+        return RelayReport("", "", 0, {})
+
+    def requests() -> list[RequestView]:
+        if callback == "requests" and faults:
+            raise faults.pop()
+        return []
+
+    async with linked(folder, report=report, requests=requests) as link:
+        await controller.start()
+        await controller.accept()
+        link.changed() if callback == "report" else await controller.send(ListRequests(1))
+        await controller.accept()
+        await controller.send(table(ROUTE))
+        assert (await controller.report()).version == 1
+        await controller.send(ListRequests(2))
+        assert await controller.next() == RequestList(2, ())
+    assert "connecting again" in caplog.text
+    caplog.clear()

@@ -13,6 +13,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from shoal import __version__
 from shoal.api.metrics_memory import memory_families
+from shoal.api.metrics_relay import relay_families
 from shoal.engines.base import EngineMetrics
 from shoal.fleet.state import InstanceState
 
@@ -76,7 +77,7 @@ class _Fleet:
         yield from self._devices()
         yield from memory_families(fleet)
         yield from self._engines()
-        yield from self._relays()
+        yield from relay_families(fleet)
 
         unsaved = GaugeMetricFamily("shoal_store_unsaved", "Changes that could not be saved yet")
         unsaved.add_metric([], self._controller.store.unsaved)
@@ -116,22 +117,3 @@ class _Fleet:
                 if value is not None:
                     family.add_metric([instance.model, instance.id, instance.engine], value)
             yield family
-
-    def _relays(self) -> Iterator[Metric]:
-        reports = self._controller.manager.fleet.relays.values()
-        connected = GaugeMetricFamily("shoal_relays", "Relays that are connected")
-        connected.add_metric([], len(reports))
-        yield connected
-        outstanding = GaugeMetricFamily(
-            "shoal_relay_outstanding", "Requests that run on an instance", labels=["relay", "instance"]
-        )
-        requests = CounterMetricFamily(
-            "shoal_relay_requests", "Requests that ended", labels=["relay", "model", "outcome"]
-        )
-        for report in reports:
-            for instance, count in report.outstanding.items():
-                outstanding.add_metric([report.relay, instance], count)
-            for item in report.counts:
-                requests.add_metric([report.relay, item.model, item.outcome], item.requests)
-        yield outstanding
-        yield requests

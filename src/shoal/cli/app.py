@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal.cli import chat, doctor, loading, looking, models, settings
+from shoal.cli import chat, doctor, loading, looking, models, requests, settings
 from shoal.cli.shell import EPILOG, Lazy, Root
 
 _RUN, _LOOK, _MACHINE = "Run models", "Look", "Machine and settings"
@@ -54,6 +54,7 @@ app.command(rich_help_panel=_RUN)(loading.load)
 app.command(rich_help_panel=_RUN)(loading.unload)
 app.command(rich_help_panel=_RUN)(chat.chat)
 app.command(rich_help_panel=_LOOK)(looking.ps)
+app.add_typer(requests.app, name="requests", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(looking.status)
 app.command(rich_help_panel=_LOOK)(looking.devices)
 app.command(rich_help_panel=_LOOK)(looking.logs)

@@ -1,0 +1,62 @@
+"""Usage that the controller has not stored yet: one report on its way, and what came since, added up. Pure."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from shoal.messages import Usage, UsageReport
+
+REPORT_ITEMS = 10_000
+"""Items of one report, so that it fits a line whatever the models are called."""
+WAITING_ITEMS = 100_000
+"""Kinds of usage (key, model, day) that wait; beyond them new kinds are lost, and counted."""
+
+
+class Outbox:
+    """Usage on its way to the controller. Nothing is forgotten before it is said to be stored."""
+
+    def __init__(self, relay: str) -> None:
+        """`relay` is the name under which the reports are numbered, from 1."""
+        self._relay = relay
+        self._sequence = 0
+        self._sent: UsageReport | None = None
+        self._waiting: dict[tuple[str, str, str], Usage] = {}
+        self.lost = 0
+        """Requests whose usage there was no room for."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether all is stored."""
+        return self._sent is None and not self._waiting
+
+    def add(self, usage: Usage) -> None:
+        """Keep what was used, added to what waits of the same key, model and day."""
+        kind = (usage.key, usage.model, usage.day)
+        before = self._waiting.get(kind)
+        if before is not None:
+            usage = Usage(
+                *kind,
+                before.requests + usage.requests,
+                before.prompt_tokens + usage.prompt_tokens,
+                before.completion_tokens + usage.completion_tokens,
+                max(before.last_used, usage.last_used),
+            )
+        elif len(self._waiting) >= WAITING_ITEMS:
+            self.lost += usage.requests
+            return
+        self._waiting[kind] = usage
+
+    def report(self) -> UsageReport | None:
+        """What to send: the report that is on its way, or else one of what waits, the oldest first; None if nothing."""
+        if self._sent is None and self._waiting:
+            kinds = list(islice(self._waiting, REPORT_ITEMS))
+            self._sequence += 1
+            self._sent = UsageReport(self._relay, self._sequence, tuple(self._waiting.pop(kind) for kind in kinds))
+        return self._sent
+
+    def stored(self, sequence: int) -> bool:
+        """Forget report number `sequence`. Says whether it was the one on its way."""
+        if self._sent is None or self._sent.seq != sequence:
+            return False
+        self._sent = None
+        return True
