@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from platformdirs import user_cache_path, user_data_path
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -57,6 +57,33 @@ class Settings(BaseSettings):
     header_timeout: float = Field(15, gt=0, description="Seconds that a client may take to send its headers.")
     body_timeout: float = Field(60, gt=0, description="Seconds without a byte that end a client's upload with 408.")
     connect_timeout: float = Field(5, gt=0, description="Seconds that connecting to an engine may take.")
+    idle_timeout: float = Field(75, gt=0, description="Seconds that a client's connection may idle.")
+    response_timeout: float = Field(
+        0, ge=0, description="Seconds that an engine may be silent while it answers, beyond which 504; 0 for ever."
+    )
+    request_timeout: float = Field(
+        0, ge=0, description="Seconds from a request's arrival to its end, beyond which 504; 0 for ever."
+    )
+    hold_timeout: float = Field(
+        600, ge=0, description="Seconds that a request may wait for its model to be loaded, beyond which 503."
+    )
+    queue_timeout: float = Field(
+        600, gt=0, description="Seconds that a request may wait for its turn at a model that serves, beyond which 429."
+    )
+    queue_length: int = Field(1000, ge=0, description="Requests that may wait for one model, beyond which 429.")
+    age_bound: float = Field(
+        30, gt=0, description="Seconds that a request waits in its priority class before it goes up one."
+    )
+    max_connections: int = Field(10_000, ge=1, description="Connections of clients, beyond which 503.")
+    tenant_headers: tuple[str, ...] = Field(
+        ("x-openwebui-user-id",),
+        description="Headers that name the tenant of a request without a key; without any of them its address does.",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Origins of web pages that may call the inference paths, such as https://chat.example; `*` all."
+    )
+    relay: Literal["native", "aiohttp"] = Field("native", description="Which relay carries the requests.")
+    relay_workers: int = Field(1, ge=1, le=64, description="Relay processes that share the port.")
 
     drain_timeout: float = Field(30, ge=0, description="Seconds that an unload gives to running requests.")
     stop_timeout: float = Field(10, ge=0, description="Seconds between SIGTERM and SIGKILL to an engine.")
@@ -112,6 +139,11 @@ class Settings(BaseSettings):
         models = _named("models", data.get("models"), {"engine": data.get("engine", "vllm")})
         virtual = _named("virtual_models", data.get("virtual_models"), {})
         return {**data, **models, **virtual}
+
+    @field_validator("tenant_headers")
+    @classmethod
+    def _lower_case(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name.strip().lower() for name in names)
 
     @field_validator("state_dir", "runtime_dir", "engines_dir", "memory_socket")
     @classmethod

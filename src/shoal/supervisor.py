@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import json
 import logging
 import os
 import selectors
@@ -27,6 +28,7 @@ from collections.abc import Callable, Mapping
 from shoal.config import Handover
 from shoal.errors import ShoalError
 from shoal.fleet.devices import Devices
+from shoal.gateway.relay import RelayConfig
 from shoal.paths import Paths, find_paths, hold, make_runtime
 from shoal.settings import Settings
 
@@ -307,10 +309,7 @@ class Supervisor:
             *("--controller", str(self._paths.controller_socket)),
             *("--relay-socket", str(self._paths.relay_socket)),
             *("--table", str(self._paths.routing_table)),
-            *("--max-body", str(settings.max_body)),
-            *("--header-timeout", str(settings.header_timeout)),
-            *("--body-timeout", str(settings.body_timeout)),
-            *("--connect-timeout", str(settings.connect_timeout)),
+            *("--settings", json.dumps(relay_settings(settings)), "--relay", settings.relay),
         ]
         return _popen(argv, (fd, notify))
 
@@ -320,6 +319,12 @@ class Supervisor:
         for key, amount in self._memory_limits.items():
             argv += ["--limit", f"{key}={amount}"]
         return _popen(argv, ())
+
+
+def relay_settings(settings: Settings) -> dict[str, object]:
+    """The part of the settings that relays take, by the names that `RelayConfig` has for them."""
+    shared = {field.name for field in dataclasses.fields(RelayConfig)} & settings.model_fields.keys()
+    return {**settings.model_dump(mode="json", include=shared), "remote_admin": settings.insecure}
 
 
 def _popen(argv: list[str], fds: tuple[int, ...], blocked: frozenset[int] = frozenset()) -> subprocess.Popen[bytes]:

@@ -24,9 +24,15 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.fixture(params=["native", "aiohttp"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each relay behind the seam: what a test expects of one it expects of the other."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def world(folder: Path) -> AsyncIterator[World]:
-    world = World(folder)
+async def world(folder: Path, kind: str) -> AsyncIterator[World]:
+    world = World(folder, kind)
     yield world
     await world.end()
 

@@ -14,6 +14,8 @@ import msgspec
 from shoal.gateway.link import save_table
 from shoal.gateway.relay import RelayConfig
 from shoal.gateway.relay_aiohttp import AiohttpRelay
+from shoal.gateway.relay_native import NativeRelay
+from shoal.gateway.routes import Routes
 from shoal.messages import Route, RoutingTable, Target
 
 PATIENCE = 20.0
@@ -29,6 +31,7 @@ class Message:
     body: bytes = b""
     complete: bool = True
     """Whether the body came to the end that its framing announced."""
+    trailers: bytes = b""
 
     @property
     def status(self) -> int:
@@ -73,7 +76,8 @@ async def read_message(reader: asyncio.StreamReader, *, head_only: bool = False,
             while size := int((await reader.readuntil(b"\r\n"))[:-2].split(b";")[0], 16):
                 body += await reader.readexactly(size)
                 assert await reader.readexactly(2) == b"\r\n"
-            await reader.readuntil(b"\r\n")
+            while (line := await reader.readuntil(b"\r\n")) != b"\r\n":
+                message.trailers += line
         elif length is not None:
             body += await reader.readexactly(int(length))
         elif to_eof:
@@ -196,12 +200,13 @@ def get(path: str, extra: bytes = b"", method: bytes = b"GET") -> bytes:
 class World:
     """A relay on a loopback port, with engines and a controller under the test's control."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: str = "native") -> None:
         self.folder = folder
+        self.kind = kind
         self.config = RelayConfig(
             controller=folder / "c.sock", relay_socket=folder / "r.sock", table=folder / "table.json"
         )
-        self.relay: AiohttpRelay | None = None
+        self.relay: AiohttpRelay | NativeRelay | None = None
         self.port = 0
         self._engines: list[Engine] = []
         self._clients: list[Client] = []
@@ -220,7 +225,7 @@ class World:
             save_table(self.config.table, table(*routes))
         sock = socket.create_server(("127.0.0.1", 0))
         self.port = sock.getsockname()[1]
-        self.relay = AiohttpRelay(self.config)
+        self.relay = NativeRelay(self.config) if self.kind == "native" else AiohttpRelay(self.config)
         await self.relay.start(sock)
 
     async def client(self) -> Client:
@@ -234,14 +239,21 @@ class World:
         return await client.ask(data, head_only=head_only)
 
     @property
-    def counts(self) -> dict[tuple[str, str], int]:
+    def native(self) -> bool:
+        return self.kind == "native"
+
+    @property
+    def routes(self) -> Routes:
         assert self.relay is not None
-        return {(c.model, c.outcome): c.requests for c in self.relay._routes.counts}
+        return self.relay.routes
+
+    @property
+    def counts(self) -> dict[tuple[str, str], int]:
+        return {(c.model, c.outcome): c.requests for c in self.routes.counts}
 
     @property
     def outstanding(self) -> dict[str, int]:
-        assert self.relay is not None
-        return self.relay._routes.outstanding
+        return self.routes.outstanding
 
     async def end(self) -> None:
         for client in self._clients:

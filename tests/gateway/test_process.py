@@ -26,7 +26,7 @@ def gateway(world: World, *more: str) -> Iterator[subprocess.Popen[bytes]]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         world.port = sock.getsockname()[1]
         sockets = ["--controller", str(world.config.controller), "--relay-socket", str(world.config.relay_socket)]
-        inherited = ["--fd", str(sock.fileno()), "--notify-fd", str(write)]
+        inherited = ["--relay", world.kind, "--fd", str(sock.fileno()), "--notify-fd", str(write)]
         process = subprocess.Popen(
             [sys.executable, "-m", "shoal.gateway", *inherited, *sockets, "--table", str(world.config.table), *more],
             pass_fds=(sock.fileno(), write),
@@ -92,7 +92,7 @@ async def test_large_bodies_are_held_once_and_let_go(world: World) -> None:
 
     engine = await world.engine(script=script)
     save_table(world.config.table, table(route("m", engine)))
-    with gateway(world, "--max-body", str(size + 1000)) as process:
+    with gateway(world, "--settings", f'{{"max_body": {size + 1000}}}') as process:
         relay = psutil.Process(process.pid)
         assert (await world.ask(get("/v1/models"))).status == 200
         before, peak = relay.memory_info().rss, 0
@@ -141,9 +141,10 @@ async def test_descriptors_do_not_leak(world: World) -> None:
 
 
 def test_imports_stay_light() -> None:
-    code = "import sys, shoal.gateway.__main__; print(*{m.partition('.')[0] for m in sys.modules})"
+    code = "import sys, shoal.gateway.__main__, shoal.gateway.relay_native; print(*{m.partition('.')[0] for m in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert "aiohttp" in loaded
+    assert "uvloop" in loaded
+    assert "aiohttp" not in loaded  # only the relay that is built on it needs it
     assert not {"fastapi", "starlette", "sqlalchemy", "pydantic", "pydantic_settings", "uvicorn", "typer"} & set(loaded)
 
 

@@ -1,6 +1,6 @@
 """`python -m shoal.gateway`: the relay process, as the supervisor starts it.
 
-Settings come as plain arguments, because reading `shoal.settings` would import more than the relay itself.
+Settings come as JSON, because reading `shoal.settings` would import more than the relay itself.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import resource
@@ -15,12 +16,13 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import uvloop
 
 from shoal.ending import asked_to_end
-from shoal.gateway.relay import RelayConfig
-from shoal.gateway.relay_aiohttp import AiohttpRelay
+from shoal.gateway.relay import Relay, RelayConfig
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -31,30 +33,25 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--controller", type=Path, required=True, help="Unix socket of the controller's HTTP")
     parser.add_argument("--relay-socket", type=Path, required=True, help="Unix socket that sends routing tables")
     parser.add_argument("--table", type=Path, required=True, help="file that keeps the last routing table")
-    parser.add_argument("--max-body", type=int, default=RelayConfig.max_body, help="bytes")
-    parser.add_argument("--header-timeout", type=float, default=RelayConfig.header_timeout, help="seconds")
-    parser.add_argument("--body-timeout", type=float, default=RelayConfig.body_timeout, help="seconds")
-    parser.add_argument("--connect-timeout", type=float, default=RelayConfig.connect_timeout, help="seconds")
-    parser.add_argument("--idle-timeout", type=float, default=RelayConfig.idle_timeout, help="seconds")
+    parser.add_argument("--settings", default="{}", help="further fields of RelayConfig, as a JSON object")
+    parser.add_argument("--relay", choices=("native", "aiohttp"), default="native", help="which implementation")
     parser.add_argument("--grace", type=float, default=10, help="seconds for running requests after SIGTERM")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    paths = {"controller": arguments.controller, "relay_socket": arguments.relay_socket, "table": arguments.table}
+    try:
+        given = msgspec.json.decode(arguments.settings, type=dict[str, Any])
+        arguments.config = msgspec.convert({**given, **paths}, RelayConfig)
+        if unknown := given.keys() - {field.name for field in dataclasses.fields(RelayConfig)}:
+            parser.error(f"--settings: there is no {', '.join(sorted(unknown))}")
+    except msgspec.MsgspecError as error:
+        parser.error(f"--settings: {error}")
+    return arguments
 
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = asked_to_end()
-    relay = AiohttpRelay(
-        RelayConfig(
-            controller=arguments.controller,
-            relay_socket=arguments.relay_socket,
-            table=arguments.table,
-            max_body=arguments.max_body,
-            header_timeout=arguments.header_timeout,
-            body_timeout=arguments.body_timeout,
-            connect_timeout=arguments.connect_timeout,
-            idle_timeout=arguments.idle_timeout,
-        )
-    )
+    relay = _relay(arguments.relay, arguments.config)
     await relay.start(socket.socket(fileno=arguments.fd))
     stopping = asyncio.create_task(stop.wait())
     informed = asyncio.create_task(relay.informed())
@@ -66,6 +63,16 @@ async def serve(arguments: argparse.Namespace) -> None:
         os.close(arguments.notify_fd)
     await stopping
     await relay.stop(arguments.grace)
+
+
+def _relay(kind: str, config: RelayConfig) -> Relay:
+    if kind == "aiohttp":
+        from shoal.gateway.relay_aiohttp import AiohttpRelay
+
+        return AiohttpRelay(config)
+    from shoal.gateway.relay_native import NativeRelay
+
+    return NativeRelay(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

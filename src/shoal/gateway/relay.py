@@ -24,6 +24,25 @@ class RelayConfig:
     connect_timeout: float = 5
     idle_timeout: float = 75
     """How long a client's connection may stay open between two requests."""
+    response_timeout: float = 0
+    """How long an engine may be silent while it answers; 0 for ever."""
+    request_timeout: float = 0
+    """How long a request may take from its arrival to its end; 0 for ever."""
+    hold_timeout: float = 600
+    """How long a request may wait for a model that does not serve yet."""
+    queue_timeout: float = 600
+    """How long a request may wait for its turn at a model that serves."""
+    queue_length: int = 1000
+    """Requests that may wait for one model."""
+    age_bound: float = 30
+    """How long a request waits in its priority class before it goes up one."""
+    max_connections: int = 10_000
+    tenant_headers: tuple[str, ...] = ("x-openwebui-user-id",)
+    """Headers, in lower case, that name the tenant of a request without a key."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the inference paths; `*` for all."""
+    remote_admin: bool = True
+    """Whether other machines may use the paths of the controller."""
 
 
 class Relay(Protocol):

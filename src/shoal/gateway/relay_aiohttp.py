@@ -58,8 +58,8 @@ class AiohttpRelay:
         self._running: set[asyncio.Task[object]] = set()
 
     async def start(self, sock: socket.socket) -> None:
-        self._routes = Routes(changed=self._on_change)
-        self._link = Link(self._routes, self._config.relay_socket, self._config.table, on_table=self._on_table)
+        self.routes = Routes(changed=self._on_change)
+        self._link = Link(self.routes, self._config.relay_socket, self._config.table, on_table=self._on_table)
         self._upstreams = Upstreams(self._config.connect_timeout, unpooled=self._controller)
         self._informed = asyncio.Event()
         self._link.restore()
@@ -95,7 +95,7 @@ class AiohttpRelay:
 
     def _on_table(self) -> None:
         self._informed.set()
-        targets = (target for route in self._routes.table.routes for target in route.targets)
+        targets = (target for route in self.routes.table.routes for target in route.targets)
         self._upstreams.keep_only({self._controller, *(target.address for target in targets)})
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -145,8 +145,8 @@ class AiohttpRelay:
             )
         model = heads.model_in_path(path)
         if model is None:
-            return json_response(200, model_list(self._routes))
-        return json_response(200, model_view(self._routes.route(model)))
+            return json_response(200, model_list(self.routes))
+        return json_response(200, model_view(self.routes.route(model)))
 
     async def _infer(self, request: web.BaseRequest, target: str) -> web.StreamResponse:
         exchange = _Exchange()
@@ -158,7 +158,7 @@ class AiohttpRelay:
                 exchange.outcome = "client_error" if error.status < 500 else "engine_error"
             raise
         finally:
-            self._routes.count(exchange.model, exchange.outcome)
+            self.routes.count(exchange.model, exchange.outcome)
 
     @contextlib.asynccontextmanager
     async def _engine_response(
@@ -181,7 +181,7 @@ class AiohttpRelay:
         passed_over: list[str] = []
         while True:
             engine = self._pick(exchange, passed_over)
-            with self._routes.carrying(engine.instance), self._upstreams.using(engine.address):
+            with self.routes.carrying(engine.instance), self._upstreams.using(engine.address):
                 try:
                     upstream = await self._upstreams.send(engine.address, request.method, path_and_query, headers, body)
                 except NotConnectedError as error:
@@ -207,7 +207,7 @@ class AiohttpRelay:
     def _pick(self, exchange: _Exchange, passed_over: list[str]) -> Target:
         try:
             if len(passed_over) < 2:
-                return self._routes.pick(exchange.model, without=passed_over)
+                return self.routes.pick(exchange.model, without=passed_over)
         except ShoalError as error:
             if not passed_over:
                 exchange.outcome = "unavailable" if error.status == 503 else "client_error"
@@ -222,7 +222,7 @@ class AiohttpRelay:
         """Hand a request to the controller, as transparently as to an engine."""
         body: bytearray | None = await self._read_body(request)
         headers = heads.request_headers(request.raw_headers, None if body is None else len(body))
-        health = health_without_controller(path, self._routes)
+        health = health_without_controller(path, self.routes)
         sent = True
         with self._upstreams.using(self._controller):
             try:

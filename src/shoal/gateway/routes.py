@@ -91,17 +91,25 @@ class Routes:
     @contextmanager
     def carrying(self, instance: str) -> Iterator[None]:
         """Count one outstanding request of `instance` for as long as the block runs."""
-        self._outstanding[instance] = self._outstanding.get(instance, 0) + 1
-        self._changed()
+        self.begin(instance)
         try:
             yield
         finally:
-            left = self._outstanding[instance] - 1
-            if left:
-                self._outstanding[instance] = left
-            else:
-                del self._outstanding[instance]
-            self._changed()
+            self.end(instance)
+
+    def begin(self, instance: str) -> None:
+        """A request goes to `instance`."""
+        self._outstanding[instance] = self._outstanding.get(instance, 0) + 1
+        self._changed()
+
+    def end(self, instance: str) -> None:
+        """A request to `instance` has ended."""
+        left = self._outstanding[instance] - 1
+        if left:
+            self._outstanding[instance] = left
+        else:
+            del self._outstanding[instance]
+        self._changed()
 
     def count(self, model: str, outcome: Outcome) -> None:
         """Count a request that ended; a name that is in no table counts as `UNKNOWN`."""

@@ -1,0 +1,177 @@
+"""Where a message body ends on the wire (RFC 9112, section 6). Pure.
+
+Each class is fed with bytes as they come, cut anywhere, and says how many of them belong to the body. What is no
+valid framing raises `FramingError` and is never guessed at: two parties that read a length differently are how
+requests are smuggled.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+MAX_CHUNK_LINE = 4096
+"""Bytes of a chunk's size with its extensions."""
+MAX_TRAILERS = 16 * 1024
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+
+
+class FramingError(Exception):
+    """The body's framing is broken; the message says how."""
+
+
+class Framing(Protocol):
+    """The body of one message, as it comes."""
+
+    done: bool
+    """Whether the body has come to its end."""
+    whole: bool
+    """Whether a body that ends here because the connection does is complete."""
+
+    def feed(self, data: bytes, start: int = 0) -> int:
+        """Read `data` from `start`; the position after the last byte of the body, at most ``len(data)``."""
+        ...
+
+    def take(self) -> bytes:
+        """The content that the last `feed` read, without chunk headers. To be called once after each."""
+        ...
+
+
+class Fixed:
+    """A body of `length` bytes."""
+
+    __slots__ = ("_taken", "done", "left")
+    whole = False
+
+    def __init__(self, length: int) -> None:
+        self.left = length
+        self.done = not length
+        self._taken = b""
+
+    def feed(self, data: bytes, start: int = 0) -> int:
+        end = min(len(data), start + self.left)
+        self.left -= end - start
+        self.done = not self.left
+        self._taken = data if not start and end == len(data) else data[start:end]
+        return end
+
+    def take(self) -> bytes:
+        return self._taken
+
+
+class UntilClose:
+    """A body that ends with the connection."""
+
+    __slots__ = ("_taken",)
+    done = False
+    whole = True
+
+    def feed(self, data: bytes, start: int = 0) -> int:
+        self._taken = data[start:]
+        return len(data)
+
+    def take(self) -> bytes:
+        return self._taken
+
+
+class Chunked:
+    """A chunked body. `boundary` is the position in the last fed data after the last complete chunk, 0 if none."""
+
+    __slots__ = ("_content", "_in_trailers", "_left", "_partial", "_trailer_bytes", "boundary", "done", "trailers")
+    whole = False
+
+    def __init__(self) -> None:
+        self.done = False
+        self.boundary = 0
+        self.trailers: list[bytes] = []
+        """Trailer fields as they came, one line each, without its end."""
+        self._left = 0  # bytes of the chunk's data and of the line end after it
+        self._partial = b""  # of a line that is not all there yet
+        self._in_trailers = False
+        self._trailer_bytes = 0
+        self._content: list[bytes] = []
+
+    def feed(self, data: bytes, start: int = 0) -> int:
+        at, size = start, len(data)
+        self.boundary = 0
+        while at < size and not self.done:
+            at = self._read_chunk(data, at, size) if self._left else self._read_line(data, at, size)
+        return at
+
+    def take(self) -> bytes:
+        content = self._content
+        if not content:
+            return b""
+        self._content = []
+        return content[0] if len(content) == 1 else b"".join(content)
+
+    @property
+    def clean(self) -> bool:
+        """Whether the last chunk is complete, so that another one could follow."""
+        return not self._left and not self._partial and not self._in_trailers
+
+    def _read_chunk(self, data: bytes, at: int, size: int) -> int:
+        left = self._left
+        if left > 2:
+            end = min(size, at + left - 2)
+            self._content.append(data[at:end])
+            left -= end - at
+            at = end
+        while left in (1, 2) and at < size:
+            if data[at] != (13 if left == 2 else 10):
+                raise FramingError("a chunk is longer than its size says")
+            left -= 1
+            at += 1
+        self._left = left
+        if not left:
+            self.boundary = at
+        return at
+
+    def _read_line(self, data: bytes, at: int, size: int) -> int:
+        limit = MAX_TRAILERS if self._in_trailers else MAX_CHUNK_LINE
+        if self._partial.endswith(b"\r"):
+            if data[at] != 10:
+                raise FramingError("a line does not end with CR LF")
+            line, end = self._partial[:-1], at + 1
+        else:
+            cut = data.find(b"\r\n", at)
+            if cut < 0:
+                self._partial += data[at:]
+                if len(self._partial) > limit:
+                    raise FramingError("a chunk's size line or the trailers are too long")
+                return size
+            line, end = self._partial + data[at:cut], cut + 2
+        self._partial = b""
+        if len(line) > limit:
+            raise FramingError("a chunk's size line or the trailers are too long")
+        if self._in_trailers:
+            self._trailer(line)
+            if self.done:
+                self.boundary = end
+            return end
+        match = _SIZE.fullmatch(line)
+        if match is None:
+            raise FramingError("a chunk's size is not a hexadecimal number")
+        length = int(match[1], 16)
+        if length:
+            self._left = length + 2
+        else:
+            self._in_trailers = True
+        return end
+
+    def _trailer(self, line: bytes) -> None:
+        if not line:
+            self.done = True
+            return
+        self._trailer_bytes += len(line) + 2
+        if self._trailer_bytes > MAX_TRAILERS:
+            raise FramingError("the trailers are too long")
+        if _TRAILER.fullmatch(line) is None:
+            raise FramingError("a trailer is not a valid field")
+        self.trailers.append(line)
+
+
+def chunk(content: bytes) -> bytes:
+    """`content`, which must not be empty, as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(content), content)

@@ -1,0 +1,330 @@
+"""One request on its way to an engine or the controller, and its response on the way back.
+
+The response's bytes go on as they came. They are framed anew only where they have to be: for a client of HTTP/1.0, for
+a body that ends with the engine's connection, and where a filter takes something out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from shoal.errors import ShoalError, error_body
+from shoal.gateway.framing import Chunked, Framing, UntilClose, chunk
+from shoal.gateway.http1 import RequestHead, ResponseHead, passed_on
+from shoal.gateway.server import ClientConnection
+from shoal.gateway.upstream import EngineConnection, Parts, Pool
+
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+HELD_BACK = 64 * 1024
+"""Bytes of an incomplete chunk of an event stream that wait for its end, so that an error event could still follow."""
+LARGE = 64 * 1024
+"""Bytes of a body from which on it is not copied to stand behind its head."""
+_EVENT_ENDS = (b"\n\n", b"\r\r", b"\r\n\r\n")
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Mode(Enum):
+    """How a response's body is written."""
+
+    AS_IT_CAME = auto()
+    CHUNKED = auto()
+    PLAIN = auto()
+    """Without framing: its end is the connection's."""
+
+
+class Passage:
+    """A request and its response. Subclasses say where it goes and what is learnt from it."""
+
+    max_body: int
+    dropped: ClassVar[frozenset[bytes]] = frozenset({b"expect"})
+    """Request headers that do not travel on."""
+
+    def __init__(self, connection: ClientConnection, head: RequestHead, target: str, max_body: int) -> None:
+        self.connection = connection
+        self.head = head
+        self.method = head.method
+        self.target = target
+        self.max_body = max_body
+        self.upstream: EngineConnection | None = None
+        self.response: ResponseHead | None = None
+        self.ended = False
+        self._give_up: Callable[[], object] | None = None
+        self._mode = Mode.AS_IT_CAME
+        self._keep_alive = True
+        self._events = False  # the body is an event stream that another event could be added to
+        self._partial = b""
+        self._spilled = False  # part of an incomplete chunk has been written
+        self._tail = b""
+
+    # -- what subclasses say ------------------------------------------------------------------------------------------
+
+    def on_request(self, body: bytes | bytearray | None, trailers: list[bytes]) -> None:
+        """The request is there, whole."""
+        raise NotImplementedError
+
+    def on_part(self, content: bytes) -> bool:
+        """A part of the body; it is kept until all is there."""
+        del content
+        return True
+
+    def unreachable(self, error: OSError) -> None:
+        """No connection could be made; nothing was sent."""
+        raise NotImplementedError
+
+    def broke_off(self, why: str) -> ShoalError:
+        """The connection ended before the response did: what the client is to be told."""
+        raise NotImplementedError
+
+    def end(self, status: int | None) -> None:
+        """All is over. `status`: of a response that came whole; None if it did not."""
+        raise NotImplementedError
+
+    def lines(self, response: ResponseHead) -> list[bytes]:
+        """Header lines to be added to the response."""
+        del response
+        return []
+
+    def filters(self, response: ResponseHead) -> bool:
+        """Whether the body will go through `passing`."""
+        del response
+        return False
+
+    def passing(self, content: bytes) -> bytes:
+        """What is to be passed on of a part of the body. Called for every part if `filters` said so."""
+        return content
+
+    def remaining(self) -> bytes:
+        """What was held back by `passing` when the body ended."""
+        return b""
+
+    # -- the request --------------------------------------------------------------------------------------------------
+
+    def forward(self, pool: Pool, data: Parts, *, keep: bool = True) -> None:
+        """Send `data`, the request whole, over a connection to `pool`'s address."""
+        connection = pool.take()
+        if connection is not None:
+            self.upstream = connection
+            connection.send(self, data, keep=keep)
+            return
+
+        def connected(result: EngineConnection | OSError) -> None:
+            self._give_up = None
+            if isinstance(result, OSError):
+                self.unreachable(result)
+            else:
+                self.upstream = result
+                result.send(self, data, keep=keep)
+
+        self._give_up = pool.connect(connected)
+
+    def message(self, body: bytes | bytearray | None, trailers: list[bytes], *, rewritten: bool = False) -> Parts:
+        """The request as it goes on. `rewritten`: its body has another length than the client said."""
+        head = self.head
+        fields = head.fields
+        dropped = self.dropped | {b"content-length"} if rewritten else self.dropped
+        lines = passed_on(head.headers, fields.get(b"connection"), dropped)
+        if b"host" not in fields:
+            lines.insert(0, b"Host: localhost")  # clients of HTTP/1.0 may send none
+        lines += self.own_lines()
+        first = b"%b %b HTTP/1.1" % (self.method, self.target.encode("latin-1"))
+        if body is not None and head.chunked:
+            size = b"%x\r\n" % len(body) if body else b""
+            end = b"\r\n".join((b"\r\n0" if body else b"0", *trailers, b"", b""))
+            parts = (b"\r\n".join((first, *lines, b"Transfer-Encoding: chunked", b"", size)), body, end)
+            return parts if len(body) > LARGE else (b"".join(parts),)
+        if rewritten:
+            lines.append(b"Content-Length: %d" % len(body or b""))
+        if body is not None and len(body) > LARGE:
+            return (b"\r\n".join((first, *lines, b"", b"")), body)  # not copied
+        return (b"\r\n".join((first, *lines, b"", body or b"")),)
+
+    def own_lines(self) -> list[bytes]:
+        """Header lines to be added to the request."""
+        return []
+
+    # -- the response -------------------------------------------------------------------------------------------------
+
+    def on_interim(self, head: ResponseHead) -> None:
+        """A 1xx response: passed on, except to clients that cannot know it. The relay has said 100 itself."""
+        if head.status != 100 and self.head.minor:
+            self.connection.write(
+                _status_line(head) + b"".join(n + b": " + v + b"\r\n" for n, v in head.headers) + b"\r\n"
+            )
+
+    def on_head(self, head: ResponseHead, framing: Framing) -> None:
+        """The head of the response: written at once, with what this connection needs of framing."""
+        self.response = head
+        request, fields = self.head, head.fields
+        self._events = (
+            isinstance(framing, (Chunked, UntilClose))
+            and fields.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"text/event-stream"
+            and fields.get(b"content-encoding", b"identity").lower() == b"identity"
+        )
+        if self.connection.full and self.upstream is not None:
+            self.upstream.pause(True)
+        self._keep_alive = request.keep_alive and not self.stopping
+        lines = passed_on(head.headers, fields.get(b"connection"))
+        filtered = not framing.done and self.filters(head)
+        if filtered or isinstance(framing, (Chunked, UntilClose)):
+            lines = [line for line in lines if line[:15].lower() != b"content-length:"] if filtered else lines
+            if not request.minor:
+                self._mode = Mode.PLAIN
+                self._keep_alive = False
+            else:
+                lines.append(b"Transfer-Encoding: chunked")
+                if filtered or isinstance(framing, UntilClose):
+                    self._mode = Mode.CHUNKED
+        elif head.status == 204:  # RFC 9110, section 8.6, forbids a length
+            lines = [line for line in lines if line[:15].lower() != b"content-length:"]
+        lines += self.lines(head)
+        if not self._keep_alive:
+            lines.append(b"Connection: close")
+        elif not request.minor:
+            lines.append(b"Connection: keep-alive")
+        self.connection.write(b"\r\n".join((_status_line(head)[:-2], *lines, b"", b"")))
+
+    def on_body(self, data: bytes, framing: Framing) -> None:
+        """A part of the body."""
+        if self._mode is Mode.AS_IT_CAME:
+            if self._events:
+                self.passing(self._note(framing.take()))
+                self._write_chunks(data, framing)
+            else:
+                self.passing(framing.take())
+                self.connection.write(data)
+            return
+        content = self.passing(self._note(framing.take()))
+        if content:
+            self.connection.write(chunk(content) if self._mode is Mode.CHUNKED else content)
+
+    def on_complete(self) -> None:
+        """The response is there, whole."""
+        self.upstream = None
+        response = self.response
+        assert response is not None
+        if self._mode is not Mode.AS_IT_CAME:
+            rest = self.remaining()
+            if self._mode is Mode.CHUNKED:
+                self.connection.write((chunk(rest) if rest else b"") + _LAST_CHUNK)
+            elif rest:
+                self.connection.write(rest)
+        self._finish(response.status)
+        self.connection.finish(keep_alive=self._keep_alive)
+
+    def on_broken(self, why: str) -> None:
+        """The engine's connection has ended too early."""
+        self.upstream = None
+        if not self.ended:
+            self.break_off(self.broke_off(why))
+
+    def break_off(self, error: ShoalError) -> None:
+        """End a response that will not come whole, so that nobody takes it for a whole one."""
+        self._drop_upstream()
+        self._finish(None)
+        if self.response is None:
+            self.connection.refuse(error)
+            return
+        if not self._events or self._spilled:
+            self.connection.abort()
+            return
+        rest = self.remaining() if self._mode is not Mode.AS_IT_CAME else _unfinished(self._partial)
+        between = b"" if not self._tail or self._tail.endswith(_EVENT_ENDS) else b"\n\n"
+        event = msgspec.json.encode(error_body(error.message, status=error.status, code=error.code))
+        content = b"%b%bdata: %b\n\n" % (rest, between, event)
+        self.connection.exchange = None
+        self.connection.write(content if self._mode is Mode.PLAIN else chunk(content))
+        self.connection.close()
+
+    def _note(self, content: bytes) -> bytes:
+        self._tail = content[-4:] if len(content) >= 4 else (self._tail + content)[-4:]
+        return content
+
+    def _write_chunks(self, data: bytes, framing: Framing) -> None:
+        """Write whole chunks as they came; an incomplete one waits for its end, unless it is a large one."""
+        assert isinstance(framing, Chunked)
+        whole = len(data) if framing.done else framing.boundary
+        if self._spilled:
+            self._spilled = not whole
+            self.connection.write(data[:whole] if whole else data)
+            self._partial = data[whole:] if whole else b""
+            return
+        if whole:
+            first = data if whole == len(data) else data[:whole]
+            self.connection.write(self._partial + first if self._partial else first)
+            self._partial = data[whole:]
+        else:
+            self._partial += data
+        if len(self._partial) > HELD_BACK:
+            self.connection.write(self._partial)
+            self._partial = b""
+            self._spilled = True
+
+    # -- other protocols ----------------------------------------------------------------------------------------------
+
+    def on_upgraded(self, head: ResponseHead, rest: bytes) -> None:
+        """The engine switches protocols, which a subclass has to have asked for."""
+        del head, rest
+        self.break_off(self.broke_off("it switched protocols, which nobody asked for"))
+
+    def on_raw(self, data: bytes) -> None:
+        """Bytes of another protocol, from either side."""
+        del data
+
+    # -- the client ---------------------------------------------------------------------------------------------------
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the relay is."""
+        return self.connection.front.stopping
+
+    def on_gone(self) -> None:
+        """The client has left: whatever runs for it is cancelled."""
+        self._drop_upstream()
+        self._finish(None)
+
+    def on_refused(self, error: ShoalError) -> None:
+        """The connection answers in its place."""
+        del error
+        self._drop_upstream()
+        self._finish(None)
+
+    def on_full(self, full: bool) -> None:
+        """The client does not read as fast as the engine writes, or does again."""
+        if self.upstream is not None:
+            self.upstream.pause(full)
+
+    def on_upstream_full(self, full: bool) -> None:
+        """The engine does not read as fast as the client writes, or does again."""
+        self.connection.pause(full)
+
+    def on_timeout(self) -> None:
+        """The deadline of the connection has passed."""
+
+    def _drop_upstream(self) -> None:
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.abandon()
+        give_up, self._give_up = self._give_up, None
+        if give_up is not None:
+            give_up()
+
+    def _finish(self, status: int | None) -> None:
+        if not self.ended:
+            self.ended = True
+            self.end(status)
+
+
+def _status_line(head: ResponseHead) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)
+
+
+def _unfinished(raw: bytes) -> bytes:
+    """The content of an incomplete chunk, as far as it is there."""
+    line, separator, content = raw.partition(b"\r\n")
+    return content[: int(line.partition(b";")[0], 16)] if separator else b""

@@ -1,0 +1,459 @@
+"""The client's side of the relay: connections that read one request after the other, keep time, and refuse politely.
+
+A `ClientConnection` is an `asyncio.Protocol`: no task and no coroutine for a request. Time limits are looked at by one
+sweep over all connections, so that a request costs no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from shoal.errors import ShoalError
+from shoal.gateway.framing import Chunked, Framing, FramingError
+from shoal.gateway.http1 import MAX_REQUEST_HEAD, RequestHead, find_end, parse_request
+
+PIPELINED = 64 * 1024
+"""Bytes of further requests that are read while one is answered."""
+LINGER = 5.0
+"""Seconds for which a refused client may go on sending, so that it gets to read why."""
+FLUSH = 30.0
+"""Seconds that a client may take to read the end of a response before it is dropped."""
+WRITE_LIMIT = 256 * 1024
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class State(Enum):
+    """What a connection does."""
+
+    HEAD = auto()
+    """Waits for a request, or reads its head."""
+    BODY = auto()
+    BUSY = auto()
+    """A request is being answered."""
+    RAW = auto()
+    """Another protocol (a websocket) is spoken; bytes go to the exchange."""
+    CLOSING = auto()
+    """What comes is thrown away."""
+
+
+class Exchange(Protocol):
+    """One request and its response, from the head to the end."""
+
+    max_body: int
+
+    def on_part(self, content: bytes) -> bool:
+        """A part of the body. False: it need not be kept, the exchange has taken it."""
+
+    def on_request(self, body: bytes | bytearray | None, trailers: list[bytes]) -> None:
+        """The request is there, whole; `body` is None if it has none. The answer may be written from now on."""
+
+    def on_gone(self) -> None:
+        """The client has left."""
+
+    def on_refused(self, error: ShoalError) -> None:
+        """The connection is about to answer with `error` in its place."""
+
+    def on_full(self, full: bool) -> None:
+        """The client does not read as fast as is written, or does again."""
+
+    def on_raw(self, data: bytes) -> None:
+        """Bytes of another protocol."""
+
+    def on_timeout(self) -> None:
+        """`deadline` of the connection has passed while the request was being answered."""
+
+
+class Front(Protocol):
+    """What connections belong to."""
+
+    header_timeout: float
+    body_timeout: float
+    idle_timeout: float
+    stopping: bool
+    connections: set[ClientConnection]
+
+    def open(self, connection: ClientConnection, head: RequestHead) -> Exchange:
+        """Begin an exchange. Raises ShoalError to refuse it before its body is read."""
+
+    def fault(self, error: BaseException) -> None:
+        """A fault of the relay's own is to be logged."""
+
+    def full(self) -> bool:
+        """Whether there are as many connections as are allowed."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client's connection."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_framing",
+        "_loop",
+        "_paused",
+        "_seen",
+        "_size",
+        "_state",
+        "_transport",
+        "deadline",
+        "exchange",
+        "front",
+        "full",
+        "head",
+        "peer",
+        "written",
+    )
+
+    def __init__(self, front: Front, loop: asyncio.AbstractEventLoop) -> None:
+        self.front = front
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._state = State.HEAD
+        self._buffer = b""
+        self._seen = 0
+        self._framing: Framing | None = None
+        self._body: bytes | bytearray = b""
+        self._size = 0
+        self._paused = False
+        self.full = False
+        """Whether the client does not read as fast as is written."""
+        self.exchange: Exchange | None = None
+        self.head: RequestHead | None = None
+        self.deadline = 0.0
+        """Loop time at which the present state has lasted too long; 0 for never."""
+        self.peer = ""
+        self.written = 0
+
+    # -- for asyncio --------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_LIMIT)
+        peer = transport.get_extra_info("peername")
+        self.peer = peer[0] if isinstance(peer, tuple) else ""
+        full = self.front.full()
+        self.front.connections.add(self)
+        self.deadline = self._loop.time() + self.front.header_timeout
+        if full:
+            self.refuse(
+                ShoalError(
+                    "The relay has as many connections as it may; try again in a moment.",
+                    status=503,
+                    code="too_many_connections",
+                    headers={"Retry-After": "1"},
+                )
+            )
+
+    def connection_lost(self, _exc: BaseException | None) -> None:
+        self._transport = None
+        self._state = State.CLOSING
+        self.front.connections.discard(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.on_gone()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._receive(data)
+        except ShoalError as error:
+            self.refuse(error)
+        except Exception as error:
+            self.front.fault(error)
+            self.refuse(ShoalError("The relay failed; its log says why.", status=500, code="internal_error"))
+
+    def pause_writing(self) -> None:
+        self.full = True
+        if self.exchange is not None:
+            self.exchange.on_full(True)
+
+    def resume_writing(self) -> None:
+        self.full = False
+        if self.exchange is not None:
+            self.exchange.on_full(False)
+        elif self._buffer or self._paused:
+            self._loop.call_soon(self._next)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _receive(self, data: bytes) -> None:
+        state = self._state
+        if state is State.HEAD:
+            self._read_head(data)
+        elif state is State.BODY:
+            self._read_body(data)
+        elif state is State.BUSY:
+            self._buffer += data
+            if len(self._buffer) > PIPELINED:
+                self.pause(True)
+        elif state is State.RAW and self.exchange is not None:
+            self.exchange.on_raw(data)
+
+    def _read_head(self, data: bytes) -> None:
+        if self._buffer:
+            data, self._buffer = self._buffer + data, b""
+        elif data[:1] in (b"\r", b"\n"):  # RFC 9112, section 2.2: a client may send an empty line before its request
+            data = data.lstrip(b"\r\n")
+            if not data:
+                return
+        end = find_end(data, MAX_REQUEST_HEAD, self._seen)
+        if end < 0:
+            if not self._seen:
+                self.deadline = self._loop.time() + self.front.header_timeout
+            self._buffer, self._seen = data, len(data)
+            return
+        self._seen = 0
+        head = self.head = parse_request(data[:end])
+        exchange = self.front.open(self, head)
+        self.exchange = exchange
+        rest = data[end:]
+        if not head.has_body:
+            self._complete(None, rest, [])
+            return
+        length = head.length
+        if length is not None and length > exchange.max_body:
+            raise too_large(exchange.max_body)
+        if b"expect" in head.fields and head.minor:
+            if head.fields[b"expect"].lower() != b"100-continue":
+                raise ShoalError("Only `Expect: 100-continue` is known.", status=417, code="expectation_failed")
+            if not rest:
+                self.write(_CONTINUE)
+        self._state = State.BODY
+        self._framing = head.framing()
+        if rest or self._framing.done:
+            self._read_body(rest)
+        else:
+            self.deadline = self._loop.time() + self.front.body_timeout
+
+    def _read_body(self, data: bytes) -> None:
+        framing, exchange = self._framing, self.exchange
+        assert framing is not None
+        assert exchange is not None
+        try:
+            end = framing.feed(data)
+        except FramingError as error:
+            raise ShoalError(f"The request body is broken: {error}.", code="invalid_body") from None
+        content = framing.take()
+        self._size += len(content)
+        if self._size > exchange.max_body:
+            raise too_large(exchange.max_body)
+        if content and exchange.on_part(content):
+            if not self._body:
+                self._body = content
+            elif isinstance(self._body, bytearray):
+                self._body += content
+            else:  # grows in place, so that a large body is there once
+                self._body = bytearray(self._body) + content
+        if self.exchange is not exchange:
+            return
+        if framing.done:
+            trailers = framing.trailers if isinstance(framing, Chunked) else []
+            self._complete(self._body, data[end:], trailers)
+        else:
+            self.deadline = self._loop.time() + self.front.body_timeout
+
+    def _complete(self, body: bytes | bytearray | None, rest: bytes, trailers: list[bytes]) -> None:
+        self._state = State.BUSY
+        self._framing = None
+        self._buffer = rest
+        if len(rest) > PIPELINED:
+            self.pause(True)
+        self._body = b""
+        self._size = 0
+        self.deadline = 0.0
+        exchange = self.exchange
+        assert exchange is not None
+        exchange.on_request(body, trailers)
+
+    # -- for exchanges ------------------------------------------------------------------------------------------------
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the client is on this machine."""
+        return self.peer in ("", "127.0.0.1", "::1") or self.peer.startswith(("127.", "::ffff:127."))
+
+    @property
+    def connected(self) -> bool:
+        """Whether anything can still be written."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a request."""
+        return self._state is State.HEAD and not self._buffer
+
+    def write(self, data: bytes) -> None:
+        """Write, as far as there is still somebody to write to."""
+        transport = self._transport
+        if transport is not None:
+            self.written += len(data)
+            transport.write(data)
+
+    def pause(self, wanted: bool) -> None:
+        """Read nothing from the client until told otherwise; or go on."""
+        if self._transport is None or wanted == self._paused or self._transport.is_closing():
+            return
+        self._paused = wanted
+        if wanted:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def finish(self, *, keep_alive: bool) -> None:
+        """The response is written whole; the next request may come."""
+        self.exchange = None
+        self.head = None
+        if self._transport is None:
+            return
+        if not keep_alive or self.front.stopping:
+            self.close()
+            return
+        self._state = State.HEAD
+        self.deadline = self._loop.time() + self.front.idle_timeout
+        if self._paused or self._buffer:
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        if self._state is not State.HEAD or self.full:
+            return  # a client that reads no answers gets no further ones made
+        buffer, self._buffer = self._buffer, b""
+        self.pause(False)
+        if buffer:
+            self.data_received(buffer)
+
+    def raw(self, rest_to: Callable[[bytes], None]) -> None:
+        """Another protocol is spoken from now on; what has come of it already goes to `rest_to`."""
+        self._state = State.RAW
+        self.deadline = 0.0
+        rest, self._buffer = self._buffer, b""
+        self.pause(False)
+        if rest:
+            rest_to(rest)
+
+    def refuse(self, error: ShoalError) -> None:
+        """Answer a request with an error, before anything else of the answer was written.
+
+        If its body has not been read, or it was no HTTP, the connection ends after it.
+        """
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.on_refused(error)
+        if self._transport is None:
+            return
+        head = self.head
+        complete = self._state is State.BUSY and head is not None and head.keep_alive and not self.front.stopping
+        self.write(answer(error.status, error.body(), error.headers, head, close=not complete))
+        if complete:
+            self.finish(keep_alive=True)
+        elif self._state is State.BUSY or self._transport.is_closing():
+            self.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """End the connection so that the client can read the answer although it may still be sending."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._state = State.CLOSING
+        self._buffer = b""
+        self.pause(False)
+        self.deadline = self._loop.time() + LINGER
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def close(self) -> None:
+        """Close once all is written; a client that does not read it is dropped after a while."""
+        self._state = State.CLOSING
+        if self._transport is not None:
+            self.deadline = self._loop.time() + FLUSH
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Drop the connection with a reset, so that a body that ends with the connection does not look whole."""
+        self.exchange = None
+        self._state = State.CLOSING
+        transport = self._transport
+        if transport is not None:
+            sock = transport.get_extra_info("socket")
+            if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def on_deadline(self) -> None:
+        """The present state has lasted too long."""
+        self.deadline = 0.0
+        state = self._state
+        if state is State.BUSY:
+            if self.exchange is not None:
+                self.exchange.on_timeout()
+        elif state is State.CLOSING:
+            if self._transport is not None:
+                self._transport.abort()
+        elif state is State.BODY:
+            self.refuse(
+                ShoalError(
+                    f"The request body stood still for {self.front.body_timeout:g} s; send it without pauses.",
+                    status=408,
+                    code="body_timeout",
+                )
+            )
+        elif self._buffer:
+            self.refuse(
+                ShoalError(
+                    f"The request's headers did not arrive within {self.front.header_timeout:g} s; send them at once.",
+                    status=408,
+                    code="header_timeout",
+                )
+            )
+        else:  # a connection that never said a thing is closed without a word
+            self.close()
+
+
+def too_large(limit: int) -> ShoalError:
+    """The refusal of a body that is larger than `limit` bytes."""
+    return ShoalError(
+        f"The request body is larger than {limit} bytes; send less, or raise the setting `max_body`.",
+        status=413,
+        code="body_too_large",
+    )
+
+
+def answer(
+    status: int,
+    body: dict[str, Any],
+    headers: dict[str, str] | None = None,
+    request: RequestHead | None = None,
+    *,
+    close: bool = False,
+) -> bytes:
+    """A whole JSON response of the relay's own to `request`."""
+    content = msgspec.json.encode(body)
+    try:
+        reason = HTTPStatus(status).phrase
+    except ValueError:
+        reason = ""
+    lines = [
+        f"HTTP/1.1 {status} {reason}",
+        "Content-Type: application/json; charset=utf-8",
+        f"Content-Length: {len(content)}",
+        "Server: shoal",
+        *(f"{name}: {value}" for name, value in (headers or {}).items()),
+    ]
+    if close:
+        lines.append("Connection: close")
+    elif request is not None and not request.minor:
+        lines.append("Connection: keep-alive")
+    head = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+    return head if request is not None and request.method == b"HEAD" else head + content
