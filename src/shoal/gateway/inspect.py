@@ -1,28 +1,132 @@
-"""Reading the one thing that the relay has to know of a request: which model it names. Pure.
+"""Reading what the relay has to know of a request: which model it names, and how it is to be treated. Pure.
 
-The body is looked at and never changed. Where it names a model twice, the last one wins, as in JSON parsers and
-form readers. A body that names none may leave that to the query (`?model=`) or to the `x-shoal-model` header.
+The body is looked at once and never changed. Only `model` has to be of the right type: whatever else is odd is for the
+engine to refuse, in its own words, and counts here as not given. Of a field that a JSON object has twice the last
+one counts, as in every JSON parser that engines use. A name may hold any character, NUL too; one that is not known
+is answered 404. Nesting beyond some 1,000 levels is refused, as JSON parsers in Python do, and so is half a character
+(a lone surrogate). A body that names no model may leave that to the query (`?model=`) or to the `x-shoal-model` header.
 """
 
 from __future__ import annotations
 
-from email.message import Message
+import math
 from urllib.parse import parse_qs
 
 import msgspec
 
 from shoal.errors import ShoalError
+from shoal.gateway.bodies import ABSENT, refusal, without_bom
+from shoal.gateway.forms import MAX_USER, FormReader, is_form
+from shoal.gateway.usage import asks_usage, counts_usage
+from shoal.messages import Priority
 
 MODEL_HEADER = "x-shoal-model"
+BYTES_A_TOKEN = 4
+"""For estimates: about what English has in common vocabularies."""
+TOKENS_UNSAID = 256
+"""For estimates: what an answer has whose length the request does not limit."""
+MAX_TOKENS = 10_000_000
+"""More tokens than this are a mistake or a trick, and count as unsaid."""
+MAX_CHOICES = 128
+MAX_SPAN = 32
+"""Bytes of a `keep_alive`; a longer one is none."""
+
+_READING = frozenset(
+    {"classify", "count_tokens", "detokenize", "embed", "embeddings", "pooling", "rerank", "score", "tokenize"}
+)
+"""Last words of the paths that generate nothing."""
+_PRIORITIES: dict[bytes, Priority] = {b'"high"': "high", b'"normal"': "normal", b'"low"': "low"}
 
 
-class _Body(msgspec.Struct):
+class Named(msgspec.Struct, frozen=True, gc=False):
+    """What a request says of itself. None: not said, or not in a way that means anything here.
+
+    `priority` is Shoal's class; a number is the engine's own and none of ours. `cost`: estimated tokens, of the prompt
+    and the answer. `streams_usage`: the answer is a stream that tells its usage only if asked (see
+    `usage.with_usage`); `include_usage`: the client asked.
+    """
+
+    model: str
+    stream: bool = False
+    priority: Priority | None = None
+    user: str | None = None
+    keep_alive: str | int | float | None = None
+    cost: float = 0.0
+    include_usage: bool = False
+    streams_usage: bool = False
+
+
+class _Body(msgspec.Struct, gc=False):
     """What is read of a JSON body; the rest is checked for syntax and skipped, without building its tree."""
 
     model: str | None = None
+    stream: msgspec.Raw = ABSENT
+    priority: msgspec.Raw = ABSENT
+    user: msgspec.Raw = ABSENT
+    keep_alive: msgspec.Raw = ABSENT
+    max_completion_tokens: msgspec.Raw = ABSENT
+    max_tokens: msgspec.Raw = ABSENT
+    max_output_tokens: msgspec.Raw = ABSENT
+    n: msgspec.Raw = ABSENT
+    stream_options: msgspec.Raw = ABSENT
 
 
-_DECODER = msgspec.json.Decoder(_Body)
+_BODY = msgspec.json.Decoder(_Body)
+_TEXT = msgspec.json.Decoder(str)
+_SPAN = msgspec.json.Decoder(str | int | float)
+
+
+def read_request(
+    target: str,
+    body: bytes | bytearray,
+    *,
+    content_type: str = "",
+    content_encoding: str = "",
+    model_header: str | None = None,
+) -> Named:
+    """What a request says, in its body (JSON or multipart form), else its query, else `x-shoal-model`.
+
+    `target` is the request's path and query. Raises ShoalError 400: `invalid_json`, `invalid_body`,
+    `invalid_model`, `invalid_query` or `model_required`. A compressed body is not read.
+    """
+    if content_encoding and content_encoding.strip().lower() not in ("", "identity"):
+        return _unread(target, model_header, len(body), compressed=True)
+    if not body:
+        return _unread(target, model_header, 0)
+    if content_type and is_form(content_type):
+        reader = FormReader(content_type)
+        reader.feed(body)
+        reader.end()
+        return read_form(target, reader, model_header=model_header)
+    said = _read(body)
+    path = target.partition("?")[0]
+    stream = said.stream is not ABSENT and bytes(said.stream) == b"true"
+    return Named(
+        said.model or _elsewhere(target, model_header),
+        stream,
+        None if said.priority is ABSENT else _PRIORITIES.get(bytes(said.priority)),
+        None if said.user is ABSENT else _user(said.user),
+        None if said.keep_alive is ABSENT else _keep_alive(said.keep_alive),
+        len(body) / BYTES_A_TOKEN + _answer(path, said),
+        said.stream_options is not ABSENT and asks_usage(said.stream_options),
+        stream and counts_usage(path),
+    )
+
+
+def read_form(target: str, reader: FormReader, *, model_header: str | None = None) -> Named:
+    """The same for a form of which `reader` has seen enough: its `model`, or the end.
+
+    A file's size says little about the work in it, so it costs no more than any answer. Raises ShoalError 400
+    `model_required` or `invalid_query`.
+    """
+    return Named(
+        reader.model or _elsewhere(target, model_header),
+        reader.stream,
+        reader.priority,
+        reader.user,
+        reader.keep_alive,
+        _answer(target.partition("?")[0], None),
+    )
 
 
 def model_of(
@@ -33,44 +137,39 @@ def model_of(
     content_encoding: str = "",
     model_header: str | None = None,
 ) -> str:
-    """The model that a request names: in its body (JSON or multipart form), else its query, else `x-shoal-model`.
-
-    `target` is the request's path and query. Raises ShoalError 400: `invalid_json`, `invalid_body`,
-    `invalid_model` or `model_required`. A compressed body is not read.
-    """
-    model = None
-    compressed = content_encoding.strip().lower() not in ("", "identity")
-    if body and not compressed:
-        if content_type.partition(";")[0].strip().lower() == "multipart/form-data":
-            model = _of_form(body, content_type)
-        else:
-            model = _of_json(body)
-    model = model or _of_query(target) or model_header
-    if not model:
-        how = (
-            f"the body is compressed and not read here; name the model in the header `{MODEL_HEADER}`"
-            if compressed
-            else 'name one of those that GET /v1/models lists, as in {"model": "…"}'
-        )
-        raise ShoalError(f"The request names no model: {how}.", code="model_required", param="model")
-    return model
+    """The model that a request names; see `read_request`."""
+    return read_request(
+        target, body, content_type=content_type, content_encoding=content_encoding, model_header=model_header
+    ).model
 
 
-def _of_json(body: bytes | bytearray) -> str | None:
+def _read(body: bytes | bytearray) -> _Body:
     try:
-        return _DECODER.decode(body).model
+        return _BODY.decode(without_bom(body))
     except msgspec.ValidationError as error:
         if "$.model" in str(error):
             raise ShoalError("`model` has to be a string.", code="invalid_model", param="model") from None
-        raise ShoalError(
-            'The body has to be a JSON object that names a model, as in {"model": "…"}.',
-            code="model_required",
-            param="model",
-        ) from None
-    except RecursionError:
-        raise ShoalError("The body is nested too deeply.", code="invalid_json") from None
-    except ValueError as error:  # DecodeError, and UnicodeDecodeError for a name that is not UTF-8
-        raise ShoalError(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+        raise refusal(error) from None
+    except (ValueError, RecursionError) as error:  # DecodeError, and UnicodeDecodeError for a name that is not UTF-8
+        raise refusal(error) from None
+
+
+def _unread(target: str, model_header: str | None, size: int, *, compressed: bool = False) -> Named:
+    cost = size / BYTES_A_TOKEN + _answer(target.partition("?")[0], None)
+    return Named(_elsewhere(target, model_header, compressed=compressed), cost=cost)
+
+
+def _elsewhere(target: str, model_header: str | None, *, compressed: bool = False) -> str:
+    """The model that is named outside the body."""
+    model = _of_query(target) or model_header
+    if model:
+        return model
+    how = (
+        f"the body is compressed and not read here; name the model in the header `{MODEL_HEADER}`"
+        if compressed
+        else 'name one of those that GET /v1/models lists, as in {"model": "…"}'
+    )
+    raise ShoalError(f"The request names no model: {how}.", code="model_required", param="model")
 
 
 def _of_query(target: str) -> str | None:
@@ -83,44 +182,40 @@ def _of_query(target: str) -> str | None:
         raise ShoalError("The query has too many fields.", code="invalid_query") from None
 
 
-def _of_form(body: bytes | bytearray, content_type: str) -> str | None:
-    """The field `model` of multipart/form-data (RFC 7578), found without copying the other parts."""
-    boundary = _parameter("content-type", content_type, "boundary")
-    if not boundary:
-        raise ShoalError("The multipart body has no boundary in its Content-Type.", code="invalid_body")
-    mark = b"--" + boundary.encode("utf-8", "surrogateescape")
-    model: str | None = None
-    start = 0 if body.startswith(mark) else body.find(b"\r\n" + mark) + 2
-    while start >= 0 and body.startswith(mark, start) and not body.startswith(b"--", start + len(mark)):
-        end = body.find(b"\r\n" + mark, start + len(mark))
-        if end < 0:
-            raise ShoalError("The multipart body does not end with its boundary.", code="invalid_body")
-        head_end = body.find(b"\r\n\r\n", start, end)
-        if head_end >= 0 and _field_name(bytes(body[start + len(mark) : head_end])) == "model":
-            try:
-                model = bytes(body[head_end + 4 : end]).decode()
-            except UnicodeDecodeError:
-                raise ShoalError("`model` has to be UTF-8 text.", code="invalid_model", param="model") from None
-        start = end + 2
-    if start < 2 and model is None and not body.startswith(mark):
-        raise ShoalError("The multipart body does not hold its boundary.", code="invalid_body")
-    return model
+def _answer(path: str, said: _Body | None) -> float:
+    """Estimated tokens of the answer."""
+    if path.rpartition("/")[2] in _READING:
+        return 0.0
+    if said is None:
+        return TOKENS_UNSAID
+    for limit in (said.max_completion_tokens, said.max_tokens, said.max_output_tokens):
+        if limit is not ABSENT and (tokens := _number(limit, MAX_TOKENS)) is not None:
+            break
+    else:
+        tokens = TOKENS_UNSAID
+    choices = None if said.n is ABSENT else _number(said.n, MAX_CHOICES)
+    return tokens * (choices or 1)
 
 
-def _field_name(head: bytes) -> str | None:
-    """The `name` in a part's Content-Disposition, or None for a file or another kind of part."""
-    for line in head.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-disposition":
-            text = value.decode("utf-8", "replace").strip()
-            if _parameter("content-disposition", text, "filename") is not None:
-                return None
-            return _parameter("content-disposition", text, "name")
-    return None
+def _number(raw: msgspec.Raw, most: float) -> float | None:
+    """A number from 0 to `most`, or None."""
+    try:
+        value = float(bytes(raw)) if len(raw) <= 32 else math.nan
+    except ValueError:
+        return None
+    return value if 0 <= value <= most else None
 
 
-def _parameter(header: str, value: str, name: str) -> str | None:
-    message = Message()
-    message[header] = value.replace("\r", " ").replace("\n", " ")
-    found = message.get_param(name, header=header)
-    return found if isinstance(found, str) else None
+def _user(raw: msgspec.Raw) -> str | None:
+    try:
+        user = _TEXT.decode(raw)
+    except ValueError:
+        return None
+    return user if len(user) <= MAX_USER else None
+
+
+def _keep_alive(raw: msgspec.Raw) -> str | int | float | None:
+    try:
+        return _SPAN.decode(raw) if len(raw) <= MAX_SPAN else None
+    except ValueError:
+        return None

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from shoal.errors import ShoalError
+from shoal.errors import NotFoundError, ShoalError
 from shoal.gateway.routes import Routes
+from shoal.gateway.virtual import Names, Visible
 from shoal.messages import Route
 
 AWAY = "the controller does not answer: models cannot be changed now; those that are ready go on serving"
+UNAVAILABLE = "unavailable"
+"""State of a virtual model when nothing that it stands for exists."""
 
 
-def model_list(routes: Routes) -> dict[str, Any]:
-    """OpenAI's list of models, with each one's state."""
-    return {"object": "list", "data": [model_view(route) for route in routes.table.routes]}
+def model_list(routes: Routes, visible: Visible | None = None) -> dict[str, Any]:
+    """OpenAI's list of models: every name that a client may use and that is `visible`, sorted, each with its state."""
+    names = Names(routes.table)
+    return {"object": "list", "data": [_view(names, name) for name in names.known(visible)]}
+
+
+def model_named(routes: Routes, name: str, visible: Visible | None = None) -> dict[str, Any]:
+    """One model of that list. Raises ShoalError 404 `model_not_found` if it is not in there."""
+    names = Names(routes.table)
+    if name not in names.known(visible):
+        raise names.missing(name, visible)
+    return _view(names, name)
 
 
 def model_view(route: Route) -> dict[str, Any]:
-    """OpenAI's model object; `state` and `context_length` (tokens, or null) are Shoal's."""
+    """OpenAI's model object; `state` and `context_length` (tokens, or null) are Shoal's. The latter is there again as
+    `max_model_len`, under which clients of vLLM look for it."""
     return {
         "id": route.model,
         "object": "model",
@@ -25,7 +38,26 @@ def model_view(route: Route) -> dict[str, Any]:
         "owned_by": "shoal",
         "state": route.state,
         "context_length": route.context_length,
+        "max_model_len": route.context_length,
     }
+
+
+def _view(names: Names, name: str) -> dict[str, Any]:
+    """A model, or what an adapter or a virtual model has of the one that serves it, which is its `parent`."""
+    virtual = names.virtual(name)
+    try:
+        resolved = names.resolve(name)
+    except NotFoundError:
+        assert virtual is not None
+        view = model_view(Route(name, UNAVAILABLE, virtual.created))
+        return {**view, "root": virtual.model, "parent": virtual.model}
+    view = model_view(names.route(resolved))
+    if virtual is not None:
+        created = virtual.created or view["created"]
+        return {**view, "id": name, "created": created, "root": resolved.engine_name, "parent": resolved.engine_name}
+    if name != resolved.model:
+        return {**view, "id": name, "root": name, "parent": resolved.model}
+    return view
 
 
 def health_without_controller(path: str, routes: Routes) -> tuple[int, dict[str, Any]] | None:
