@@ -43,6 +43,17 @@ def test_add_has_an_option_for_every_setting(run: Run) -> None:
         assert f"--{field.replace('_', '-')}" in help_text, field
 
 
+def test_add_says_nothing_of_what_was_not_given(shoal: ScriptedShoal, run: Run) -> None:
+    for args, given in (
+        ([], {}),
+        (["--no-on-request", "--max-concurrency", "3"], {"on_request": False, "max_concurrency": 3}),
+        (["--on-request"], {"on_request": True}),
+    ):
+        shoal.models.clear()
+        assert run("models", "add", "m", "--source", "org/m", *args).exit_code == 0
+        assert bodies(shoal, "POST", "/api/v1/models")[-1] == {"name": "m", "source": "org/m", **given}
+
+
 def test_add_again_is_fine_and_other_settings_conflict(shoal: ScriptedShoal, run: Run) -> None:
     shoal.add("m", source="toy")
     again = run("models", "add", "m", "--source", "toy")

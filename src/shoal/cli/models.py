@@ -93,8 +93,9 @@ def add(
         bool, typer.Option("--load-on-start", metavar="", help="Load when shoal serve starts.")
     ] = False,
     on_request: Annotated[
-        bool, typer.Option(" /--no-on-request", help="Do not load it when a request asks for it.", show_default=False)
-    ] = True,
+        bool | None,
+        typer.Option("--on-request/--no-on-request", metavar="", help="Whether a request may have it loaded."),
+    ] = None,
     max_concurrency: Annotated[
         int | None, typer.Option(metavar="N", help="Requests that run at once over all instances; more wait.")
     ] = None,
@@ -124,7 +125,7 @@ def add(
         "priority": priority,
         "instances": instances,
         "load_on_start": load_on_start or None,
-        "on_request": None if on_request else False,
+        "on_request": on_request,
         "max_concurrency": max_concurrency,
         "args": list(ctx.meta[_TAIL]) or None,
         "env": _pairs(env) if env else None,
