@@ -1,0 +1,45 @@
+"""What was promised of the relay, as checks over the rows of its benchmark. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..results import Check
+from .summary import Row, medians
+
+
+def checks(rows: Sequence[Row], ours: str) -> list[Check]:
+    """What is promised of the relay `ours`, as far as it was measured."""
+    found: list[Check] = []
+    middle: list[Row] = [row for row in medians(rows) if row["system"] == ours]
+    for row in middle:
+        load = f"{ours}, {row['load']}"
+        if row["what"] == "median of streams":
+            found.append(Check(f"{load}: CPU an event", row["cpu_us"], "µs", 20))
+        elif row["number"] == 1:
+            if "added_p50_us" in row:
+                found.append(Check(f"{load}: added to the median", row["added_p50_us"], "µs", 150))
+        else:
+            found += [
+                Check(f"{load}: requests a second", row["rate"], "requests/s", 20_000, "at least"),
+                Check(f"{load}: CPU a request", row["cpu_us"], "µs", 60),
+            ]
+    if middle:
+        failed = sum(row["failed"] for row in middle)
+        found.append(Check(f"{ours}: requests and streams that failed", failed, "requests", 0))
+    for row in rows:
+        if row["what"] == "aborts" and row["system"] == ours:
+            found += _abort_checks(row)
+    return found
+
+
+def _abort_checks(row: Row) -> list[Check]:
+    load = f"{row['system']}, {row['number']} streams broken off"
+    return [
+        Check(f"{load}: descriptors more than before", row["fds_more"], "fds", 0),
+        Check(f"{load}: requests still carried", row["carried"], "requests", 0),
+        Check(f"{load}: streams the engine was left with", row["left_running"], "streams", 0),
+        # The smallest object kept of each would be five times as much in 100,000.
+        Check(f"{load}: memory more than before", row["rss_more_mib"], "MiB", 1),
+        Check(f"{load}: streams that failed before", row["failed"], "streams", 0),
+    ]
