@@ -34,6 +34,11 @@ class Message:
     trailers: bytes = b""
 
     @property
+    def others(self) -> list[tuple[bytes, bytes]]:
+        """The headers without those that the relay adds to say how it went."""
+        return [header for header in self.headers if not header[0].lower().startswith((b"x-request-id", b"x-shoal-"))]
+
+    @property
     def status(self) -> int:
         return int(self.start.split(" ")[1])
 
@@ -249,7 +254,12 @@ class World:
 
     @property
     def counts(self) -> dict[tuple[str, str], int]:
-        return {(c.model, c.outcome): c.requests for c in self.routes.counts}
+        assert self.relay is not None
+        counts: dict[tuple[str, str], int] = {}
+        for count in self.relay.counts if isinstance(self.relay, NativeRelay) else self.routes.counts:
+            key = (count.model, count.outcome)
+            counts[key] = counts.get(key, 0) + count.requests
+        return counts
 
     @property
     def outstanding(self) -> dict[str, int]:

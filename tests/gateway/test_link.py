@@ -74,8 +74,8 @@ class Controller:
             return message
 
     async def report(self) -> RelayReport:
-        message = await self.next()
-        assert isinstance(message, RelayReport)
+        while not isinstance(message := await self.next(), RelayReport):
+            pass
         return message
 
     async def until(self, kind: type[M]) -> M:

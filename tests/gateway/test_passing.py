@@ -24,7 +24,7 @@ async def test_request_arrives_byte_for_byte(world: World) -> None:
     (request,) = engine.received
     assert request.start == f"POST {target} HTTP/1.1"
     assert request.body == body
-    assert request.headers == [
+    assert request.others == [
         (b"Host", b"shoal.test"),
         (b"Content-Length", str(len(body)).encode()),
         (b"X-CaSe", b"Kept"),
@@ -67,8 +67,8 @@ async def test_hop_by_hop_headers_stay_behind(world: World) -> None:
         b"Proxy-Connection: x\r\nX-Stays: 1\r\n"
     )
     answer = await world.ask(post(extra=extra))
-    assert [name for name, _ in engine.received[0].headers] == [b"Host", b"Content-Length", b"X-Stays"]
-    assert answer.headers == [(b"X-Stays", b"1"), (b"content-length", b"2")]
+    assert [name for name, _ in engine.received[0].others] == [b"Host", b"Content-Length", b"X-Stays"]
+    assert answer.others == [(b"X-Stays", b"1"), (b"content-length", b"2")]
 
 
 async def test_response_arrives_byte_for_byte(world: World) -> None:
@@ -82,7 +82,7 @@ async def test_response_arrives_byte_for_byte(world: World) -> None:
     await world.start(route("m", engine))
     answer = await world.ask(post())
     assert answer.start == "HTTP/1.1 418 I am  a Teapot"
-    assert answer.headers == [  # no Date, no Server, no Content-Type that the engine did not send
+    assert answer.others == [  # no Date, no Server, no Content-Type that the engine did not send
         (b"Set-Cookie", b"a=1"),
         (b"X-CaSe", b"Kept"),
         (b"set-cookie", b"b=2; Path=/x"),
@@ -123,7 +123,7 @@ async def test_chunked_requests(world: World) -> None:
     (request,) = engine.received
     assert request.body == b'{"model":"m"}'
     framing = (b"Transfer-Encoding", b"chunked") if world.native else (b"Content-Length", b"13")
-    assert request.headers == [(b"Host", b"h"), framing]
+    assert request.others == [(b"Host", b"h"), framing]
     assert request.trailers == (b"X-Trailer: 1\r\n" if world.native else b"")
 
 
@@ -164,7 +164,7 @@ async def test_stream_is_not_buffered(world: World) -> None:
     client = await world.client()
     await client.send(post())
     head = await client.response(head_only=True)  # the head comes before any event does
-    assert head.headers == [
+    assert head.others == [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"Transfer-Encoding", b"chunked"),
     ]
@@ -243,7 +243,7 @@ async def test_methods_without_bodies(world: World, method: bytes) -> None:
     answer = await world.ask(get("/v1/responses/r%2F1", b"x-shoal-model: m\r\n", method))
     assert answer.status == 200
     assert engine.received[0].start == f"{method.decode()} /v1/responses/r%2F1 HTTP/1.1"
-    assert engine.received[0].headers == [(b"Host", b"shoal.test"), (b"x-shoal-model", b"m")]
+    assert engine.received[0].get("x-shoal-model") == "m"
 
 
 async def test_head_204_and_304_have_no_body_and_keep_the_connection(world: World) -> None:
@@ -261,14 +261,14 @@ async def test_head_204_and_304_have_no_body_and_keep_the_connection(world: Worl
     await world.start(route("m", engine))
     client = await world.client()
     head = await client.ask(get("/v1/a?model=m", method=b"HEAD"), head_only=True)
-    assert head.headers == [(b"content-length", b"5"), (b"etag", b"x")]
+    assert head.others == [(b"content-length", b"5"), (b"etag", b"x")]
     for path, headers in (
         ("/v1/b", [(b"etag", b"x")]),
         ("/v1/c", [(b"content-length", b"7"), (b"etag", b"x")]),
         ("/v1/d", [(b"content-length", b"0"), (b"etag", b"x")]),
     ):
         answer = await client.ask(get(path + "?model=m"), head_only=True)
-        assert answer.headers == headers
+        assert answer.others == headers
     assert engine.connections == 1  # and the engine's connection was used again
 
 
@@ -280,7 +280,7 @@ async def test_head_of_a_chunked_resource(world: World) -> None:
     await world.start(route("m", engine))
     client = await world.client()
     answer = await client.ask(get("/v1/a?model=m", method=b"HEAD"), head_only=True)
-    assert answer.headers == []
+    assert answer.others == []
     assert (await client.ask(get("/v1/models"))).status == 200
 
 
@@ -305,7 +305,7 @@ async def test_http_1_0_client_gets_a_body_that_ends_with_the_connection(world: 
     await client.send(b'POST /v1/x HTTP/1.0\r\nContent-Length: 13\r\n\r\n{"model":"m"}')
     answer = await client.response(to_eof=True)
     assert answer.body == b"abcde"
-    assert answer.headers == [(b"Connection", b"close")]
+    assert answer.others == [(b"Connection", b"close")]
     assert engine.received[0].get("host") == "localhost"
 
 
@@ -363,7 +363,7 @@ async def test_interim_responses_and_trailers(world: World) -> None:
             assert answer.trailers == b"X-T: 1\r\n"
         announced = [(b"Trailer", b"X-T")] if world.native else []
         assert (answer.status, answer.body) == (200, b"abc")
-        assert answer.headers == [*announced, (b"Transfer-Encoding", b"chunked")]
+        assert answer.others == [*announced, (b"Transfer-Encoding", b"chunked")]
 
 
 async def test_engine_on_a_tcp_port(world: World) -> None:

@@ -141,7 +141,8 @@ async def test_descriptors_do_not_leak(world: World) -> None:
 
 
 def test_imports_stay_light() -> None:
-    code = "import sys, shoal.gateway.__main__, shoal.gateway.relay_native; print(*{m.partition('.')[0] for m in sys.modules})"
+    modules = "sys, shoal.gateway.__main__, shoal.gateway.relay_native"
+    code = f"import {modules}; print(*{{m.partition('.')[0] for m in sys.modules}})"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "uvloop" in loaded
     assert "aiohttp" not in loaded  # only the relay that is built on it needs it

@@ -60,7 +60,7 @@ class Administration(Passage):
 
     def end(self, status: int | None) -> None:
         del status
-        self._relay.running.discard(self)
+        self._relay.errands.discard(self)
 
     def _away(self, *, sent: bool) -> None:
         self._finish(None)
@@ -73,11 +73,19 @@ class Administration(Passage):
 class Told:
     """A request that the relay answers from its own knowledge; a body that it may have is read and thrown away."""
 
-    def __init__(self, connection: ClientConnection, head: RequestHead, status: int, body: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        connection: ClientConnection,
+        head: RequestHead,
+        status: int,
+        body: dict[str, Any] | None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         self._connection = connection
         self._head = head
         self._status = status
         self._body = body
+        self._headers = headers
         self.max_body = 2**20
 
     def on_part(self, content: bytes) -> bool:
@@ -88,7 +96,7 @@ class Told:
     def on_request(self, body: bytes | bytearray | None, trailers: list[bytes]) -> None:
         """Answer it."""
         del body, trailers
-        say(self._connection, self._head, self._status, self._body)
+        say(self._connection, self._head, self._status, self._body, self._headers)
 
     def on_gone(self) -> None:
         """Nothing runs for it."""
@@ -110,10 +118,10 @@ def say(
     connection: ClientConnection,
     head: RequestHead,
     status: int,
-    body: dict[str, Any],
+    body: dict[str, Any] | None,
     headers: dict[str, str] | None = None,
 ) -> None:
-    """Answer with JSON of the relay's own."""
+    """Answer with JSON of the relay's own, or without a body (204)."""
     keep = head.keep_alive and not connection.front.stopping
     connection.write(answer(status, body, headers, head, close=not keep))
     connection.finish(keep_alive=keep)

@@ -3,81 +3,278 @@
 from __future__ import annotations
 
 import logging
+import re
+from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError
+from shoal.gateway.admission import Job
 from shoal.gateway.framing import Framing
 from shoal.gateway.http1 import RequestHead, ResponseHead
-from shoal.gateway.inspect import MODEL_HEADER, model_of
+from shoal.gateway.inspect import MODEL_HEADER, Named, read_request
 from shoal.gateway.passage import Passage
+from shoal.gateway.reading import Reader, reader_for
 from shoal.gateway.routes import UNKNOWN
 from shoal.gateway.server import ClientConnection
 from shoal.gateway.upstream import Parts
-from shoal.messages import Outcome
+from shoal.gateway.usage import UsageStripper, with_usage
+from shoal.gateway.virtual import Resolved, rewrite, rewrite_target
+from shoal.messages import PRIORITIES, Key, Outcome, Phase, Priority, RequestView, Route, Usage
 
 if TYPE_CHECKING:
     from shoal.gateway.relay_native import NativeRelay
 
-_log = logging.getLogger(__name__)
-_MODEL_HEADER = MODEL_HEADER.encode()
 ATTEMPTS = 2
 """Instances that are tried, if no connection can be made to the first."""
+_KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
+_CORS = frozenset(
+    b"access-control-" + word
+    for word in (b"allow-origin", b"allow-credentials", b"allow-methods", b"allow-headers", b"expose-headers")
+)
+"""Engines allow every origin by default; which ones may come is the relay's to say."""
+_MODEL_HEADER = MODEL_HEADER.encode()
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_RANKS = {priority.encode(): rank for rank, priority in enumerate(PRIORITIES)}
+_log = logging.getLogger(__name__)
 
 
 class Inference(Passage):
     """A request to an engine."""
 
-    def __init__(self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str) -> None:
+    response_dropped = _CORS
+
+    def __init__(
+        self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str, path: str
+    ) -> None:
         super().__init__(connection, head, target, relay.config.max_body)
         self._relay = relay
+        self._path = path
+        self.arrived = self._received = monotonic()
+        given = head.fields.get(b"x-request-id")
+        self._id_given = given is not None and _REQUEST_ID.fullmatch(given) is not None
+        self.id = relay.request_id(given.decode("ascii") if given is not None and self._id_given else None)
         self.model = UNKNOWN
-        self.instance = ""
         self.outcome: Outcome = "cancelled"
+        self.instance = ""
+        self.key: Key | None = None
+        self.tenant = ""
+        self.priority: Priority = "normal"
+        self._job: Job | None = None
+        self._held = False
+        self._charged = False
+        self._strips = False
+        self._websocket = head.upgrade
+        self._resolved: Resolved | None = None
+        self._named: Named | None = None
+        self._body: bytes | bytearray | None = None
+        self._trailers: list[bytes] = []
+        self._candidates: list[str] = []
         self._message: Parts = ()
         self._passed_over: list[str] = []
+        self._reader: Reader | None = None
+        self._bytes_in = 0
+        self._bytes_out = 0
+        self._waited = 0.0
+        self._overhead = 0.0
+        self._last_part = 0.0
 
-    # -- the way there ------------------------------------------------------------------------------------------------
+    def identify(self) -> None:
+        """Find out whose request it is. Raises ShoalError 401."""
+        fields, relay = self.head.fields, self._relay
+        key = self.key = relay.keyring.identify(fields.get(b"authorization"), fields.get(b"x-api-key"), time())
+        if key is not None:
+            self.dropped = self.dropped | _KEY_HEADERS
+            self.tenant = key.id
+            self.priority = key.priority
+            return
+        for name in relay.tenant_headers:
+            if (value := fields.get(name)) is not None:
+                self.tenant = value[:200].decode("utf-8", "replace")
+                return
+        self.tenant = self.connection.peer
+
+    # -- what it asks for ---------------------------------------------------------------------------------------------
 
     def on_request(self, body: bytes | bytearray | None, trailers: list[bytes]) -> None:
-        fields = self.head.fields
+        relay, fields = self._relay, self.head.fields
+        self._received = monotonic()
+        self._bytes_in = len(body or b"")
         header = fields.get(_MODEL_HEADER)
-        self.model = model_of(
+        named = self._named = read_request(
             self.target,
             body or b"",
             content_type=fields.get(b"content-type", b"").decode("latin-1"),
             content_encoding=fields.get(b"content-encoding", b"").decode("latin-1"),
             model_header=None if header is None else header.decode("utf-8", "replace"),
         )
-        self._message = self.message(body, trailers)
+        self.priority = self._class(named.priority, fields.get(b"x-shoal-priority"))
+        key = self.key
+        resolved = self._resolved = relay.names.resolve(
+            named.model, None if key is None else relay.keyring.may_see(key)
+        )
+        self.model = resolved.model
+        if key is not None:
+            relay.keyring.allow(key, resolved.name)
+        self._body, self._trailers = body, trailers
+        self._candidates = [resolved.name] if resolved.virtual is None else list(relay.names.candidates(resolved))
+        if key is not None:
+            try:
+                relay.keyring.begin(key, named.cost, self._received)
+            except ShoalError:
+                self.outcome = "refused"
+                raise
+            self._charged = True
+        self._submit()
+
+    def _class(self, said: Priority | None, header: bytes | None) -> Priority:
+        """The priority class: as the request says, but none above that of its key."""
+        wanted = said if header is None or header.lower() not in _RANKS else PRIORITIES[_RANKS[header.lower()]]
+        if wanted is None:
+            return self.priority
+        if self.key is None:
+            return wanted
+        return max(wanted, self.key.priority, key=PRIORITIES.index)
+
+    def _submit(self) -> None:
+        """Wait for a turn at the first of the candidates that serves, or will. Raises ShoalError if none does."""
+        relay = self._relay
+        refusal: ShoalError | None = None
+        while self._candidates:
+            name = self._candidates.pop(0)
+            resolved = relay.names.resolve(name)
+            route = relay.names.route(resolved)
+            if route.targets or route.comes:
+                self._enter(resolved, route)
+                return
+            refusal = refusal or relay.routes.unavailable(route)
+        assert refusal is not None
+        self.outcome = "unavailable"
+        raise refusal
+
+    def _enter(self, resolved: Resolved, route: Route) -> None:
+        relay, named = self._relay, self._named
+        assert named is not None
+        now = monotonic()
+        self.model = route.model
+        virtual = None if self._resolved is None else self._resolved.virtual
+        self._resolved = Resolved(resolved.name, resolved.model, virtual=virtual)
+        self._held = not route.targets
+        if self._held and self.head.fields.get(b"x-shoal-hold", b"").lower() == b"off":
+            relay.link.want(route.model)
+            self.outcome = "unavailable"
+            raise relay.routes.unavailable(route)
+        patience = relay.config.hold_timeout if self._held else relay.config.queue_timeout
+        job = self._job = Job(
+            route.model,
+            self.tenant,
+            self.priority,
+            1.0 if self.key is None else self.key.weight,
+            max(1.0, named.cost),
+            now + patience,
+            self,
+        )
+        try:
+            runs = relay.admission.submit(job, now)
+        except ShoalError:
+            self.outcome = "refused"
+            raise
+        if runs:
+            self.start()
+            return
+        relay.waits(route)
+
+    def start(self) -> None:
+        """Its turn has come. Raises ShoalError."""
+        job, named, resolved = self._job, self._named, self._resolved
+        assert job is not None
+        assert named is not None
+        assert resolved is not None
+        self._waited = job.started - job.submitted
+        body, rewritten = self._body, False
+        if resolved.virtual is not None or resolved.name != named.model:
+            body = self._renamed(resolved, body)
+            rewritten = body is not self._body
+        if self.key is not None and named.streams_usage and not named.include_usage and body:
+            asking = with_usage(body)
+            self._strips = asking is not body
+            rewritten, body = rewritten or self._strips, asking
+        self._message = self.message(body, self._trailers, rewritten=rewritten)
+        self._body = None
         self._go()
 
-    def _go(self) -> None:
+    def _renamed(self, resolved: Resolved, body: bytes | bytearray | None) -> bytes | bytearray | None:
+        self.target = rewrite_target(self.target, resolved.name)
+        if not body:
+            return body
+        fields = self.head.fields
+        return rewrite(
+            body,
+            resolved.virtual,
+            resolved.name,
+            path=self._path,
+            content_type=fields.get(b"content-type", b"").decode("latin-1"),
+            content_encoding=fields.get(b"content-encoding", b"").decode("latin-1"),
+        )
+
+    def start_later(self) -> None:
+        """Its turn has come while something else was going on."""
+        if self.ended:
+            return
         try:
-            engine = self._relay.routes.pick(self.model, without=self._passed_over)
+            self.start()
+        except ShoalError as error:
+            self.connection.refuse(error)
+
+    def refuse_waiting(self, error: ShoalError, outcome: Outcome) -> None:
+        """It waits no longer: another model may stand in, or it is refused."""
+        if self.ended:
+            return
+        self._job = None
+        if self._candidates and outcome == "unavailable":
+            try:
+                self._submit()
+            except ShoalError as refusal:
+                self.connection.refuse(refusal)
+            return
+        self.outcome = outcome
+        self.connection.refuse(error)
+
+    # -- to an engine -------------------------------------------------------------------------------------------------
+
+    def _go(self) -> None:
+        relay = self._relay
+        try:
+            engine = relay.pick(self.model, self._passed_over)
         except ShoalError as error:
             if not self._passed_over:
                 self.outcome = "unavailable" if error.status == 503 else "client_error"
                 raise
             raise self._unreachable_error() from None
         self.instance = engine.instance
-        self._relay.routes.begin(engine.instance)
-        self.forward(self._relay.pools.of(engine.address), self._message)
+        relay.routes.begin(engine.instance)
+        self._overhead = monotonic() - self._received - self._waited
+        relay.set_deadline(self)
+        self.forward(relay.pools.of(engine.address), self._message, keep=not self._websocket)
+
+    def own_lines(self) -> list[bytes]:
+        lines = [] if self._id_given else [b"X-Request-Id: " + self.id.encode()]
+        if self._websocket:
+            lines += [b"Connection: Upgrade", b"Upgrade: websocket"]
+        return lines
 
     def unreachable(self, error: OSError) -> None:
         _log.warning("no connection to instance %s of %r: %s", self.instance, self.model, error)
-        self._leave_instance()
+        relay, instance = self._relay, self.instance
+        relay.circuits.failed(instance, monotonic())
+        relay.routes.end(instance)
+        self._passed_over.append(instance)
+        self.instance = ""
         try:
             if len(self._passed_over) >= ATTEMPTS:
                 raise self._unreachable_error()
             self._go()
         except ShoalError as refusal:
             self.connection.refuse(refusal)
-
-    def _leave_instance(self) -> None:
-        if self.instance:
-            self._relay.routes.end(self.instance)
-            self._passed_over.append(self.instance)
-            self.instance = ""
 
     def _unreachable_error(self) -> ShoalError:
         self.outcome = "engine_error"
@@ -87,11 +284,45 @@ class Inference(Passage):
             code="engine_connection_failed",
         )
 
-    # -- the way back -------------------------------------------------------------------------------------------------
+    # -- and back -----------------------------------------------------------------------------------------------------
 
     def on_head(self, head: ResponseHead, framing: Framing) -> None:
         self._message = ()  # a stream may run for minutes; its request need not stay in memory
+        self._relay.circuits.succeeded(self.instance)
+        if not framing.done:
+            self._reader = reader_for(head, self._strips)
+        self._relay.set_deadline(self)
         super().on_head(head, framing)
+
+    def lines(self, response: ResponseHead) -> list[bytes]:
+        del response
+        waited = self._waited * 1000
+        queued, woken = (0.0, waited) if self._held else (waited, 0.0)
+        timing = b"x-shoal-queue-ms: %.1f\r\nx-shoal-wake-ms: %.1f\r\nx-shoal-overhead-us: %d" % (
+            queued,
+            woken,
+            self._overhead * 1e6,
+        )
+        return [b"x-request-id: " + self.id.encode(), timing, *self._relay.cors_lines(self.head)]
+
+    def filters(self, response: ResponseHead) -> bool:
+        del response
+        return self._reader is not None and isinstance(self._reader.events, UsageStripper)
+
+    def passing(self, content: bytes) -> bytes:
+        now = monotonic()
+        if not self._bytes_out:
+            self._relay.measures.observe("first_byte", self.model, self.priority, now - self.arrived)
+        elif self.streams:
+            self._relay.measures.observe("inter_chunk", self.model, self.priority, now - self._last_part)
+        self._last_part = now
+        self._bytes_out += len(content)
+        if self._relay.config.response_timeout:
+            self._relay.set_deadline(self)
+        return content if self._reader is None else self._reader.feed(content)
+
+    def remaining(self) -> bytes:
+        return b"" if self._reader is None else self._reader.end()
 
     def broke_off(self, why: str) -> ShoalError:
         _log.warning("instance %s of %r broke off: %s", self.instance, self.model, why)
@@ -101,16 +332,118 @@ class Inference(Passage):
             f"The engine of {self.model!r} broke off {when}; send the request again.", status=502, code="engine_died"
         )
 
+    def on_timeout(self) -> None:
+        self.outcome = "engine_error"
+        self.break_off(
+            ShoalError(
+                f"The engine of {self.model!r} took too long; ask for less, or raise the settings `response_timeout` "
+                "and `request_timeout`.",
+                status=504,
+                code="engine_timeout",
+            )
+        )
+
     def on_refused(self, error: ShoalError) -> None:
         if not self.ended and self.outcome == "cancelled":
-            self.outcome = "client_error" if error.status < 500 else "engine_error"
+            refused = error.status in (401, 403, 429)
+            self.outcome = "refused" if refused else "client_error" if error.status < 500 else "engine_error"
         super().on_refused(error)
 
+    def cancel(self) -> None:
+        """Somebody who runs this Shoal wants it to end."""
+        self.break_off(
+            ShoalError("The request was cancelled by whoever runs this Shoal.", status=503, code="request_cancelled")
+        )
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
     def end(self, status: int | None) -> None:
-        relay = self._relay
-        relay.running.discard(self)
+        relay, now = self._relay, monotonic()
         if self.instance:
             relay.routes.end(self.instance)
         if status is not None:
             self.outcome = "ok" if status < 400 else "client_error" if status < 500 else "engine_error"
-        relay.routes.count(self.model, self.outcome)
+        relay.over(self, self._job, now)
+        measures, model, priority = relay.measures, self.model, self.priority
+        measures.count(model, priority, self.outcome)
+        if self._job is not None and model in relay.routes:
+            measures.observe("queue", model, priority, self._waited)
+            measures.observe("duration", model, priority, now - self.arrived)
+            measures.observe("overhead", model, priority, self._overhead)
+            measures.carried(model, self._bytes_in, self._bytes_out)
+        tokens = None if self._reader is None else self._reader.tokens
+        if tokens is not None:
+            measures.tokens(model, tokens.prompt, tokens.completion)
+        key, named = self.key, self._named
+        if key is not None and self._charged and named is not None:
+            used = None if tokens is None else tokens.prompt + tokens.completion
+            relay.keyring.end(key, named.cost, used, now)
+        if self.outcome == "ok" or tokens is not None:
+            prompt, completion = (0, 0) if tokens is None else (tokens.prompt, tokens.completion)
+            relay.link.used(Usage("" if key is None else key.id, model, relay.day, 1, prompt, completion, relay.wall))
+
+    # -- seen by others -----------------------------------------------------------------------------------------------
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is an event stream."""
+        return self._reader is not None and self._reader.events is not None
+
+    @property
+    def phase(self) -> Phase:
+        """Where it is."""
+        job = self._job
+        if job is None or job.state == "waiting":
+            return "held" if self._held else "queued"
+        return "waiting" if self.response is None else "answering"
+
+    def view(self, now: float, position: int | None) -> RequestView:
+        """As people see it."""
+        return RequestView(
+            id=self.id,
+            model=self.model,
+            tenant=self.tenant,
+            key=None if self.key is None else self.key.name,
+            priority=self.priority,
+            phase=self.phase,
+            age=now - self.arrived,
+            tokens=0 if self._reader is None or self._reader.events is None else self._reader.events.events,
+            instance=self.instance or None,
+            position=position,
+            path=self._path,
+        )
+
+    # -- websockets ---------------------------------------------------------------------------------------------------
+
+    def on_upgraded(self, head: ResponseHead, rest: bytes) -> None:
+        if not self._websocket:
+            super().on_upgraded(head, rest)
+            return
+        self.response = head
+        self._raw = True
+        fields = [name + b": " + value for name, value in head.headers]
+        self.connection.deadline = 0.0
+        self.connection.write(b"\r\n".join((b"HTTP/1.1 101 Switching Protocols", *fields, b"", rest)))
+        self.connection.raw(self.on_raw)
+        if self.upstream is not None and self.connection.full:
+            self.upstream.pause(True)
+
+    def on_raw(self, data: bytes) -> None:
+        """From the client."""
+        if self.upstream is not None:
+            self._bytes_in += len(data)
+            self.upstream.write(data)
+
+    def on_raw_back(self, data: bytes) -> None:
+        """From the engine."""
+        self._bytes_out += len(data)
+        self.connection.write(data)
+
+    def on_broken(self, why: str) -> None:
+        if not self._raw:
+            super().on_broken(why)
+            return
+        self.upstream = None
+        self._finish(101)
+        self.connection.exchange = None
+        self.connection.close()

@@ -42,8 +42,10 @@ class Passage:
     """A request and its response. Subclasses say where it goes and what is learnt from it."""
 
     max_body: int
-    dropped: ClassVar[frozenset[bytes]] = frozenset({b"expect"})
+    dropped: frozenset[bytes] = frozenset({b"expect"})
     """Request headers that do not travel on."""
+    response_dropped: ClassVar[frozenset[bytes]] = frozenset()
+    """Response headers that do not."""
 
     def __init__(self, connection: ClientConnection, head: RequestHead, target: str, max_body: int) -> None:
         self.connection = connection
@@ -61,6 +63,7 @@ class Passage:
         self._partial = b""
         self._spilled = False  # part of an incomplete chunk has been written
         self._tail = b""
+        self._raw = False  # another protocol is spoken
 
     # -- what subclasses say ------------------------------------------------------------------------------------------
 
@@ -169,7 +172,7 @@ class Passage:
         if self.connection.full and self.upstream is not None:
             self.upstream.pause(True)
         self._keep_alive = request.keep_alive and not self.stopping
-        lines = passed_on(head.headers, fields.get(b"connection"))
+        lines = passed_on(head.headers, fields.get(b"connection"), self.response_dropped)
         filtered = not framing.done and self.filters(head)
         if filtered or isinstance(framing, (Chunked, UntilClose)):
             lines = [line for line in lines if line[:15].lower() != b"content-length:"] if filtered else lines
@@ -273,7 +276,11 @@ class Passage:
         self.break_off(self.broke_off("it switched protocols, which nobody asked for"))
 
     def on_raw(self, data: bytes) -> None:
-        """Bytes of another protocol, from either side."""
+        """Bytes of another protocol, from the client."""
+        del data
+
+    def on_raw_back(self, data: bytes) -> None:
+        """Bytes of another protocol, from the engine."""
         del data
 
     # -- the client ---------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from shoal.gateway.aiohttp_client import BrokenResponseError, NotConnectedError,
 from shoal.gateway.aiohttp_server import ConnectionServer, RawResponse, error_response, json_response
 from shoal.gateway.inspect import MODEL_HEADER, model_of
 from shoal.gateway.link import Link
-from shoal.gateway.local import controller_away, health_without_controller, model_list, model_view
+from shoal.gateway.local import controller_away, health_without_controller, model_list, model_named
 from shoal.gateway.relay import RelayConfig
 from shoal.gateway.routes import UNKNOWN, Routes
 from shoal.messages import Outcome, Target
@@ -146,7 +146,7 @@ class AiohttpRelay:
         model = heads.model_in_path(path)
         if model is None:
             return json_response(200, model_list(self.routes))
-        return json_response(200, model_view(self.routes.route(model)))
+        return json_response(200, model_named(self.routes, model))
 
     async def _infer(self, request: web.BaseRequest, target: str) -> web.StreamResponse:
         exchange = _Exchange()

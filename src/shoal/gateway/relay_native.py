@@ -1,30 +1,46 @@
-"""The relay: `asyncio.Protocol` on both sides, llhttp for heads, and bytes of bodies passed on as they came."""
+"""The relay: `asyncio.Protocol` on both sides, llhttp for heads, and bytes of bodies passed on as they came.
+
+It runs on one thread without a task for a request: connections call exchanges, exchanges call admission, and what
+ends calls what may start. All that lasts too long is found by one sweep.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import secrets
 import socket
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from time import monotonic
 
 from shoal.errors import ShoalError
 from shoal.gateway import heads
 from shoal.gateway.administration import Administration, Told
+from shoal.gateway.admission import Admission, Job
+from shoal.gateway.circuits import Circuits
+from shoal.gateway.cors import Cors
 from shoal.gateway.http1 import RequestHead
 from shoal.gateway.inference import Inference
+from shoal.gateway.keyring import Keyring
 from shoal.gateway.link import Link
-from shoal.gateway.local import model_list, model_view
+from shoal.gateway.local import model_list, model_named
+from shoal.gateway.measures import Measures
 from shoal.gateway.passage import Passage
 from shoal.gateway.relay import RelayConfig
 from shoal.gateway.routes import Routes
 from shoal.gateway.server import ClientConnection, Exchange
 from shoal.gateway.upstream import Pool, Pools
+from shoal.gateway.virtual import Names
+from shoal.messages import ModelCount, RelayReport, RequestView, Route, Target, Waiting
 from shoal.net import UnixAddress
 
 BACKLOG = 2048
 SWEEP = 0.1
 """Seconds between two looks at what has lasted too long."""
 ENDING = 5.0
-"""Seconds for writing the ends of responses that were broken off."""
+"""Seconds for writing the ends of responses that were broken off, and again for saying what was used."""
 _log = logging.getLogger(__name__)
 
 
@@ -36,21 +52,42 @@ class NativeRelay:
         self.header_timeout = config.header_timeout
         self.body_timeout = config.body_timeout
         self.idle_timeout = config.idle_timeout
+        self.tenant_headers = tuple(name.encode("latin-1") for name in config.tenant_headers)
         self.stopping = False
         self.connections: set[ClientConnection] = set()
-        self.running: set[Passage] = set()
+        self.requests: dict[str, Inference] = {}
+        self.errands: set[Passage] = set()
+        """Requests to the controller."""
+        self.admission = Admission(queue_length=config.queue_length, age_bound=config.age_bound)
+        self.keyring = Keyring()
+        self.measures = Measures()
+        self.circuits = Circuits()
+        self._cors = Cors(config.cors_origins)
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
 
     async def start(self, sock: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        self.loop = loop = asyncio.get_running_loop()
         self.now = loop.time
         self.routes = Routes(changed=self._on_change)
-        self._link = Link(self.routes, self.config.relay_socket, self.config.table, on_table=self._on_table)
+        self.names = Names(self.routes.table)
+        self.link = Link(
+            self.routes,
+            self.config.relay_socket,
+            self.config.table,
+            on_table=self._on_table,
+            report=self._report,
+            requests=self._views,
+            cancel=self._cancel,
+        )
         self.pools = Pools(self.config.connect_timeout)
         self.controller = Pool(str(UnixAddress(self.config.controller)), self.config.connect_timeout)
         self._informed = asyncio.Event()
-        self._link.restore()
+        self._look_at_the_clock()
+        self.link.restore()
         self._listener = await loop.create_server(lambda: ClientConnection(self, loop), sock=sock, backlog=BACKLOG)
-        self._tasks = [asyncio.create_task(self._link.run()), asyncio.create_task(self._sweep())]
+        self._link_task = asyncio.create_task(self.link.run())
+        self._sweep_task = asyncio.create_task(self._sweep())
 
     async def informed(self) -> None:
         await self._informed.wait()
@@ -61,16 +98,18 @@ class NativeRelay:
         for connection in list(self.connections):
             if connection.idle:
                 connection.close()
-        await self._until_none_runs(grace)
+        await self._while(lambda: self.requests or self.errands, grace)
         stopping = ShoalError("The relay is stopping; send the request again.", status=503, code="relay_stopping")
-        for passage in list(self.running):
+        for passage in [*self.requests.values(), *self.errands]:
             passage.break_off(stopping)
-        await self._until_no_connection(ENDING)
+        await self._while(lambda: self.connections, ENDING)
         for connection in list(self.connections):
             connection.abort()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._sweep_task.cancel()
+        if self.link.connected:
+            await self.link.flush(ENDING)
+        self._link_task.cancel()
+        await asyncio.gather(self._sweep_task, self._link_task, return_exceptions=True)
         self.pools.close()
         self.controller.close()
 
@@ -80,19 +119,43 @@ class NativeRelay:
         """Begin an exchange. Raises ShoalError to refuse it."""
         target = heads.origin_form(head.target.decode("latin-1"))
         path = heads.path_of(target)
-        if head.upgrade and b"websocket" in head.fields.get(b"upgrade", b"").lower():
-            raise ShoalError(
-                "WebSockets are not relayed; use the HTTP endpoints.", status=501, code="websocket_not_supported"
-            )
         if path == "/v1/models" or heads.model_in_path(path) is not None:
             return self._models(connection, head, path)
-        exchange: Passage
         if heads.is_inference(path):
-            exchange = Inference(self, connection, head, target)
-        else:
-            exchange = Administration(self, connection, head, target, path)
-        self.running.add(exchange)
-        return exchange
+            return self._infer(connection, head, target, path)
+        if head.upgrade and head.fields.get(b"upgrade", b"").lower() == b"websocket":
+            raise ShoalError(
+                "The controller speaks no websockets; use the HTTP endpoints.",
+                status=501,
+                code="websocket_not_supported",
+            )
+        if not (self.config.remote_admin or connection.loopback or path.startswith("/health/")):
+            raise ShoalError(
+                "Models are managed from the machine that Shoal runs on; inference is under /v1.",
+                status=403,
+                code="local_only",
+            )
+        errand = Administration(self, connection, head, target, path)
+        self.errands.add(errand)
+        return errand
+
+    def _infer(self, connection: ClientConnection, head: RequestHead, target: str, path: str) -> Exchange:
+        fields = head.fields
+        if b"origin" in fields:
+            connection.extra = self._cors.headers(fields[b"origin"])
+            if head.method == b"OPTIONS" and b"access-control-request-method" in fields:
+                return Told(connection, head, *self._cors.preflight(fields[b"origin"]))
+        if head.upgrade and fields.get(b"upgrade", b"").lower() != b"websocket":
+            head.upgrade = False  # a server may ignore it (RFC 9110, section 7.8)
+        inference = Inference(self, connection, head, target, path)
+        self.requests[inference.id] = inference
+        connection.extra["x-request-id"] = inference.id
+        try:
+            inference.identify()
+        except ShoalError as error:
+            inference.on_refused(error)
+            raise
+        return inference
 
     def fault(self, error: BaseException) -> None:
         """Log a fault of the relay's own."""
@@ -103,6 +166,11 @@ class NativeRelay:
         return len(self.connections) >= self.config.max_connections
 
     def _models(self, connection: ClientConnection, head: RequestHead, path: str) -> Exchange:
+        fields = head.fields
+        if b"origin" in fields:
+            connection.extra = self._cors.headers(fields[b"origin"])
+            if head.method == b"OPTIONS" and b"access-control-request-method" in fields:
+                return Told(connection, head, *self._cors.preflight(fields[b"origin"]))
         if head.method not in (b"GET", b"HEAD"):
             raise ShoalError(
                 f"{head.method.decode('latin-1')} is not possible here; models are changed under /api/v1/models.",
@@ -110,33 +178,188 @@ class NativeRelay:
                 code="method_not_allowed",
                 headers={"Allow": "GET, HEAD"},
             )
+        key = self.keyring.identify(fields.get(b"authorization"), fields.get(b"x-api-key"), self.wall)
+        visible = self.keyring.may_see(key)
         model = heads.model_in_path(path)
-        body = model_list(self.routes) if model is None else model_view(self.routes.route(model))
-        return Told(connection, head, 200, body)
+        body = model_list(self.routes, visible) if model is None else model_named(self.routes, model, visible)
+        return Told(connection, head, 200, body, connection.extra)
+
+    # -- for exchanges ------------------------------------------------------------------------------------------------
+
+    def request_id(self, given: str | None) -> str:
+        """The id of a request: the client's own, if no request has it now, or a new one."""
+        if given is not None and given not in self.requests:
+            return given
+        return f"req-{self._prefix}-{next(self._numbers):x}"
+
+    def cors_lines(self, head: RequestHead) -> list[bytes]:
+        """What lets a web page read the answer, if it may."""
+        origin = head.fields.get(b"origin")
+        if origin is None:
+            return []
+        return [f"{name}: {value}".encode("latin-1") for name, value in self._cors.headers(origin).items()]
+
+    def pick(self, model: str, passed_over: list[str]) -> Target:
+        """The instance that a request goes to; those that take no connections are left alone where there are others.
+
+        Raises ShoalError as `Routes.pick`.
+        """
+        avoided = self.circuits.open(monotonic())
+        if avoided:
+            try:
+                return self.routes.pick(model, without=[*passed_over, *avoided])
+            except ShoalError:
+                pass  # none but those
+        return self.routes.pick(model, without=passed_over)
+
+    def set_deadline(self, inference: Inference) -> None:
+        """Start the clocks of a request that runs at an engine."""
+        config = self.config
+        if not (config.response_timeout or config.request_timeout):
+            return
+        now = self.now()
+        left = [config.response_timeout] if config.response_timeout else []
+        if config.request_timeout:
+            left.append(config.request_timeout - (monotonic() - inference.arrived))
+        inference.connection.deadline = now + max(min(left), 0.001)
+
+    def waits(self, route: Route) -> None:
+        """A request has begun to wait for `route`'s model."""
+        for job in self.admission.take_evicted():
+            job.owner.refuse_waiting(self.admission.refusal(job.model, monotonic()), "refused")
+        if not route.targets:
+            self.link.want(route.model)
+        self._on_change()
+
+    def over(self, inference: Inference, job: Job | None, now: float) -> None:
+        """A request has ended, wherever it was."""
+        self.requests.pop(inference.id, None)
+        if job is None:
+            return
+        if job.state == "waiting":
+            self.admission.leave(job)
+            if not self.admission.waiting(job.model):
+                self.link.unwant(job.model)
+            self._on_change()
+        else:
+            self._start(self.admission.done(job, now))
+
+    def _start(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self.loop.call_soon(job.owner.start_later)
 
     # -- the outside --------------------------------------------------------------------------------------------------
 
     def _on_change(self) -> None:
-        self._link.changed()
+        self.link.changed()
 
     def _on_table(self) -> None:
+        table = self.routes.table
+        known = set(self.names.known())
+        self.names = Names(table)
+        self.keyring.replace(table.keys, table.keys_required)
+        self.measures.forget(known - set(self.names.known()))
+        targets = [target for route in table.routes for target in route.targets]
+        self.pools.keep_only({target.address for target in targets})
+        self.circuits.keep_only({target.instance for target in targets})
+        now = monotonic()
+        routes = {route.model: route for route in table.routes}
+        for model in [model for model in self.admission.waiting_models() if model not in routes]:
+            for job in self.admission.drop(model):
+                job.owner.refuse_waiting(self.names.missing(model), "client_error")
+        for route in table.routes:
+            if not route.targets and not route.comes:
+                for job in self.admission.drop(route.model):
+                    job.owner.refuse_waiting(self.routes.unavailable(route), "unavailable")
+            self._start(self.admission.limit(route.model, self._limit(route), now))
         self._informed.set()
-        self.pools.keep_only({target.address for route in self.routes.table.routes for target in route.targets})
+
+    def _limit(self, route: Route) -> int | None:
+        """Requests that may run at once in this relay."""
+        if not route.targets:
+            return 0
+        limit = route.limit
+        if limit is None:
+            if not all(target.capacity for target in route.targets):
+                return None
+            limit = sum(target.capacity for target in route.targets)
+        return max(1, -(-limit // self.config.relay_workers))
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
-            now = self.now()
-            for connection in [c for c in self.connections if 0 < c.deadline <= now]:
-                connection.on_deadline()
-            self.pools.sweep(now)
+            try:
+                self._look_at_the_clock()
+                now = self.now()
+                for connection in [c for c in self.connections if 0 < c.deadline <= now]:
+                    connection.on_deadline()
+                self.pools.sweep(now)
+                self._expire()
+            except Exception as error:  # whatever one request does, the others' clocks go on
+                self.fault(error)
 
-    async def _until_none_runs(self, seconds: float) -> None:
-        deadline = self.now() + seconds
-        while self.running and self.now() < deadline:
-            await asyncio.sleep(0.02)
+    def _look_at_the_clock(self) -> None:
+        moment = datetime.now(UTC)
+        self.wall = moment.timestamp()
+        self.day = moment.date().isoformat()
 
-    async def _until_no_connection(self, seconds: float) -> None:
+    def _expire(self) -> None:
+        now = monotonic()
+        for job in self.admission.expired(now):
+            route = self.routes.find(job.model)
+            if route is not None and not route.targets:
+                error = self.routes.unavailable(route)
+                error.message = f"The request was held for {now - job.submitted:.0f} s. {error.message}"
+                job.owner.refuse_waiting(error, "unavailable")
+            else:
+                seconds = self.admission.estimate(job.model, now)
+                error = ShoalError(
+                    f"The request waited {now - job.submitted:.0f} s for its turn at {job.model!r}; try again later.",
+                    status=429,
+                    code="queue_timeout",
+                    headers={"Retry-After": str(max(1, min(600, round(seconds or 10))))},
+                )
+                job.owner.refuse_waiting(error, "refused")
+
+    # -- what is told -------------------------------------------------------------------------------------------------
+
+    def _report(self) -> RelayReport:
+        waiting = []
+        for model in self.admission.waiting_models():
+            count = self.admission.waiting(model)
+            route = self.routes.find(model)
+            held = route is not None and not route.targets
+            waiting.append(Waiting(model, held=count) if held else Waiting(model, queued=count))
+        return RelayReport(
+            "",
+            "",
+            0,
+            self.routes.outstanding,
+            self.counts,
+            tuple(waiting),
+            self.measures.distributions(),
+            self.measures.traffic(),
+        )
+
+    @property
+    def counts(self) -> tuple[ModelCount, ...]:
+        """Requests that ended, by model, class and outcome."""
+        return self.measures.counts()
+
+    def _views(self) -> list[RequestView]:
+        now = monotonic()
+        places: dict[int, int] = {}
+        for model in self.admission.waiting_models():
+            places.update((id(job.owner), place) for place, job in enumerate(self.admission.order(model), 1))
+        return [request.view(now, places.get(id(request))) for request in self.requests.values()]
+
+    def _cancel(self, id: str) -> bool:
+        request = self.requests.get(id)
+        if request is not None:
+            request.cancel()
+        return request is not None
+
+    async def _while(self, condition: Callable[[], object], seconds: float) -> None:
         deadline = self.now() + seconds
-        while self.connections and self.now() < deadline:
+        while condition() and self.now() < deadline:
             await asyncio.sleep(0.02)

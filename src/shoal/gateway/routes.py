@@ -67,6 +67,10 @@ class Routes:
             )
         return route
 
+    def find(self, model: str) -> Route | None:
+        """The route of `model`, or None."""
+        return self._routes.get(model)
+
     def pick(self, model: str, without: Collection[str] = ()) -> Target:
         """The target with the fewest outstanding requests; among equals the one that waited longest for its turn.
 
@@ -76,17 +80,26 @@ class Routes:
         route = self.route(model)
         targets = [target for target in route.targets if target.instance not in without]
         if not targets:
-            raise ShoalError(
-                route.detail or f"The model {model!r} cannot take requests now (state: {route.state}); load it first.",
-                status=503,
-                code="model_not_ready",
-                param="model",
-                headers={} if route.retry_after is None else {"Retry-After": str(route.retry_after)},
-            )
+            raise self.unavailable(route)
         target = min(targets, key=lambda t: (self._outstanding.get(t.instance, 0), self._last_turn.get(t.instance, 0)))
         self._turn += 1
         self._last_turn[target.instance] = self._turn
         return target
+
+    def unavailable(self, route: Route) -> ShoalError:
+        """The refusal of a request for a model that cannot take it now."""
+        return ShoalError(
+            route.detail
+            or f"The model {route.model!r} cannot take requests now (state: {route.state}); load it first.",
+            status=503,
+            code="model_not_ready",
+            param="model",
+            headers={} if route.retry_after is None else {"Retry-After": str(route.retry_after)},
+        )
+
+    def __contains__(self, model: object) -> bool:
+        """Whether there is such a model."""
+        return model in self._routes
 
     @contextmanager
     def carrying(self, instance: str) -> Iterator[None]:

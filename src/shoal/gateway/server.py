@@ -105,11 +105,11 @@ class ClientConnection(asyncio.Protocol):
         "_transport",
         "deadline",
         "exchange",
+        "extra",
         "front",
         "full",
         "head",
         "peer",
-        "written",
     )
 
     def __init__(self, front: Front, loop: asyncio.AbstractEventLoop) -> None:
@@ -130,7 +130,8 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = 0.0
         """Loop time at which the present state has lasted too long; 0 for never."""
         self.peer = ""
-        self.written = 0
+        self.extra: dict[str, str] = {}
+        """Headers that an error for the present request is to have."""
 
     # -- for asyncio --------------------------------------------------------------------------------------------------
 
@@ -293,7 +294,6 @@ class ClientConnection(asyncio.Protocol):
         """Write, as far as there is still somebody to write to."""
         transport = self._transport
         if transport is not None:
-            self.written += len(data)
             transport.write(data)
 
     def pause(self, wanted: bool) -> None:
@@ -310,6 +310,7 @@ class ClientConnection(asyncio.Protocol):
         """The response is written whole; the next request may come."""
         self.exchange = None
         self.head = None
+        self.extra = {}
         if self._transport is None:
             return
         if not keep_alive or self.front.stopping:
@@ -349,7 +350,7 @@ class ClientConnection(asyncio.Protocol):
             return
         head = self.head
         complete = self._state is State.BUSY and head is not None and head.keep_alive and not self.front.stopping
-        self.write(answer(error.status, error.body(), error.headers, head, close=not complete))
+        self.write(answer(error.status, error.body(), {**self.extra, **error.headers}, head, close=not complete))
         if complete:
             self.finish(keep_alive=True)
         elif self._state is State.BUSY or self._transport.is_closing():
@@ -432,22 +433,21 @@ def too_large(limit: int) -> ShoalError:
 
 def answer(
     status: int,
-    body: dict[str, Any],
+    body: dict[str, Any] | None,
     headers: dict[str, str] | None = None,
     request: RequestHead | None = None,
     *,
     close: bool = False,
 ) -> bytes:
-    """A whole JSON response of the relay's own to `request`."""
-    content = msgspec.json.encode(body)
+    """A whole JSON response of the relay's own to `request`, or one without a body (204)."""
+    content = b"" if body is None else msgspec.json.encode(body)
     try:
         reason = HTTPStatus(status).phrase
     except ValueError:
         reason = ""
     lines = [
         f"HTTP/1.1 {status} {reason}",
-        "Content-Type: application/json; charset=utf-8",
-        f"Content-Length: {len(content)}",
+        *([] if body is None else ["Content-Type: application/json; charset=utf-8", f"Content-Length: {len(content)}"]),
         "Server: shoal",
         *(f"{name}: {value}" for name, value in (headers or {}).items()),
     ]

@@ -40,9 +40,10 @@ class Sender(Protocol):
         """The response is there, whole. The connection is not the sender's any more."""
 
     def on_upgraded(self, head: ResponseHead, rest: bytes) -> None:
-        """The engine has switched protocols; `rest` came after the head, and all further bytes go to `on_raw`."""
+        """The engine has switched protocols; `rest` came after the head, and all further bytes go to
+        `on_raw_back`."""
 
-    def on_raw(self, data: bytes) -> None:
+    def on_raw_back(self, data: bytes) -> None:
         """Bytes of the other protocol."""
 
     def on_broken(self, why: str) -> None:
@@ -123,7 +124,7 @@ class EngineConnection(asyncio.Protocol):
             return
         try:
             if self._raw:
-                sender.on_raw(data)
+                sender.on_raw_back(data)
             elif self._framing is not None:
                 self._read_body(sender, self._framing, data, 0)
             else:
