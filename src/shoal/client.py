@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx2
 
@@ -154,6 +154,59 @@ class Client:
     def reload_settings(self) -> Json:
         """Read the settings file again. Returns what was added, changed, removed, and what needs a restart."""
         return self._json("POST", "/settings/reload", body={})
+
+    # -- keys, usage, virtual models --------------------------------------------------------------------------------
+
+    def keys(self, *, all_: bool = False) -> list[Json]:
+        """The keys, or with `all_` also those that were revoked, as KeyView."""
+        return list(self._json("GET", "/keys", params={"all": "true"} if all_ else None)["keys"])
+
+    def key(self, key: str) -> Json:
+        """One key by id or name, as KeyView."""
+        return self._json("GET", f"/keys/{_quoted(key)}")
+
+    def create_key(self, settings: Mapping[str, Any]) -> Json:
+        """Make a key: a KeyView with the key itself as `key`, which is never shown again."""
+        return self._json("POST", "/keys", body=settings)
+
+    def edit_key(self, key: str, changes: Mapping[str, Any]) -> Json:
+        """Change some settings of a key."""
+        return self._json("PATCH", f"/keys/{_quoted(key)}", body=changes)
+
+    def rotate_key(self, key: str, *, grace: float = 0.0) -> Json:
+        """Give a key another secret, as `create_key`; the former one works for `grace` seconds more."""
+        return self._json("POST", f"/keys/{_quoted(key)}/rotate", body={"grace": grace})
+
+    def revoke_key(self, key: str) -> Json:
+        """End a key for good."""
+        return self._json("DELETE", f"/keys/{_quoted(key)}")
+
+    def usage(
+        self,
+        by: Sequence[str] = ("day",),
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        key: str | None = None,
+        model: str | None = None,
+    ) -> Json:
+        """What was used, added up by day, key and model: `usage` and its `total`. Days such as `2026-01-31`, in UTC."""
+        given = {"from": since, "to": until, "key": key, "model": model}
+        params = [(name, value) for name, value in given.items() if value is not None]
+        return self._json("GET", f"/usage?{urlencode([*params, *(('by', name) for name in by)])}")
+
+    def virtual_models(self) -> list[Json]:
+        """Every virtual model, as VirtualView."""
+        return list(self._json("GET", "/virtual-models")["virtual_models"])
+
+    def put_virtual_model(self, name: str, spec: Mapping[str, Any]) -> tuple[Json, bool]:
+        """Add or replace a virtual model. Returns its view, and whether it is new."""
+        response = self._send("PUT", f"{_API}/virtual-models/{_quoted(name)}", body=spec)
+        return self._read(response), response.status_code == 201
+
+    def remove_virtual_model(self, name: str) -> None:
+        """Forget a virtual model."""
+        self._send("DELETE", f"{_API}/virtual-models/{_quoted(name)}")
 
     # -- logs and streams -------------------------------------------------------------------------------------------
 

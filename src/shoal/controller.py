@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import re
-import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -24,6 +22,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from shoal import __version__
+from shoal.access import AccessControl
 from shoal.api.server import serve_api
 from shoal.config import Handover, load_settings
 from shoal.engines.base import Engine
@@ -41,7 +40,8 @@ from shoal.fleet.relays import Relays
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
-from shoal.paths import Paths, find_paths, make_runtime
+from shoal.messages import UsageReport
+from shoal.paths import Paths, find_paths, fleet_id, make_runtime
 from shoal.settings import Settings
 from shoal.status import MemoryStatus, Snapshot, Status, StoreStatus
 from shoal.store.saved import Saved
@@ -75,12 +75,13 @@ class Controller:
     effects: LiveEffects = field(init=False)
     hub: Hub = field(init=False)
     relays: Relays = field(init=False)
+    access: AccessControl = field(init=False)
     _reloads: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _changes: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.hub = Hub(self.snapshot)
-        self.relays = Relays(self.paths.relay_socket, self._tell)
+        self.relays = Relays(self.paths.relay_socket, self._tell, self.store_usage)
         self.effects = LiveEffects(
             self.settings,
             self.paths,
@@ -103,6 +104,7 @@ class Controller:
             self.settings.history,
         )
         self.manager = Manager(self.effects, limits)
+        self.access = AccessControl(self.store, self.manager, self.effects, exposed=self.settings.exposed)
         self.store.on_problem = lambda problem: self._tell(facts.StoreProblem(problem))
 
     def _tell(self, fact: facts.Fact) -> None:
@@ -114,7 +116,7 @@ class Controller:
         for instance in self.manager.fleet.instances.values():
             counts[instance.state.value] = counts.get(instance.state.value, 0) + 1
         store = StoreStatus(self.store.problem is None, self.store.problem, self.store.unsaved)
-        warnings = list(self.problems)
+        warnings = [*self.problems, *self.access.faults]
         if store.problem:
             warnings.append(store.problem)
         if not self.relays.connected:
@@ -162,6 +164,10 @@ class Controller:
                     self.effects.set_terms(instance, before)
                 raise
 
+    async def store_usage(self, report: UsageReport) -> None:
+        """Count a relay's report, once, and return when it is safe. Raises StoreError, and the relay has to keep it."""
+        await self.store.add_usage(report, time.time())
+
     async def reload(self) -> dict[str, list[str]]:
         """Read the configuration file again. Models follow at once; other settings need a restart, and are named."""
         if self.config_file is None:
@@ -169,8 +175,9 @@ class Controller:
         async with self._reloads:  # two at once could end with the older one's reading of the file
             new = await asyncio.to_thread(load_settings, self.flags, file=self.config_file)
             before, after = self.file_settings.model_dump(), new.model_dump()
-            changed = [key for key in after if key != "models" and before[key] != after[key]]
-            result = await self.do(lambda: self.manager.declare(new.models, "file"))
+            followed = ("models", "virtual_models")
+            changed = [key for key in after if key not in followed and before[key] != after[key]]
+            result = await self.do(lambda: self._follow(new))
             self.file_settings = new
         return {**result, "restart_needed": sorted({*result["restart_needed"], *changed})}
 
@@ -180,6 +187,7 @@ class Controller:
         await self.store.open()
         saved = await self.store.load()
         self.problems.extend(saved.problems)
+        self.access.restore(saved)  # before any table can be made: none is to let anybody in whom keys keep out
         self.manager.handle(facts.DevicesRead(await asyncio.to_thread(self.devices.read), {}))
         await self._recover(saved)
         self.manager.handle(lambda: self._declare(first=first))
@@ -200,18 +208,25 @@ class Controller:
             await self.store.close()
             self.devices.close()
 
+    def _follow(self, settings: Settings) -> dict[str, list[str]]:
+        """Have the models, real and virtual, that a reading of the configuration file declares."""
+        result = self.manager.declare(settings.models, "file")
+        virtual = self.access.declare(settings.virtual_models)
+        return {what: names + virtual.get(what, []) for what, names in result.items()}
+
     def _declare(self, *, first: bool) -> None:
         self.file_settings = self.settings
         try:
             # A controller that is started anew takes the file as it is now: it may have been reloaded meanwhile.
             if self.config_file is not None:
                 self.file_settings = load_settings(self.flags, file=self.config_file)
-            self.manager.declare(self.file_settings.models, "file")
+            self._follow(self.file_settings)
         except ShoalError as error:
             self.problems.append(f"models are as they were before: {error.message}")
         if first:
             self.manager.declare({spec.name: spec for spec in self.command_models}, "command")
             self.manager.restore(remembered=self.settings.restore)
+        self.access.publish()
 
     async def _recover(self, saved: Saved) -> None:
         """Find process groups again: take back those that are known, end those that are provably ours but unknown."""
@@ -271,22 +286,6 @@ class Controller:
             spec = next((model.spec for model in models if model.spec.name == instance.model), None)
             instance = dataclasses.replace(instance, spec=spec)
         return dataclasses.replace(instance, address=instance.address or self.effects.address(instance))
-
-
-def fleet_id(paths: Paths) -> str:
-    """What marks this fleet's processes; the same as long as the state folder is."""
-    for folder in (paths.state, paths.runtime):
-        with contextlib.suppress(OSError, ValueError):
-            id = (folder / "fleet-id").read_text(encoding="ascii").strip()
-            if re.fullmatch("[0-9a-f]{32}", id):  # a power cut may leave zeros
-                return id
-    id = secrets.token_hex(16)
-    for folder in (paths.state, paths.runtime):  # a state folder that cannot be written must not stop the start
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "fleet-id").write_text(id, encoding="ascii")
-            break
-    return id
 
 
 async def serve(handover: Handover, *, first: bool, notify_fd: int | None) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
+import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,6 +121,22 @@ def keep_fresh(paths: Paths) -> None:
         for name in ("", *files):
             with contextlib.suppress(OSError):
                 os.utime(Path(folder, name))
+
+
+def fleet_id(paths: Paths) -> str:
+    """What marks this fleet's processes; the same as long as the state folder is."""
+    for folder in (paths.state, paths.runtime):
+        with contextlib.suppress(OSError, ValueError):
+            id = (folder / "fleet-id").read_text(encoding="ascii").strip()
+            if re.fullmatch("[0-9a-f]{32}", id):  # a power cut may leave zeros
+                return id
+    id = secrets.token_hex(16)
+    for folder in (paths.state, paths.runtime):  # a state folder that cannot be written must not stop the start
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "fleet-id").write_text(id, encoding="ascii")
+            break
+    return id
 
 
 @contextlib.contextmanager

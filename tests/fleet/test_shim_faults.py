@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from shoal.controller import fleet_id
 from shoal.fleet.logs import MAX_LINE, tail
 from shoal.fleet.shim import Shim
-from shoal.paths import Paths, keep_fresh
+from shoal.paths import Paths, fleet_id, keep_fresh
 
 NAP = "import time; time.sleep(600)"
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from shoal.api.context import Context
 from shoal.config import parse_spec
 from shoal.errors import ConflictError, NotFoundError
+from shoal.fleet.manager import Outcome
 from shoal.fleet.snapshot import ModelView
 from shoal.fleet.spec import ModelSpec
 
@@ -56,7 +57,12 @@ async def list_models(controller: Context) -> Models:
 async def add_model(controller: Context, response: Response, data: dict[str, Any] = Body()) -> ModelView:
     """Declare a model. The same one again answers 200, another one under its name 409."""
     spec = parse_spec({"engine": controller.settings.engine, **data})
-    outcome = await controller.do(lambda: controller.manager.add_model(spec))
+
+    def add() -> Outcome:
+        controller.access.refuse_model(spec.name)
+        return controller.manager.add_model(spec)
+
+    outcome = await controller.do(add)
     if not outcome.changed:
         response.status_code = 200
     return outcome.model

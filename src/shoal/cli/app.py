@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal.cli import chat, doctor, loading, looking, models, requests, settings
+from shoal.cli import chat, doctor, keys, loading, looking, models, requests, settings, usage, virtual
 from shoal.cli.shell import EPILOG, Lazy, Root
 
 _RUN, _LOOK, _MACHINE = "Run models", "Look", "Machine and settings"
@@ -50,6 +50,7 @@ def _shoal(
 
 
 app.add_typer(models.app, name="models", rich_help_panel=_RUN)
+app.add_typer(virtual.app, name="virtual", rich_help_panel=_RUN)
 app.command(rich_help_panel=_RUN)(loading.load)
 app.command(rich_help_panel=_RUN)(loading.unload)
 app.command(rich_help_panel=_RUN)(chat.chat)
@@ -59,6 +60,8 @@ app.command(rich_help_panel=_LOOK)(looking.status)
 app.command(rich_help_panel=_LOOK)(looking.devices)
 app.command(rich_help_panel=_LOOK)(looking.logs)
 app.command(rich_help_panel=_LOOK)(looking.events)
+app.command(rich_help_panel=_LOOK)(usage.usage)
+app.add_typer(keys.app, name="keys", rich_help_panel=_MACHINE)
 app.command(rich_help_panel=_MACHINE)(doctor.doctor)
 app.add_typer(settings.app, name="config", rich_help_panel=_MACHINE)
 app.command(rich_help_panel=_MACHINE)(settings.reload)

@@ -135,20 +135,21 @@ class VirtualBook:
         del self.records[name]
         return found
 
-    def declare(self, specs: Mapping[str, VirtualSpec], now: float) -> tuple[list[Virtual], list[str]]:
-        """Make those of the file exactly these, over others of their names: what is to be stored, and the names of
-        those that are gone."""
-        gone = [name for name, one in self.records.items() if one.origin == "file" and name not in specs]
-        for name in gone:
+    def declare(self, specs: Mapping[str, VirtualSpec], now: float) -> dict[str, list[str]]:
+        """Make those of the file exactly these, over others of their names: the names of those that were `added`,
+        `changed` and `removed`."""
+        added: list[str] = []
+        changed: list[str] = []
+        removed = [name for name, one in self.records.items() if one.origin == "file" and name not in specs]
+        for name in removed:
             del self.records[name]
-        changed = []
         for name, spec in specs.items():
             known = self.records.get(name)
             record = Virtual(spec, "file", now if known is None else known.created_at)
             if record != known:
                 self.records[name] = record
-                changed.append(record)
-        return changed, gone
+                (added if known is None else changed).append(name)
+        return {"added": added, "changed": changed, "removed": removed}
 
     def served(self, models: Collection[str]) -> tuple[tuple[VirtualModel, ...], list[str]]:
         """Those that relays are told of, by name; and, in a sentence each, why the others are not among them: the file
