@@ -204,6 +204,7 @@ class Bench:
                 "partial_requests": aborted.partial,
                 "before_any_answer": aborted.unanswered,
                 "failed": aborted.failed,
+                "wrong": aborted.wrong,
                 "reached_engine": ended["begun"] - began["begun"],
                 "engine_saw_cancelled": ended["cancelled"] - began["cancelled"],
                 "left_running": ended["running"],

@@ -91,7 +91,7 @@ class Reader(Client):
         self.sent = self.first = 0
         self.events = 0
         self.delays: list[int] = []
-        self.wrong = False
+        self.status = 0
         self._request = request
         self._rest = b""
 
@@ -101,14 +101,21 @@ class Reader(Client):
         assert self.transport is not None
         self.transport.write(self._request)
 
+    @property
+    def wrong(self) -> str:
+        """What went wrong, if anything did: another answer than a stream, or an end that nobody here asked for."""
+        if self.status not in (0, 200):
+            return f"status {self.status}"
+        return f"closed after {self.events} events" if self.closed.is_set() else ""
+
     def restart(self) -> None:
         """Count from here on."""
         self.events = 0
         self.delays = []
 
     def on_headers_complete(self) -> None:
-        """A head is whole: anything but a stream is wrong."""
-        self.wrong = self._parser.get_status_code() != 200
+        """A head is whole."""
+        self.status = self._parser.get_status_code()
 
     def on_body(self, data: bytes) -> None:
         """A part of the stream; an event may be cut anywhere, or come with others."""

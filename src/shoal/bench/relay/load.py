@@ -9,6 +9,7 @@ import random
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import psutil
@@ -86,7 +87,7 @@ async def streams(
         began, before = time.monotonic(), usage.read(proxy)
         await asyncio.sleep(seconds)
         after, took = usage.read(proxy), time.monotonic() - began
-        failed = sum(reader.wrong or reader.closed.is_set() or not reader.first for reader in readers)
+        failed = sum(bool(reader.wrong) or not reader.first for reader in readers)
         events = sum(reader.events for reader in readers)
         delays = [1e-3 * each for reader in readers for each in reader.delays]
     finally:
@@ -116,10 +117,11 @@ async def aborts(port: int, model: str, key: str, *, number: int, together: int,
     loop = asyncio.get_running_loop()
     request = bodies.request(model, port, key)
     left = number
-    partial = unanswered = failed = 0
+    partial = unanswered = 0
+    wrong: Counter[str] = Counter()
 
     async def one() -> None:
-        nonlocal partial, unanswered, failed
+        nonlocal partial, unanswered
         cut = rng.randrange(len(request)) if rng.random() < 0.1 else len(request)
         _, reader = await loop.create_connection(lambda: Reader(request[:cut]), HOST, port)
         await asyncio.sleep(rng.uniform(0, LONGEST))
@@ -127,7 +129,8 @@ async def aborts(port: int, model: str, key: str, *, number: int, together: int,
             _reset_on_close(reader)
         partial += cut < len(request)
         unanswered += cut == len(request) and not reader.first
-        failed += reader.wrong or reader.closed.is_set()
+        if reader.wrong:
+            wrong[reader.wrong] += 1
         reader.abort()
         await reader.closed.wait()
 
@@ -139,7 +142,7 @@ async def aborts(port: int, model: str, key: str, *, number: int, together: int,
 
     began = time.monotonic()
     await asyncio.gather(*(worker() for _ in range(min(together, number))))
-    return tally.Aborted(number, time.monotonic() - began, partial, unanswered, failed)
+    return tally.Aborted(number, time.monotonic() - began, partial, unanswered, wrong.total(), wrong)
 
 
 def _reset_on_close(client: Client) -> None:

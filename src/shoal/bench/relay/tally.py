@@ -50,6 +50,7 @@ class Aborted(msgspec.Struct, frozen=True):
     partial: int
     unanswered: int
     failed: int
+    wrong: dict[str, int] = {}
 
 
 Tally = TypeVar("Tally", Served, Streamed, Aborted)
