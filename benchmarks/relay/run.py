@@ -189,7 +189,7 @@ class Bench:
         wait(self.stage, system)
         number = self.options.aborts
         # What the first ones leave behind is what it takes to serve at all: pools, caches, the allocator's.
-        first = max(100 if self.options.quick else 2000, number // 10)
+        first = max(100 if self.options.quick else 10_000, number // 10)
         self.load(system, bodies.LATE, "aborts", Aborted, number=first, seed=1)
         before, began = self.settled(system), self.stats()
         aborted = self.load(system, bodies.LATE, "aborts", Aborted, number=number, seed=2)
