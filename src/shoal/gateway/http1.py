@@ -7,7 +7,6 @@ llhttp is strict: whitespace before a colon, folded lines, bare line feeds, a le
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import httptools
 
@@ -23,7 +22,7 @@ _KEPT = frozenset({b"host", b"content-length", b"content-type", b"content-encodi
 """Fields that a peer cannot have removed by naming them in Connection: they are about the message itself."""
 _DROPPED = HOP_BY_HOP - {b"trailer"}  # trailers are passed on, and what announces them
 _ONCE = (b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"content-type")
-_BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+_BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 
 
 class BadResponseError(Exception):
@@ -33,91 +32,104 @@ class BadResponseError(Exception):
 class RequestHead:
     """The head of a request.
 
-    `headers` are its fields in order, as they came; `fields` the last value by lower-case name. `length` is None
-    without Content-Length.
+    `lines` are its fields in order, as they came; `names` their names in lower case; `fields` the last value of each
+    name. `length` is None without Content-Length.
     """
 
     __slots__ = (
         "chunked",
         "fields",
-        "headers",
+        "has_body",
         "keep_alive",
         "length",
+        "lines",
         "method",
         "minor",
+        "names",
         "target",
         "upgrade",
     )
 
-    def __init__(self) -> None:
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.fields: dict[bytes, bytes] = {}
-        self.method = b""
-        self.target = b""
-        self.minor = 1
-        self.keep_alive = True
+    def __init__(self, method: bytes, target: bytes, minor: int, lines: list[bytes], *, keep_alive: bool) -> None:
+        self.method = method
+        self.target = target
+        self.minor = minor
+        self.lines = lines
+        self.names, self.fields = _read_fields(lines)
+        self.keep_alive = keep_alive
         self.upgrade = False
         self.chunked = False
         self.length: int | None = None
-
-    def on_url(self, url: bytes) -> None:
-        """For llhttp."""
-        self.target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """For llhttp."""
-        self.headers.append((name, value))
-
-    @property
-    def has_body(self) -> bool:
+        self.has_body = False
         """Whether a body follows, even an empty one."""
-        return self.chunked or self.length is not None
 
     def framing(self) -> Framing:
         """How the body's end is found."""
         return Chunked() if self.chunked else Fixed(self.length or 0)
 
 
+def _read_fields(lines: list[bytes]) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """Names in lower case and values of lines that llhttp has found to be fields."""
+    names = []
+    fields = {}
+    for line in lines:
+        name, _, value = line.partition(b":")
+        name = name.lower()
+        names.append(name)
+        fields[name] = value.strip(b" \t")
+    return names, fields
+
+
+class _Deaf:
+    """Told nothing by llhttp, which only checks."""
+
+
+_DEAF = _Deaf()
+
+
 def parse_request(head: bytes) -> RequestHead:
     """Read a request's head, its empty line included. Raises ShoalError 400, 431 or 505 (`invalid_http`, …)."""
-    request = RequestHead()
-    parser = httptools.HttpRequestParser(request)
+    parser = httptools.HttpRequestParser(_DEAF)
+    upgrade = False
     try:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
-        request.upgrade = True
+        upgrade = True
     except httptools.HttpParserInvalidURLError:
         raise ShoalError(
             "The request target has bytes that do not belong there; percent-encode them.", code="invalid_target"
         ) from None
     except httptools.HttpParserError as error:
         raise invalid_http(str(error)) from None
-    if parser.get_http_version() not in ("1.1", "1.0"):
+    lines = head[:-4].split(b"\r\n")
+    parts = lines.pop(0).split(b" ")
+    if len(parts) != 3 or not parts[1]:
+        raise invalid_http("its first line has to be a method, a target and a version, with one blank between")
+    method, target, version = parts
+    if version != b"HTTP/1.1" and version != b"HTTP/1.0":
         raise ShoalError("Only HTTP/1.1 and HTTP/1.0 are spoken here.", status=505, code="http_version")
-    request.minor = 1 if parser.get_http_version() == "1.1" else 0
-    request.method = parser.get_method()
-    request.keep_alive = parser.should_keep_alive()
-    headers = request.headers
-    if len(headers) > MAX_FIELDS:
+    if len(lines) > MAX_FIELDS:
         raise ShoalError(f"The request has more than {MAX_FIELDS} header fields.", status=431, code="header_too_large")
+    request = RequestHead(method, target, version[7] - 48, lines, keep_alive=parser.should_keep_alive())
+    request.upgrade = upgrade
     fields = request.fields
-    for name, value in headers:
-        key = name.lower()
-        if key in fields and key in _ONCE:
-            raise invalid_http(f"{key.decode('ascii', 'replace')} is given twice")
-        fields[key] = value
+    if len(fields) != len(lines):
+        for name in _ONCE:
+            if request.names.count(name) > 1:
+                raise invalid_http(f"{name.decode('ascii')} is given twice")
     if b"transfer-encoding" in fields:
         if fields[b"transfer-encoding"].lower() != b"chunked" or not request.minor:
             raise invalid_http("the only transfer encoding known is chunked, in HTTP/1.1")
-        request.chunked = True
+        request.chunked = request.has_body = True
     elif b"content-length" in fields:
         text = fields[b"content-length"]
         if not text.isdigit() or len(text) > 18:
             raise invalid_http("Content-Length is not a number of bytes")
         request.length = int(text)
+        request.has_body = True
     if b"host" not in fields and request.minor:
         raise invalid_http("a request of HTTP/1.1 needs a Host header")
-    if request.method == b"CONNECT":
+    if method == b"CONNECT":
         raise ShoalError("CONNECT is not served here.", status=405, code="method_not_allowed")
     return request
 
@@ -133,7 +145,7 @@ def find_end(data: bytes, limit: int, seen: int = 0) -> int:
         return end + 4
     if len(data) > limit:
         raise ShoalError("The request line and the headers are too long.", status=431, code="header_too_large")
-    if _BARE.search(data, start, max(start, len(data) - 1)):
+    if _BARE.search(data, start):
         raise invalid_http("lines have to end with CR LF")
     return -1
 
@@ -144,24 +156,16 @@ def invalid_http(detail: str) -> ShoalError:
 
 
 class ResponseHead:
-    """The head of a response; `fields` and `headers` as in a request."""
+    """The head of a response; `lines`, `names` and `fields` as in a request."""
 
-    __slots__ = ("fields", "headers", "keep_alive", "reason", "status")
+    __slots__ = ("fields", "keep_alive", "lines", "names", "reason", "status")
 
-    def __init__(self) -> None:
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.fields: dict[bytes, bytes] = {}
-        self.status = 0
-        self.reason = b""
-        self.keep_alive = True
-
-    def on_status(self, reason: bytes) -> None:
-        """For llhttp."""
-        self.reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """For llhttp."""
-        self.headers.append((name, value))
+    def __init__(self, status: int, reason: bytes, lines: list[bytes], *, keep_alive: bool) -> None:
+        self.status = status
+        self.reason = reason
+        self.lines = lines
+        self.names, self.fields = _read_fields(lines)
+        self.keep_alive = keep_alive
 
     def framing(self, method: bytes) -> Framing:
         """How the end of the body is found. Raises BadResponseError."""
@@ -182,28 +186,26 @@ class ResponseHead:
 
 def parse_response(head: bytes) -> ResponseHead:
     """Read a response's head, its empty line included. Raises BadResponseError."""
-    response = ResponseHead()
-    parser = httptools.HttpResponseParser(response)
+    parser = httptools.HttpResponseParser(_DEAF)
     try:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
         pass
     except httptools.HttpParserError as error:
         raise BadResponseError(f"it answered with no valid HTTP: {error}") from None
-    response.status = parser.get_status_code()
-    if response.status < 100:
+    status = parser.get_status_code()
+    if status < 100:
         raise BadResponseError("it answered with no status")
-    response.keep_alive = parser.should_keep_alive()
-    response.fields = {name.lower(): value for name, value in response.headers}
-    return response
+    lines = head[:-4].split(b"\r\n")
+    reason = lines.pop(0)[13:]
+    return ResponseHead(status, reason, lines, keep_alive=parser.should_keep_alive())
 
 
-def passed_on(
-    headers: Iterable[tuple[bytes, bytes]], connection: bytes | None, drop: frozenset[bytes] = frozenset()
-) -> list[bytes]:
-    """The lines of a head that travel on: without the hop-by-hop fields, those that the field Connection (its value
-    is `connection`) names, and `drop` (lower case); `Transfer-Encoding` goes too."""
+def passed_on(head: RequestHead | ResponseHead, drop: frozenset[bytes] = frozenset()) -> list[bytes]:
+    """The lines of a head that travel on: without the hop-by-hop fields, those that the field Connection names, and
+    `drop` (lower case); `Transfer-Encoding` goes too."""
     dropped = _DROPPED | drop if drop else _DROPPED
+    connection = head.fields.get(b"connection")
     if connection is not None and (named := {word.strip().lower() for word in connection.split(b",")} - dropped):
         dropped = dropped | (named - _KEPT)
-    return [name + b": " + value for name, value in headers if name.lower() not in dropped]
+    return [line for line, name in zip(head.lines, head.names, strict=True) if name not in dropped]

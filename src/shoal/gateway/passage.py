@@ -131,7 +131,7 @@ class Passage:
         head = self.head
         fields = head.fields
         dropped = self.dropped | {b"content-length"} if rewritten else self.dropped
-        lines = passed_on(head.headers, fields.get(b"connection"), dropped)
+        lines = passed_on(head, dropped)
         if b"host" not in fields:
             lines.insert(0, b"Host: localhost")  # clients of HTTP/1.0 may send none
         lines += self.own_lines()
@@ -156,9 +156,7 @@ class Passage:
     def on_interim(self, head: ResponseHead) -> None:
         """A 1xx response: passed on, except to clients that cannot know it. The relay has said 100 itself."""
         if head.status != 100 and self.head.minor:
-            self.connection.write(
-                _status_line(head) + b"".join(n + b": " + v + b"\r\n" for n, v in head.headers) + b"\r\n"
-            )
+            self.connection.write(b"\r\n".join((_status_line(head), *head.lines, b"", b"")))
 
     def on_head(self, head: ResponseHead, framing: Framing) -> None:
         """The head of the response: written at once, with what this connection needs of framing."""
@@ -172,7 +170,7 @@ class Passage:
         if self.connection.full and self.upstream is not None:
             self.upstream.pause(True)
         self._keep_alive = request.keep_alive and not self.stopping
-        lines = passed_on(head.headers, fields.get(b"connection"), self.response_dropped)
+        lines = passed_on(head, self.response_dropped)
         filtered = not framing.done and self.filters(head)
         if filtered or isinstance(framing, (Chunked, UntilClose)):
             lines = [line for line in lines if line[:15].lower() != b"content-length:"] if filtered else lines
@@ -190,7 +188,7 @@ class Passage:
             lines.append(b"Connection: close")
         elif not request.minor:
             lines.append(b"Connection: keep-alive")
-        self.connection.write(b"\r\n".join((_status_line(head)[:-2], *lines, b"", b"")))
+        self.connection.write(b"\r\n".join((_status_line(head), *lines, b"", b"")))
 
     def on_body(self, data: bytes, framing: Framing) -> None:
         """A part of the body."""
@@ -328,7 +326,7 @@ class Passage:
 
 
 def _status_line(head: ResponseHead) -> bytes:
-    return b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)
+    return b"HTTP/1.1 %d %b" % (head.status, head.reason)
 
 
 def _unfinished(raw: bytes) -> bytes:

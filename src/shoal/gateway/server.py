@@ -226,6 +226,9 @@ class ClientConnection(asyncio.Protocol):
                 raise ShoalError("Only `Expect: 100-continue` is known.", status=417, code="expectation_failed")
             if not rest:
                 self.write(_CONTINUE)
+        elif length is not None and len(rest) >= length:  # as most requests are: there in one piece
+            self._complete(rest[:length], rest[length:], [])
+            return
         self._state = State.BODY
         self._framing = head.framing()
         if rest or self._framing.done:
