@@ -8,7 +8,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError
-from shoal.gateway.admission import Job
+from shoal.gateway.admission import LARGEST, Job
 from shoal.gateway.framing import Framing
 from shoal.gateway.http1 import RequestHead, ResponseHead
 from shoal.gateway.inspect import MODEL_HEADER, Named, read_request
@@ -32,6 +32,9 @@ _CORS = frozenset(
     for word in (b"allow-origin", b"allow-credentials", b"allow-methods", b"allow-headers", b"expose-headers")
 )
 """Engines allow every origin by default; which ones may come is the relay's to say."""
+_REQUEST_ID_HEADER = frozenset({b"x-request-id"})
+_SECRET = b"sk-shoal-"
+"""How keys of Shoal's begin; an engine is shown none, not even one that is valid no more."""
 _MODEL_HEADER = MODEL_HEADER.encode()
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _RANKS = {priority.encode(): rank for rank, priority in enumerate(PRIORITIES)}
@@ -41,7 +44,7 @@ _log = logging.getLogger(__name__)
 class Inference(Passage):
     """A request to an engine."""
 
-    response_dropped = _CORS
+    response_dropped = _CORS | _REQUEST_ID_HEADER
 
     def __init__(
         self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str, path: str
@@ -51,8 +54,11 @@ class Inference(Passage):
         self._path = path
         self.arrived = self._received = monotonic()
         given = head.fields.get(b"x-request-id")
-        self._id_given = given is not None and _REQUEST_ID.fullmatch(given) is not None
-        self.id = relay.request_id(given.decode("ascii") if given is not None and self._id_given else None)
+        wanted = given.decode("ascii") if given is not None and _REQUEST_ID.fullmatch(given) else None
+        self.id = relay.request_id(wanted)
+        self._id_given = self.id == wanted
+        if given is not None and not self._id_given:
+            self.dropped = self.dropped | _REQUEST_ID_HEADER
         self.model = UNKNOWN
         self.outcome: Outcome = "cancelled"
         self.instance = ""
@@ -87,6 +93,8 @@ class Inference(Passage):
             self.tenant = key.id
             self.priority = key.priority
             return
+        if any(_SECRET in fields.get(name, b"") for name in _KEY_HEADERS):
+            self.dropped = self.dropped | _KEY_HEADERS
         for name in relay.tenant_headers:
             if (value := fields.get(name)) is not None:
                 self.tenant = value[:200].decode("utf-8", "replace")
@@ -135,18 +143,26 @@ class Inference(Passage):
             return wanted
         return max(wanted, self.key.priority, key=PRIORITIES.index)
 
-    def _submit(self) -> None:
-        """Wait for a turn at the first of the candidates that serves, or will. Raises ShoalError if none does."""
+    def _submit(self, refusal: ShoalError | None = None) -> None:
+        """Wait for a turn at the first of the candidates that serves, or will. Raises ShoalError if none does: what
+        the first of them was refused with, which is `refusal` if that was before."""
         relay = self._relay
-        refusal: ShoalError | None = None
+        patient = self.head.fields.get(b"x-shoal-hold", b"").lower() != b"off"
         while self._candidates:
-            name = self._candidates.pop(0)
-            resolved = relay.names.resolve(name)
+            try:
+                resolved = relay.names.resolve(self._candidates.pop(0))
+            except ShoalError as error:  # it has left the table since the request came
+                refusal = refusal or error
+                continue
             route = relay.names.route(resolved)
-            if route.targets or route.comes:
+            if route.targets or (route.comes and patient):
                 self._enter(resolved, route)
                 return
-            refusal = refusal or relay.routes.unavailable(route)
+            if refusal is None:
+                self.model = route.model
+                refusal = relay.unready(route)
+            if route.comes:
+                relay.wish(route.model)
         assert refusal is not None
         self.outcome = "unavailable"
         raise refusal
@@ -159,17 +175,13 @@ class Inference(Passage):
         virtual = None if self._resolved is None else self._resolved.virtual
         self._resolved = Resolved(resolved.name, resolved.model, virtual=virtual)
         self._held = not route.targets
-        if self._held and self.head.fields.get(b"x-shoal-hold", b"").lower() == b"off":
-            relay.link.want(route.model)
-            self.outcome = "unavailable"
-            raise relay.routes.unavailable(route)
         patience = relay.config.hold_timeout if self._held else relay.config.queue_timeout
         job = self._job = Job(
             route.model,
             self.tenant,
             self.priority,
             1.0 if self.key is None else self.key.weight,
-            max(1.0, named.cost),
+            min(max(1.0, named.cost), LARGEST),
             now + patience,
             self,
         )
@@ -189,7 +201,7 @@ class Inference(Passage):
         assert job is not None
         assert named is not None
         assert resolved is not None
-        self._waited = job.started - job.submitted
+        self._waited += job.started - job.submitted
         body, rewritten = self._body, False
         if resolved.virtual is not None or resolved.name != named.model:
             body = self._renamed(resolved, body)
@@ -229,15 +241,24 @@ class Inference(Passage):
         """It waits no longer: another model may stand in, or it is refused."""
         if self.ended:
             return
-        self._job = None
-        if self._candidates and outcome == "unavailable":
+        job, self._job = self._job, None
+        if job is not None:
+            self._waited += monotonic() - job.submitted
+            self._relay.waits_no_more(job.model)
+        if self._candidates and outcome != "refused":
             try:
-                self._submit()
+                self._submit(error)
             except ShoalError as refusal:
                 self.connection.refuse(refusal)
             return
         self.outcome = outcome
         self.connection.refuse(error)
+
+    def refuse_gone(self) -> None:
+        """The model that it waits for is not there any more."""
+        relay, key = self._relay, self.key
+        visible = None if key is None else relay.keyring.may_see(key)
+        self.refuse_waiting(relay.names.missing(self.model, visible), "client_error")
 
     # -- to an engine -------------------------------------------------------------------------------------------------
 
@@ -310,6 +331,8 @@ class Inference(Passage):
         return self._reader is not None and isinstance(self._reader.events, UsageStripper)
 
     def passing(self, content: bytes) -> bytes:
+        if not content:  # a chunk's head came without its body
+            return content
         now = monotonic()
         if not self._bytes_out:
             self._relay.measures.observe("first_byte", self.model, self.priority, now - self.arrived)
@@ -358,29 +381,37 @@ class Inference(Passage):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def end(self, status: int | None) -> None:
-        relay, now = self._relay, monotonic()
+        relay, job, now = self._relay, self._job, monotonic()
         if self.instance:
             relay.routes.end(self.instance)
         if status is not None:
             self.outcome = "ok" if status < 400 else "client_error" if status < 500 else "engine_error"
-        relay.over(self, self._job, now)
-        measures, model, priority = relay.measures, self.model, self.priority
+        if job is not None and job.state == "waiting":
+            self._waited += now - job.submitted
+        took_part = self._waited or (job is not None and job.state == "running")
+        relay.over(self, job, now)
+        tokens = None if self._reader is None else self._reader.tokens
+        known = self.model in relay.routes  # what has left the table meanwhile is forgotten
+        measures, model, priority = relay.measures, self.model if known else UNKNOWN, self.priority
         measures.count(model, priority, self.outcome)
-        if self._job is not None and model in relay.routes:
+        if known and took_part:
             measures.observe("queue", model, priority, self._waited)
             measures.observe("duration", model, priority, now - self.arrived)
-            measures.observe("overhead", model, priority, self._overhead)
+            if self._overhead:
+                measures.observe("overhead", model, priority, self._overhead)
+            if status is not None and not self._bytes_out and not self._raw:  # the head was all there is
+                measures.observe("first_byte", model, priority, now - self.arrived)
             measures.carried(model, self._bytes_in, self._bytes_out)
-        tokens = None if self._reader is None else self._reader.tokens
-        if tokens is not None:
-            measures.tokens(model, tokens.prompt, tokens.completion)
+            if tokens is not None:
+                measures.tokens(model, tokens.prompt, tokens.completion)
         key, named = self.key, self._named
         if key is not None and self._charged and named is not None:
             used = None if tokens is None else tokens.prompt + tokens.completion
             relay.keyring.end(key, named.cost, used, now)
         if self.outcome == "ok" or tokens is not None:
             prompt, completion = (0, 0) if tokens is None else (tokens.prompt, tokens.completion)
-            relay.link.used(Usage("" if key is None else key.id, model, relay.day, 1, prompt, completion, relay.wall))
+            of = "" if key is None else key.id
+            relay.link.used(Usage(of, self.model, relay.day, 1, prompt, completion, relay.wall))
 
     # -- seen by others -----------------------------------------------------------------------------------------------
 
@@ -394,7 +425,8 @@ class Inference(Passage):
         """Where it is."""
         job = self._job
         if job is None or job.state == "waiting":
-            return "held" if self._held else "queued"
+            route = self._relay.routes.find(self.model)
+            return "held" if route is not None and not route.targets else "queued"
         return "waiting" if self.response is None else "answering"
 
     def view(self, now: float, position: int | None) -> RequestView:
@@ -421,7 +453,6 @@ class Inference(Passage):
             return
         self.response = head
         self._raw = True
-        fields = [name + b": " + value for name, value in head.headers]
         self.connection.deadline = 0.0
         self.connection.write(b"\r\n".join((b"HTTP/1.1 101 Switching Protocols", *fields, b"", rest)))
         self.connection.raw(self.on_raw)

@@ -223,17 +223,19 @@ class Link:
 
     async def _take(self, table: RoutingTable, writer: asyncio.StreamWriter) -> None:
         taken = self._routes.replace(table)
-        await self._report(writer)
-        if taken:
-            self._on_table()
-        if taken or self._writer is None:
-            self._writer = writer
+        anew = taken or self._writer is None
+        if anew:
             self._asked.clear()
+        if taken:
+            self._on_table()  # at once: no request may meet a table that is half in force
+        await self._report(writer)
+        if anew:
+            self._writer = writer
             for model in sorted(self.wanted):
-                if self._may_come(model):
-                    self._ask_for(writer, model)
-                else:
+                if not self._may_come(model):
                     self.wanted.discard(model)
+                elif model not in self._asked:
+                    self._ask_for(writer, model)
         if taken:
             await self._save(table)
 

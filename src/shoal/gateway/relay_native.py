@@ -37,6 +37,8 @@ from shoal.messages import ModelCount, RelayReport, RequestView, Route, Target, 
 from shoal.net import UnixAddress
 
 BACKLOG = 2048
+RETRY_HELD = 5
+"""Seconds of `Retry-After` where a model comes and nobody knows when."""
 SWEEP = 0.1
 """Seconds between two looks at what has lasted too long."""
 ENDING = 5.0
@@ -98,8 +100,10 @@ class NativeRelay:
         for connection in list(self.connections):
             if connection.idle:
                 connection.close()
-        await self._while(lambda: self.requests or self.errands, grace)
         stopping = ShoalError("The relay is stopping; send the request again.", status=503, code="relay_stopping")
+        for request in [request for request in self.requests.values() if request.phase == "held"]:
+            request.break_off(stopping)  # what may take minutes is not worth the wait
+        await self._while(lambda: self.requests or self.errands, grace)
         for passage in [*self.requests.values(), *self.errands]:
             passage.break_off(stopping)
         await self._while(lambda: self.connections, ENDING)
@@ -231,6 +235,24 @@ class NativeRelay:
             self.link.want(route.model)
         self._on_change()
 
+    def waits_no_more(self, model: str) -> None:
+        """A request for `model` waits no longer."""
+        if not self.admission.waiting(model):
+            self.link.unwant(model)
+        self._on_change()
+
+    def wish(self, model: str) -> None:
+        """Have a model made ready for whoever comes later; nobody waits for it now."""
+        self.link.want(model)
+        self.waits_no_more(model)
+
+    def unready(self, route: Route) -> ShoalError:
+        """The refusal of a request that does not wait, or no longer, for a model that may come."""
+        error = self.routes.unavailable(route)
+        if route.comes:
+            error.headers.setdefault("Retry-After", str(RETRY_HELD))
+        return error
+
     def over(self, inference: Inference, job: Job | None, now: float) -> None:
         """A request has ended, wherever it was."""
         self.requests.pop(inference.id, None)
@@ -238,9 +260,7 @@ class NativeRelay:
             return
         if job.state == "waiting":
             self.admission.leave(job)
-            if not self.admission.waiting(job.model):
-                self.link.unwant(job.model)
-            self._on_change()
+            self.waits_no_more(job.model)
         else:
             self._start(self.admission.done(job, now))
 
@@ -258,20 +278,26 @@ class NativeRelay:
         known = set(self.names.known())
         self.names = Names(table)
         self.keyring.replace(table.keys, table.keys_required)
-        self.measures.forget(known - set(self.names.known()))
+        known -= set(self.names.known())
+        self.measures.forget(known)
         targets = [target for route in table.routes for target in route.targets]
         self.pools.keep_only({target.address for target in targets})
         self.circuits.keep_only({target.instance for target in targets})
         now = monotonic()
-        routes = {route.model: route for route in table.routes}
-        for model in [model for model in self.admission.waiting_models() if model not in routes]:
-            for job in self.admission.drop(model):
-                job.owner.refuse_waiting(self.names.missing(model), "client_error")
         for route in table.routes:
-            if not route.targets and not route.comes:
-                for job in self.admission.drop(route.model):
-                    job.owner.refuse_waiting(self.routes.unavailable(route), "unavailable")
             self._start(self.admission.limit(route.model, self._limit(route), now))
+        # Who may wait for another model instead does so by limits that are all new.
+        for model in known.union(self.admission.waiting_models()):
+            if model not in self.routes:
+                for job in self.admission.drop(model):
+                    job.owner.refuse_gone()
+        for route in table.routes:
+            if not route.targets:
+                if not route.comes:
+                    for job in self.admission.drop(route.model):
+                        job.owner.refuse_waiting(self.routes.unavailable(route), "unavailable")
+                elif self.admission.waiting(route.model):
+                    self.link.want(route.model)
         self._informed.set()
 
     def _limit(self, route: Route) -> int | None:
@@ -308,7 +334,7 @@ class NativeRelay:
         for job in self.admission.expired(now):
             route = self.routes.find(job.model)
             if route is not None and not route.targets:
-                error = self.routes.unavailable(route)
+                error = self.unready(route)
                 error.message = f"The request was held for {now - job.submitted:.0f} s. {error.message}"
                 job.owner.refuse_waiting(error, "unavailable")
             else:
