@@ -454,7 +454,7 @@ class Inference(Passage):
         self.response = head
         self._raw = True
         self.connection.deadline = 0.0
-        self.connection.write(b"\r\n".join((b"HTTP/1.1 101 Switching Protocols", *fields, b"", rest)))
+        self.connection.write(b"\r\n".join((b"HTTP/1.1 101 Switching Protocols", *head.lines, b"", rest)))
         self.connection.raw(self.on_raw)
         if self.upstream is not None and self.connection.full:
             self.upstream.pause(True)
