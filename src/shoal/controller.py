@@ -119,8 +119,11 @@ class Controller:
         warnings = [*self.problems, *self.access.faults]
         if store.problem:
             warnings.append(store.problem)
-        if not self.relays.connected:
+        relays, wanted = self.relays.connected, self.settings.relay_workers
+        if not relays:
             warnings.append("no relay is connected: no request can be served now")
+        elif relays < wanted:
+            warnings.append(f"{relays} of {wanted} relays are connected: connections to the others wait for them")
         broker = self.effects.broker
         if broker.problem:
             warnings.append(f"elastic models cannot grow: {broker.problem}")
@@ -129,7 +132,7 @@ class Controller:
             started_at=self.started_at,
             models=len(self.manager.fleet.models),
             instances=counts,
-            relays=self.relays.connected,
+            relays=relays,
             store=store,
             memory=MemoryStatus(broker.problem is None, broker.problem, str(broker.path)),
             config_file=str(self.config_file) if self.config_file else None,

@@ -1,8 +1,8 @@
-"""`shoal serve`: owns the public port, and keeps one controller, one relay and one memory broker running.
+"""`shoal serve`: owns the public port, and keeps one controller, the relays and one memory broker running.
 
-The supervisor holds the listening socket, so a relay that dies loses no connection that waits to be accepted, and it is
-the parent that orphaned engines fall to and are reaped by. If it is killed, its children die with it, engines live on,
-and the next `shoal serve` takes them back.
+The supervisor holds the listening sockets, one for each relay, so a relay that dies loses no connection that waits to
+be accepted, and it is the parent that orphaned engines fall to and are reaped by. If it is killed, its children die
+with it, engines live on, and the next `shoal serve` takes them back.
 
 The broker is no exception: engines that live on without a relay get no requests, so they need no more memory than they
 have, and they tell the next broker on the same socket what that is. A second one beside an old one, with books of its
@@ -12,7 +12,6 @@ own, is what must never be.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import logging
@@ -23,8 +22,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+from shoal.children import Child, libc, popen
 from shoal.config import Handover
 from shoal.errors import ShoalError
 from shoal.fleet.devices import Devices
@@ -32,13 +33,8 @@ from shoal.gateway.relay import RelayConfig
 from shoal.paths import Paths, find_paths, hold, make_runtime
 from shoal.settings import Settings
 
-PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 BACKLOG = 2048
-FIRST_DELAY = 0.1
-LONGEST_DELAY = 5.0
-CALM = 30.0
-"""Seconds of life after which a child's earlier crashes are forgotten."""
 RELAY_GRACE = 10.0
 BROKER_GRACE = 5.0
 CONTROLLER_GRACE = 30.0
@@ -46,7 +42,6 @@ CONTROLLER_GRACE = 30.0
 HELD_BACK = frozenset({signal.SIGTERM, signal.SIGHUP})
 """Signals that wait until the controller can handle them: they would end one that has just been started."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _log = logging.getLogger("shoal.supervisor")
 
 
@@ -57,84 +52,39 @@ class StartError(ShoalError):
         super().__init__(message, status=409, code="cannot_start")
 
 
-def listen(settings: Settings) -> socket.socket:
-    """The public socket. Raises StartError if the port is taken."""
+def listen(settings: Settings) -> list[socket.socket]:
+    """The public sockets, one for each relay, all on one address: the kernel spreads connections over them.
+
+    Raises StartError if the port is taken.
+    """
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
         raise StartError(f"host: {settings.host} is not an address of this machine: {error.strerror}") from None
-    listener = socket.socket(family, kind, proto)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listeners: list[socket.socket] = []
     try:
-        listener.bind(address)
-        listener.listen(BACKLOG)
+        for number in range(settings.relay_workers):
+            listener = socket.socket(family, kind, proto)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if number:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+            if not number and settings.relay_workers > 1:
+                # The first has the port for itself by now, and so no other Shoal has it; only then may others join.
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                address = listener.getsockname()
     except OSError as error:
-        listener.close()
+        for listener in listeners:
+            listener.close()
         raise StartError(
             f"port {settings.port} on {settings.host} cannot be used: {(error.strerror or '').lower()}; "
             "does another Shoal run there? take another with --port"
         ) from None
-    return listener
-
-
-class _Child:
-    """One process that is started again whenever it ends."""
-
-    def __init__(self, name: str, start: Callable[[int, bool], subprocess.Popen[bytes]]) -> None:
-        self.name = name
-        self._start = start
-        self.process: subprocess.Popen[bytes] | None = None
-        self.notify = -1
-        self.ready = False
-        self.served = False
-        self._started_at = 0.0
-        self._delay = FIRST_DELAY
-        self.due: float | None = 0.0
-
-    def start(self) -> bool:
-        """Start it; `notify` becomes readable once it serves. False if that has to be tried again later."""
-        self._started_at = time.monotonic()
-        self.due = None
-        self.ready = False
-        read, write = os.pipe()
-        try:
-            self.process = self._start(write, self.served)
-        except OSError as error:  # the machine is out of processes or memory; that may pass
-            os.close(read)
-            self._again(f"cannot be started ({error.strerror})")
-            return False
-        finally:
-            os.close(write)
-        self.notify = read
-        return True
-
-    def ended(self, status: int) -> int:
-        """It has ended; its exit code."""
-        code = os.waitstatus_to_exitcode(status)
-        if self.process is not None:
-            self.process.returncode = code
-        self.process = None
-        self.ready = False
-        return code
-
-    def restart(self, code: int) -> None:
-        """It is to be started again, after a delay that grows."""
-        if time.monotonic() - self._started_at > CALM:
-            self._delay = FIRST_DELAY
-        self._again(f"ended ({code})")
-
-    def _again(self, what: str) -> None:
-        _log.warning("the %s %s; starting it again in %.1f s", self.name, what, self._delay)
-        self.due = time.monotonic() + self._delay
-        self._delay = min(LONGEST_DELAY, self._delay * 2)
-
-    def signal(self, number: int) -> None:
-        """Send it a signal, if it runs."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, number)
+    return listeners
 
 
 class Supervisor:
@@ -143,21 +93,24 @@ class Supervisor:
     def __init__(
         self,
         handover: Handover,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         paths: Paths,
         on_ready: Callable[[str], None],
         memory_limits: Mapping[str, str],
     ) -> None:
         self._handover = handover
         self._settings = handover.settings
-        self._listener = listener
+        self._address = listeners[0].getsockname()
         self._paths = paths
         self._on_ready = on_ready
-        self._controller = _Child("controller", self._start_controller)
-        self._relay = _Child("relay", self._start_relay)
-        self._needed = (self._controller, self._relay)
+        self._controller = Child("controller", self._start_controller)
+        self._relays = tuple(
+            Child(f"relay {number}" if len(listeners) > 1 else "relay", partial(self._start_relay, listener))
+            for number, listener in enumerate(listeners, 1)
+        )
+        self._needed = (self._controller, *self._relays)
         own = self._settings.memory_socket is None
-        self._broker = _Child("memory broker", self._start_broker) if own else None
+        self._broker = Child("memory broker", self._start_broker) if own else None
         self._children = self._needed if self._broker is None else (self._broker, *self._needed)
         self._memory_limits = memory_limits
         self._selector = selectors.DefaultSelector()
@@ -167,12 +120,12 @@ class Supervisor:
     @property
     def url(self) -> str:
         """Where clients reach it."""
-        host, port = self._listener.getsockname()[:2]
+        host, port = self._address[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def run(self) -> None:
         """Serve until told to stop; on return no process is left, engines included unless they are to be kept."""
-        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         wake_r, wake_w = os.pipe()
         for fd in (wake_r, wake_w):
             os.set_blocking(fd, False)
@@ -190,9 +143,9 @@ class Supervisor:
                     if child.due is not None and child.due <= time.monotonic():
                         self._launch(child)
             self._stop_controller(wake_r)
-            self._stop(self._relay, wake_r, RELAY_GRACE)
+            self._stop(self._relays, wake_r, RELAY_GRACE)
             if self._broker is not None:  # last: engines that end give back what they have
-                self._stop(self._broker, wake_r, BROKER_GRACE)
+                self._stop((self._broker,), wake_r, BROKER_GRACE)
         finally:
             for child in self._children:
                 child.signal(signal.SIGKILL)
@@ -222,24 +175,27 @@ class Supervisor:
         for _ in range(2):
             if self._controller.process is None:
                 self._launch(self._controller)
-            if self._stop(self._controller, wake, grace) == 0:
+            process = self._controller.process
+            self._stop((self._controller,), wake, grace)
+            if process is not None and process.returncode == 0:
                 return
         _log.error("the controller could not end in order; engines may still run, the next `shoal serve` finds them")
 
-    def _stop(self, child: _Child, wake: int, grace: float) -> int | None:
-        """End it; its exit code, None if it did not run."""
-        child.due = None
-        child.signal(signal.SIGTERM)
-        process = child.process
+    def _stop(self, children: Sequence[Child], wake: int, grace: float) -> None:
+        """End them, all at once."""
+        for child in children:
+            child.due = None
+            child.signal(signal.SIGTERM)
         deadline = time.monotonic() + grace
-        while child.process is not None:
+        while running := [child for child in children if child.process is not None]:
             if time.monotonic() >= deadline:
-                child.signal(signal.SIGKILL)
+                for child in running:
+                    child.signal(signal.SIGKILL)
             self._wait(wake, limit=0.5)
-            if self._stop_asked():
-                child.signal(signal.SIGTERM)  # asked again: more urgent
+            if self._stop_asked():  # again: more urgent
+                for child in running:
+                    child.signal(signal.SIGTERM)
             self._reap(restart=False)
-        return None if process is None else process.returncode
 
     def _wait(self, wake: int, limit: float | None = None) -> None:
         dues = [child.due - time.monotonic() for child in self._children if child.due is not None]
@@ -249,7 +205,7 @@ class Supervisor:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
             else:
-                child: _Child = key.data
+                child: Child = key.data
                 child.ready = os.read(key.fd, 64).startswith(b"ready")
                 child.served = child.served or child.ready
                 self._unwatch(child)
@@ -272,7 +228,7 @@ class Supervisor:
                     if restart:
                         child.restart(code)
 
-    def _launch(self, child: _Child) -> None:
+    def _launch(self, child: Child) -> None:
         again = child is self._controller and child.served
         if again and self._broker is not None and not self._paths.memory_socket.exists():
             # The runtime folder was removed, which is why the controller starts anew. Nobody can reach that broker.
@@ -280,7 +236,7 @@ class Supervisor:
         if child.start():
             self._selector.register(child.notify, selectors.EVENT_READ, child)
 
-    def _unwatch(self, child: _Child) -> None:
+    def _unwatch(self, child: Child) -> None:
         if child.notify >= 0:
             self._selector.unregister(child.notify)
             os.close(child.notify)
@@ -297,12 +253,12 @@ class Supervisor:
             argv += ["--settings-fd", str(settings), "--notify-fd", str(notify)]
             if again:
                 argv.append("--again")
-            return _popen(argv, (settings, notify), HELD_BACK)
+            return popen(argv, (settings, notify), HELD_BACK)
         finally:
             os.close(settings)
 
-    def _start_relay(self, notify: int, _again: bool) -> subprocess.Popen[bytes]:
-        fd = self._listener.fileno()
+    def _start_relay(self, listener: socket.socket, notify: int, _again: bool) -> subprocess.Popen[bytes]:
+        fd = listener.fileno()
         settings = self._settings
         argv = [
             *(sys.executable, "-m", "shoal.gateway", "--fd", str(fd), "--notify-fd", str(notify)),
@@ -311,39 +267,20 @@ class Supervisor:
             *("--table", str(self._paths.routing_table)),
             *("--settings", json.dumps(relay_settings(settings)), "--relay", settings.relay),
         ]
-        return _popen(argv, (fd, notify))
+        return popen(argv, (fd, notify))
 
     def _start_broker(self, _notify: int, _again: bool) -> subprocess.Popen[bytes]:
         argv = [sys.executable, "-m", "shoal.cli", "memory", "broker", "--socket", str(self._paths.memory_socket)]
         argv += ["--headroom", self._settings.memory_headroom]
         for key, amount in self._memory_limits.items():
             argv += ["--limit", f"{key}={amount}"]
-        return _popen(argv, ())
+        return popen(argv, ())
 
 
 def relay_settings(settings: Settings) -> dict[str, object]:
     """The part of the settings that relays take, by the names that `RelayConfig` has for them."""
     shared = {field.name for field in dataclasses.fields(RelayConfig)} & settings.model_fields.keys()
     return {**settings.model_dump(mode="json", include=shared), "remote_admin": settings.insecure}
-
-
-def _popen(argv: list[str], fds: tuple[int, ...], blocked: frozenset[int] = frozenset()) -> subprocess.Popen[bytes]:
-    parent = os.getpid()
-
-    def die_with_supervisor() -> None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-
-    return subprocess.Popen(
-        argv,
-        pass_fds=fds,
-        stdin=subprocess.DEVNULL,
-        # Ctrl-C in a terminal reaches the whole foreground group; only the supervisor is to act on it.
-        start_new_session=True,
-        preexec_fn=die_with_supervisor,
-    )
 
 
 def find_limits(settings: Settings) -> dict[str, str]:
@@ -388,10 +325,9 @@ def serve(handover: Handover, on_ready: Callable[[str], None]) -> None:
     refuse_unguarded(handover, paths)
     limits = find_limits(handover.settings)
     make_runtime(paths)
-    with hold(paths), listen(handover.settings) as listener:
-        listener.set_inheritable(True)
-        port = listener.getsockname()[1]
-        settings = handover.settings.model_copy(update={"port": port})
+    with hold(paths), contextlib.ExitStack() as sockets:
+        listeners = [sockets.enter_context(listener) for listener in listen(handover.settings)]
+        settings = handover.settings.model_copy(update={"port": listeners[0].getsockname()[1]})
         # A table left by an earlier run would name engines that may be gone.
         paths.routing_table.unlink(missing_ok=True)
-        Supervisor(dataclasses.replace(handover, settings=settings), listener, paths, on_ready, limits).run()
+        Supervisor(dataclasses.replace(handover, settings=settings), listeners, paths, on_ready, limits).run()

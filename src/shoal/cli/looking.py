@@ -62,13 +62,19 @@ def status(url: Url = None, as_json: AsJson = False) -> None:
         ("shoal", f"{found['version']} at {address}, up {age(found['started_at'])}"),
         ("models", str(found["models"])),
         ("instances", counts or "none"),
-        ("relay", Text("connected") if found["relays"] else Text("not connected", style="bold red")),
+        ("relay", Text(_relays(found["relays"]), style="" if found["relays"] else "bold red")),
         ("memory", Text("broker connected") if found["memory"]["ok"] else Text("no broker", style="bold red")),
         ("state", Text(plain(kept), style="" if store["ok"] else "bold red")),
         ("settings", found["config_file"] or "defaults and variables, no file"),
     ]
     rows += [("warning", Text(plain(warning), style="yellow")) for warning in found["warnings"]]
     stdout().print(pairs(rows))
+
+
+def _relays(connected: int) -> str:
+    if connected > 1:
+        return f"{connected} connected"
+    return "connected" if connected else "not connected"
 
 
 def devices(url: Url = None, as_json: AsJson = False) -> None:

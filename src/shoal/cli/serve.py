@@ -31,6 +31,20 @@ def serve(
         bool | None,
         typer.Option("--restore/--no-restore", help="Load again what was loaded at the last stop (default)."),
     ] = None,
+    relay: Annotated[
+        str | None, typer.Option(metavar="native|aiohttp", help="Which relay carries requests (default native).")
+    ] = None,
+    relay_workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Relay processes that share the port (default 1).")
+    ] = None,
+    hold_timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long a request may wait for its model to be loaded (default 600)."),
+    ] = None,
+    cors_origins: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", metavar="ORIGIN", help="Let this origin's web pages call the endpoint; * all."),
+    ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; `shoal config schema` lists them."),
@@ -50,6 +64,10 @@ def serve(
         "engine": engine,
         "keep_engines": keep_engines,
         "restore": restore,
+        "relay": relay,
+        "relay_workers": relay_workers,
+        "hold_timeout": hold_timeout,
+        "cors_origins": cors_origins,
     }
     try:
         for option in options or []:
