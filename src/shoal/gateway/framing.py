@@ -14,6 +14,7 @@ MAX_CHUNK_LINE = 4096
 """Bytes of a chunk's size with its extensions."""
 MAX_TRAILERS = 16 * 1024
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_PLAIN = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -96,7 +97,13 @@ class Chunked:
         at, size = start, len(data)
         self.boundary = 0
         while at < size and not self.done:
-            at = self._read_chunk(data, at, size) if self._left else self._read_line(data, at, size)
+            if self._left:
+                at = self._read_chunk(data, at, size)
+            else:
+                if not self._partial and not self._in_trailers:
+                    at = self._read_whole_chunks(data, at)
+                if at < size:
+                    at = self._read_line(data, at, size)
         return at
 
     def take(self) -> bytes:
@@ -110,6 +117,20 @@ class Chunked:
     def clean(self) -> bool:
         """Whether the last chunk is complete, so that another one could follow."""
         return not self._left and not self._partial and not self._in_trailers
+
+    def _read_whole_chunks(self, data: bytes, at: int) -> int:
+        """Read the chunks that are all there and have no extensions, as nearly all are."""
+        begins = at
+        while match := _PLAIN.match(data, at):
+            first = match.end()
+            last = first + int(match[1], 16)
+            if data[last : last + 2] != b"\r\n":
+                break
+            self._content.append(data[first:last])
+            at = last + 2
+        if at > begins:
+            self.boundary = at
+        return at
 
     def _read_chunk(self, data: bytes, at: int, size: int) -> int:
         left = self._left
@@ -138,8 +159,10 @@ class Chunked:
             cut = data.find(b"\r\n", at)
             if cut < 0:
                 self._partial += data[at:]
-                if len(self._partial) > limit:
+                if len(self._partial) > limit + self._partial.endswith(b"\r"):
                     raise FramingError("a chunk's size line or the trailers are too long")
+                if data.find(b"\n", at) >= 0:
+                    raise FramingError("a line does not end with CR LF")
                 return size
             line, end = self._partial + data[at:cut], cut + 2
         self._partial = b""

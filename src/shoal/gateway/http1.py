@@ -1,7 +1,8 @@
 """Heads of HTTP/1.1 messages, read by llhttp (through httptools), and the framing that they announce. Pure.
 
 llhttp is strict: whitespace before a colon, folded lines, bare line feeds, a length that is given twice or beside
-`Transfer-Encoding` are all errors. What it leaves to its caller is checked here.
+`Transfer-Encoding` are all errors. What it leaves to its caller is checked here, and so is whether a connection
+outlives a message, which llhttp no longer knows once a message is whole.
 """
 
 from __future__ import annotations
@@ -23,6 +24,29 @@ _KEPT = frozenset({b"host", b"content-length", b"content-type", b"content-encodi
 _DROPPED = HOP_BY_HOP - {b"trailer"}  # trailers are passed on, and what announces them
 _ONCE = (b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"content-type")
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
+_NOT_IN_TRAILERS = HOP_BY_HOP | {
+    b"authorization",
+    b"cache-control",
+    b"content-encoding",
+    b"content-length",
+    b"content-range",
+    b"content-type",
+    b"cookie",
+    b"expect",
+    b"host",
+    b"if-match",
+    b"if-modified-since",
+    b"if-none-match",
+    b"if-range",
+    b"if-unmodified-since",
+    b"max-forwards",
+    b"pragma",
+    b"range",
+    b"x-api-key",
+}
+"""What frames, routes, authenticates or changes the meaning of a request has to stand in its head (RFC 9110, section
+6.5.1)."""
 
 
 class BadResponseError(Exception):
@@ -32,8 +56,8 @@ class BadResponseError(Exception):
 class RequestHead:
     """The head of a request.
 
-    `lines` are its fields in order, as they came; `names` their names in lower case; `fields` the last value of each
-    name. `length` is None without Content-Length.
+    `lines` are its fields in order, as they came; `names` their names in lower case; `fields` the value of each name,
+    with commas between where it comes in several lines. `length` is None without Content-Length.
     """
 
     __slots__ = (
@@ -50,13 +74,13 @@ class RequestHead:
         "upgrade",
     )
 
-    def __init__(self, method: bytes, target: bytes, minor: int, lines: list[bytes], *, keep_alive: bool) -> None:
+    def __init__(self, method: bytes, target: bytes, minor: int, lines: list[bytes]) -> None:
         self.method = method
         self.target = target
         self.minor = minor
         self.lines = lines
         self.names, self.fields = _read_fields(lines)
-        self.keep_alive = keep_alive
+        self.keep_alive = _persists(minor, self.fields.get(b"connection"))
         self.upgrade = False
         self.chunked = False
         self.length: int | None = None
@@ -77,7 +101,20 @@ def _read_fields(lines: list[bytes]) -> tuple[list[bytes], dict[bytes, bytes]]:
         name = name.lower()
         names.append(name)
         fields[name] = value.strip(b" \t")
+    if len(fields) != len(names):  # a list in several lines (RFC 9110, section 5.3)
+        fields = {}
+        for name, line in zip(names, lines, strict=True):
+            value = line.partition(b":")[2].strip(b" \t")
+            fields[name] = fields[name] + b", " + value if name in fields else value
     return names, fields
+
+
+def _persists(minor: int, connection: bytes | None) -> bool:
+    """Whether a connection outlives a message with this field Connection (RFC 9112, section 9.3)."""
+    if connection is None:
+        return minor == 1
+    words = {word.strip() for word in connection.lower().split(b",")}
+    return b"close" not in words and (minor == 1 or b"keep-alive" in words)
 
 
 class _Deaf:
@@ -110,8 +147,8 @@ def parse_request(head: bytes) -> RequestHead:
         raise ShoalError("Only HTTP/1.1 and HTTP/1.0 are spoken here.", status=505, code="http_version")
     if len(lines) > MAX_FIELDS:
         raise ShoalError(f"The request has more than {MAX_FIELDS} header fields.", status=431, code="header_too_large")
-    request = RequestHead(method, target, version[7] - 48, lines, keep_alive=parser.should_keep_alive())
-    request.upgrade = upgrade
+    request = RequestHead(method, target, version[7] - 48, lines)
+    request.upgrade = upgrade and request.minor == 1  # clients of HTTP/1.0 cannot know it
     fields = request.fields
     if len(fields) != len(lines):
         for name in _ONCE:
@@ -132,6 +169,12 @@ def parse_request(head: bytes) -> RequestHead:
     if method == b"CONNECT":
         raise ShoalError("CONNECT is not served here.", status=405, code="method_not_allowed")
     return request
+
+
+def trailers_passed_on(lines: list[bytes]) -> list[bytes]:
+    """The lines of a request's trailers that travel on: none that belongs into the head, where it would have been
+    looked at."""
+    return [line for line in lines if line.partition(b":")[0].lower() not in _NOT_IN_TRAILERS]
 
 
 def find_end(data: bytes, limit: int, seen: int = 0) -> int:
@@ -160,12 +203,12 @@ class ResponseHead:
 
     __slots__ = ("fields", "keep_alive", "lines", "names", "reason", "status")
 
-    def __init__(self, status: int, reason: bytes, lines: list[bytes], *, keep_alive: bool) -> None:
+    def __init__(self, status: int, reason: bytes, minor: int, lines: list[bytes]) -> None:
         self.status = status
         self.reason = reason
         self.lines = lines
         self.names, self.fields = _read_fields(lines)
-        self.keep_alive = keep_alive
+        self.keep_alive = _persists(minor, self.fields.get(b"connection"))
 
     def framing(self, method: bytes) -> Framing:
         """How the end of the body is found. Raises BadResponseError."""
@@ -173,9 +216,9 @@ class ResponseHead:
             return Fixed(0)
         coding = self.fields.get(b"transfer-encoding")
         if coding is not None:
-            if coding.lower().rpartition(b",")[2].strip() == b"chunked":
-                return Chunked()
-            return UntilClose()
+            if coding.lower() != b"chunked":
+                raise BadResponseError("it used a transfer encoding that nobody asked for")
+            return Chunked()
         length = self.fields.get(b"content-length")
         if length is None:
             return UntilClose()
@@ -193,12 +236,11 @@ def parse_response(head: bytes) -> ResponseHead:
         pass
     except httptools.HttpParserError as error:
         raise BadResponseError(f"it answered with no valid HTTP: {error}") from None
-    status = parser.get_status_code()
-    if status < 100:
-        raise BadResponseError("it answered with no status")
     lines = head[:-4].split(b"\r\n")
-    reason = lines.pop(0)[13:]
-    return ResponseHead(status, reason, lines, keep_alive=parser.should_keep_alive())
+    match = _STATUS_LINE.fullmatch(lines.pop(0))
+    if match is None:
+        raise BadResponseError("its first line is not that of a response of HTTP/1.1 or HTTP/1.0")
+    return ResponseHead(int(match[2]), match[3] or b"", match[1][0] - 48, lines)
 
 
 def passed_on(head: RequestHead | ResponseHead, drop: frozenset[bytes] = frozenset()) -> list[bytes]:

@@ -27,6 +27,7 @@ LARGE = 64 * 1024
 """Bytes of a body from which on it is not copied to stand behind its head."""
 _EVENT_ENDS = (b"\n\n", b"\r\r", b"\r\n\r\n")
 _LAST_CHUNK = b"0\r\n\r\n"
+_NO_LENGTH = frozenset({b"content-length"})
 
 
 class Mode(Enum):
@@ -156,7 +157,8 @@ class Passage:
     def on_interim(self, head: ResponseHead) -> None:
         """A 1xx response: passed on, except to clients that cannot know it. The relay has said 100 itself."""
         if head.status != 100 and self.head.minor:
-            self.connection.write(b"\r\n".join((_status_line(head), *head.lines, b"", b"")))
+            lines = passed_on(head, _NO_LENGTH)
+            self.connection.write(b"\r\n".join((_status_line(head), *lines, b"", b"")))
 
     def on_head(self, head: ResponseHead, framing: Framing) -> None:
         """The head of the response: written at once, with what this connection needs of framing."""
@@ -305,8 +307,13 @@ class Passage:
             self.upstream.pause(full)
 
     def on_upstream_full(self, full: bool) -> None:
-        """The engine does not read as fast as the client writes, or does again."""
-        self.connection.pause(full)
+        """The engine does not read as fast as the client writes, or does again.
+
+        A request is there, whole, before any of it is sent: to read on costs nothing and shows whether its client
+        leaves. What comes of another protocol has to wait.
+        """
+        if self._raw:
+            self.connection.pause(full)
 
     def on_timeout(self) -> None:
         """The deadline of the connection has passed."""

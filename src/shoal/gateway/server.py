@@ -18,7 +18,7 @@ import msgspec
 
 from shoal.errors import ShoalError
 from shoal.gateway.framing import Chunked, Framing, FramingError
-from shoal.gateway.http1 import MAX_REQUEST_HEAD, RequestHead, find_end, parse_request
+from shoal.gateway.http1 import MAX_REQUEST_HEAD, RequestHead, find_end, parse_request, trailers_passed_on
 
 PIPELINED = 64 * 1024
 """Bytes of further requests that are read while one is answered."""
@@ -186,11 +186,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _receive(self, data: bytes) -> None:
         state = self._state
-        if state is State.HEAD:
+        if state is State.HEAD and not self.full:
             self._read_head(data)
         elif state is State.BODY:
             self._read_body(data)
-        elif state is State.BUSY:
+        elif state is State.BUSY or state is State.HEAD:  # a client that reads no answers gets no further ones made
             self._buffer += data
             if len(self._buffer) > PIPELINED:
                 self.pause(True)
@@ -200,7 +200,7 @@ class ClientConnection(asyncio.Protocol):
     def _read_head(self, data: bytes) -> None:
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
-        elif data[:1] in (b"\r", b"\n"):  # RFC 9112, section 2.2: a client may send an empty line before its request
+        if data[:1] in (b"\r", b"\n"):  # RFC 9112, section 2.2: a client may send an empty line before its request
             data = data.lstrip(b"\r\n")
             if not data:
                 return
@@ -258,7 +258,7 @@ class ClientConnection(asyncio.Protocol):
         if self.exchange is not exchange:
             return
         if framing.done:
-            trailers = framing.trailers if isinstance(framing, Chunked) else []
+            trailers = trailers_passed_on(framing.trailers) if isinstance(framing, Chunked) else []
             self._complete(self._body, data[end:], trailers)
         else:
             self.deadline = self._loop.time() + self.front.body_timeout
@@ -326,7 +326,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _next(self) -> None:
         if self._state is not State.HEAD or self.full:
-            return  # a client that reads no answers gets no further ones made
+            return
         buffer, self._buffer = self._buffer, b""
         self.pause(False)
         if buffer:

@@ -188,10 +188,14 @@ class EngineConnection(asyncio.Protocol):
         self._sender = None
         self._framing = None
         transport = self._transport_()
-        # An engine that answers before it has read the whole request would take the rest for another one.
-        if clean and self._reusable and not transport.get_write_buffer_size():
+        # An engine that answers before it has read the whole request would take the rest for another one, and may
+        # never read it.
+        unsent = transport.get_write_buffer_size()
+        if clean and self._reusable and not unsent:
             self.pause(False)
             self._pool.keep(self)
+        elif unsent:
+            transport.abort()
         else:
             transport.close()
         sender.on_complete()
