@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from tests.gateway.harness import World
+from tests.gateway.native import NativeWorld
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -33,6 +34,14 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def world(folder: Path, kind: str) -> AsyncIterator[World]:
     world = World(folder, kind)
+    yield world
+    await world.end()
+
+
+@pytest.fixture
+async def native_world(folder: Path) -> AsyncIterator[NativeWorld]:
+    """For what only the native relay does."""
+    world = NativeWorld(folder)
     yield world
     await world.end()
 
