@@ -6,6 +6,7 @@ import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path, user_data_path
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -82,6 +83,9 @@ class Settings(BaseSettings):
     cors_origins: tuple[str, ...] = Field(
         (), description="Origins of web pages that may call the inference paths, such as https://chat.example; `*` all."
     )
+    otlp_endpoint: str | None = Field(
+        None, description="URL of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of every request."
+    )
     relay: Literal["native", "aiohttp"] = Field("native", description="Which relay carries the requests.")
     relay_workers: int = Field(1, ge=1, le=64, description="Relay processes that share the port.")
 
@@ -145,6 +149,15 @@ class Settings(BaseSettings):
     def _lower_case(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name.strip().lower() for name in names)
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_a_url(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None:
+            parts = urlsplit(endpoint)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("has to be an http:// or https:// URL, such as http://127.0.0.1:4318")
+        return endpoint
+
     @field_validator("state_dir", "runtime_dir", "engines_dir", "memory_socket")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
@@ -157,6 +170,12 @@ class Settings(BaseSettings):
                 "memory_limits are for Shoal's own memory broker, and memory_socket names another; leave one of them "
                 "out, and give that broker its limits with `shoal memory limit`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_one_relay_traces(self) -> Settings:
+        if self.otlp_endpoint is not None and self.relay != "native":
+            raise ValueError(f"otlp_endpoint: the {self.relay} relay makes no traces; leave one of the two out")
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -36,6 +37,8 @@ from shoal.settings import Settings
 PR_SET_CHILD_SUBREAPER = 36
 BACKLOG = 2048
 RELAY_GRACE = 10.0
+RELAY_END = 20.0
+"""Seconds that relays may take to stop beyond what running requests get: for their ends, usage and traces."""
 BROKER_GRACE = 5.0
 CONTROLLER_GRACE = 30.0
 """Seconds that the controller may take to stop beyond what draining and ending engines takes."""
@@ -143,7 +146,7 @@ class Supervisor:
                     if child.due is not None and child.due <= time.monotonic():
                         self._launch(child)
             self._stop_controller(wake_r)
-            self._stop(self._relays, wake_r, RELAY_GRACE)
+            self._stop(self._relays, wake_r, RELAY_GRACE + RELAY_END)
             if self._broker is not None:  # last: engines that end give back what they have
                 self._stop((self._broker,), wake_r, BROKER_GRACE)
         finally:
@@ -265,7 +268,8 @@ class Supervisor:
             *("--controller", str(self._paths.controller_socket)),
             *("--relay-socket", str(self._paths.relay_socket)),
             *("--table", str(self._paths.routing_table)),
-            *("--settings", json.dumps(relay_settings(settings)), "--relay", settings.relay),
+            *("--settings", json.dumps(relay_settings(settings))),
+            *("--relay", settings.relay, "--grace", str(RELAY_GRACE)),
         ]
         return popen(argv, (fd, notify))
 
@@ -300,6 +304,22 @@ def find_limits(settings: Settings) -> dict[str, str]:
     return {names[name]: amount for name, amount in settings.memory_limits.items()}
 
 
+def require_tracing(settings: Settings) -> None:
+    """Raise StartError if traces are wanted and what sends them is not installed."""
+    if settings.otlp_endpoint is None:
+        return
+    try:
+        found = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+        found = found and importlib.util.find_spec("opentelemetry.sdk.trace.export")
+    except ImportError:  # a package that these are in
+        found = None
+    if found is None:
+        raise StartError(
+            "otlp_endpoint: the packages that send traces are not installed; install them with "
+            f"`{sys.executable} -m pip install 'shoal[tracing]'`, or leave the setting out"
+        )
+
+
 def refuse_unguarded(handover: Handover, paths: Paths) -> None:
     """Raise StartError if other machines could connect and no key could be asked of them. Changes nothing."""
     settings = handover.settings
@@ -323,6 +343,7 @@ def serve(handover: Handover, on_ready: Callable[[str], None]) -> None:
     """Run `shoal serve` in this process. Raises ShoalError if it cannot start, touching nothing."""
     paths = find_paths(handover.settings)
     refuse_unguarded(handover, paths)
+    require_tracing(handover.settings)
     limits = find_limits(handover.settings)
     make_runtime(paths)
     with hold(paths), contextlib.ExitStack() as sockets:

@@ -23,6 +23,7 @@ from shoal.messages import PRIORITIES, Key, Outcome, Phase, Priority, RequestVie
 
 if TYPE_CHECKING:
     from shoal.gateway.relay_native import NativeRelay
+    from shoal.gateway.tracing import Trace, Tracing
 
 ATTEMPTS = 2
 """Instances that are tried, if no connection can be made to the first."""
@@ -82,7 +83,10 @@ class Inference(Passage):
         self._bytes_out = 0
         self._waited = 0.0
         self._overhead = 0.0
+        self._first_part = 0.0
         self._last_part = 0.0
+        self._trace: Trace | None = None
+        self._error: ShoalError | None = None
 
     def identify(self) -> None:
         """Find out whose request it is. Raises ShoalError 401."""
@@ -210,6 +214,10 @@ class Inference(Passage):
             asking = with_usage(body)
             self._strips = asking is not body
             rewritten, body = rewritten or self._strips, asking
+        if (tracing := self._relay.tracing) is not None:
+            self.dropped = self.dropped | tracing.headers
+            self._trace = self._begin_trace(tracing)
+            self._trace.to_engine(monotonic())
         self._message = self.message(body, self._trailers, rewritten=rewritten)
         self._body = None
         self._go()
@@ -281,7 +289,7 @@ class Inference(Passage):
         lines = [] if self._id_given else [b"X-Request-Id: " + self.id.encode()]
         if self._websocket:
             lines += [b"Connection: Upgrade", b"Upgrade: websocket"]
-        return lines
+        return lines if self._trace is None else lines + self._trace.lines
 
     def unreachable(self, error: OSError) -> None:
         _log.warning("no connection to instance %s of %r: %s", self.instance, self.model, error)
@@ -335,6 +343,7 @@ class Inference(Passage):
             return content
         now = monotonic()
         if not self._bytes_out:
+            self._first_part = now
             self._relay.measures.observe("first_byte", self.model, self.priority, now - self.arrived)
         elif self.streams:
             self._relay.measures.observe("inter_chunk", self.model, self.priority, now - self._last_part)
@@ -366,7 +375,12 @@ class Inference(Passage):
             )
         )
 
+    def break_off(self, error: ShoalError) -> None:
+        self._error = error
+        super().break_off(error)
+
     def on_refused(self, error: ShoalError) -> None:
+        self._error = error
         if not self.ended and self.outcome == "cancelled":
             refused = error.status in (401, 403, 429)
             self.outcome = "refused" if refused else "client_error" if error.status < 500 else "engine_error"
@@ -412,6 +426,29 @@ class Inference(Passage):
             prompt, completion = (0, 0) if tokens is None else (tokens.prompt, tokens.completion)
             of = "" if key is None else key.id
             relay.link.used(Usage(of, self.model, relay.day, 1, prompt, completion, relay.wall))
+        if relay.tracing is not None:
+            self._end_trace(relay.tracing, now)
+
+    def _begin_trace(self, tracing: Tracing) -> Trace:
+        asked = "" if self.model == UNKNOWN or self._named is None else self._named.model
+        return tracing.begin(self.head.fields, self.method, self._path, asked, self.id, self.arrived)
+
+    def _end_trace(self, tracing: Tracing, now: float) -> None:
+        trace = self._trace or self._begin_trace(tracing)
+        tokens = None if self._reader is None else self._reader.tokens
+        trace.end(
+            now,
+            self.outcome,
+            status=None if self.response is None else self.response.status,
+            error=self._error,
+            served="" if self._resolved is None else self._resolved.name,
+            instance=self.instance,
+            priority=self.priority,
+            held=self._held,
+            waited=self._waited,
+            first=self._first_part,
+            tokens=None if tokens is None else (tokens.prompt, tokens.completion),
+        )
 
     # -- seen by others -----------------------------------------------------------------------------------------------
 

@@ -41,6 +41,8 @@ class RelayConfig:
     """Headers, in lower case, that name the tenant of a request without a key."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the inference paths; `*` for all."""
+    otlp_endpoint: str | None = None
+    """URL of an OpenTelemetry collector that gets spans; None: there are none."""
     relay_workers: int = 1
     """Relays that share the port; limits of concurrency are divided among them."""
     remote_admin: bool = True
