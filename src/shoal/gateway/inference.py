@@ -344,8 +344,9 @@ class Inference(Passage):
         now = monotonic()
         if not self._bytes_out:
             self._first_part = now
-            self._relay.measures.observe("first_byte", self.model, self.priority, now - self.arrived)
-        elif self.streams:
+            if self.model in self._relay.routes:  # what has left the table is forgotten
+                self._relay.measures.observe("first_byte", self.model, self.priority, now - self.arrived)
+        elif self.streams and self.model in self._relay.routes:
             self._relay.measures.observe("inter_chunk", self.model, self.priority, now - self._last_part)
         self._last_part = now
         self._bytes_out += len(content)
