@@ -8,8 +8,10 @@ outlives a message, which llhttp no longer knows once a message is whole.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import httptools
+import msgspec
 
 from shoal.errors import ShoalError
 from shoal.gateway.framing import Chunked, Fixed, Framing, UntilClose
@@ -23,6 +25,7 @@ _KEPT = frozenset({b"host", b"content-length", b"content-type", b"content-encodi
 """Fields that a peer cannot have removed by naming them in Connection: they are about the message itself."""
 _DROPPED = HOP_BY_HOP - {b"trailer"}  # trailers are passed on, and what announces them
 _ONCE = (b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"content-type")
+_LENGTH = re.compile(rb"(?<=\n)content-length:[ \t]*([0-9]+)", re.IGNORECASE)
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _NOT_IN_TRAILERS = HOP_BY_HOP | {
@@ -53,39 +56,59 @@ class BadResponseError(Exception):
     """An engine answered with something that is no HTTP; the message says what."""
 
 
-class RequestHead:
+class Place(msgspec.Struct, frozen=True):
+    """Where a request's target leads: `target` in origin form, its path. `straight`: the head can go on as it is."""
+
+    target: str
+    path: str
+    kind: Literal["models", "inference", "other"]
+    straight: bool
+
+
+class Shared:
+    """What is worked out once of heads that differ in their length alone."""
+
+    __slots__ = ("blocks", "manner", "place")
+
+    def __init__(self) -> None:
+        self.blocks: dict[frozenset[bytes], tuple[bytes, bytes]] = {}
+        """The fields that travel on, by those that do not; cut where the length's digits stand (see `block`)."""
+        self.place: Place | None = None
+        self.manner: Any = None
+        """What a request says of how it is to be treated, for those to keep here who know what to do with it."""
+
+
+class RequestHead(msgspec.Struct):
     """The head of a request.
 
-    `lines` are its fields in order, as they came; `names` their names in lower case; `fields` the value of each name,
-    with commas between where it comes in several lines. `length` is None without Content-Length.
+    `lines` are its fields in order, as they came, but that `length` may be newer than the line which gives it; `names`
+    their names in lower case; `fields` the value of each name, with commas between where it comes in several lines.
+    `length` is None without Content-Length. `has_body`: a body follows, even an empty one.
     """
 
-    __slots__ = (
-        "chunked",
-        "fields",
-        "has_body",
-        "keep_alive",
-        "length",
-        "lines",
-        "method",
-        "minor",
-        "names",
-        "target",
-        "upgrade",
-    )
+    method: bytes
+    target: bytes
+    minor: int
+    lines: list[bytes]
+    names: list[bytes]
+    fields: dict[bytes, bytes]
+    keep_alive: bool
+    upgrade: bool = False
+    chunked: bool = False
+    has_body: bool = False
+    length: int | None = None
+    shared: Shared = msgspec.field(default_factory=Shared)
 
-    def __init__(self, method: bytes, target: bytes, minor: int, lines: list[bytes]) -> None:
-        self.method = method
-        self.target = target
-        self.minor = minor
-        self.lines = lines
-        self.names, self.fields = _read_fields(lines)
-        self.keep_alive = _persists(minor, self.fields.get(b"connection"))
-        self.upgrade = False
-        self.chunked = False
-        self.length: int | None = None
-        self.has_body = False
-        """Whether a body follows, even an empty one."""
+    if TYPE_CHECKING:
+
+        def __copy__(self) -> Self:
+            """msgspec's own."""
+            ...
+
+    @property
+    def first(self) -> bytes:
+        """The first line as it goes on, with its end."""
+        return b"%b %b HTTP/1.1\r\n" % (self.method, self.target)
 
     def framing(self) -> Framing:
         """How the body's end is found."""
@@ -120,6 +143,9 @@ def _persists(minor: int, connection: bytes | None) -> bool:
 class _Deaf:
     """Told nothing by llhttp, which only checks."""
 
+    on_message_begin = on_url = on_status = on_header = on_headers_complete = on_body = on_message_complete = None
+    on_chunk_header = on_chunk_complete = None
+
 
 _DEAF = _Deaf()
 
@@ -147,12 +173,15 @@ def parse_request(head: bytes) -> RequestHead:
         raise ShoalError("Only HTTP/1.1 and HTTP/1.0 are spoken here.", status=505, code="http_version")
     if len(lines) > MAX_FIELDS:
         raise ShoalError(f"The request has more than {MAX_FIELDS} header fields.", status=431, code="header_too_large")
-    request = RequestHead(method, target, version[7] - 48, lines)
-    request.upgrade = upgrade and request.minor == 1  # clients of HTTP/1.0 cannot know it
-    fields = request.fields
+    minor = version[7] - 48
+    names, fields = _read_fields(lines)
+    request = RequestHead(
+        method, target, minor, lines, names, fields, keep_alive=_persists(minor, fields.get(b"connection"))
+    )
+    request.upgrade = upgrade and minor == 1  # clients of HTTP/1.0 cannot know it
     if len(fields) != len(lines):
         for name in _ONCE:
-            if request.names.count(name) > 1:
+            if names.count(name) > 1:
                 raise invalid_http(f"{name.decode('ascii')} is given twice")
     if b"transfer-encoding" in fields:
         if fields[b"transfer-encoding"].lower() != b"chunked" or not request.minor:
@@ -198,17 +227,28 @@ def invalid_http(detail: str) -> ShoalError:
     return ShoalError(f"The request is not valid HTTP/1.1: {detail}.", code="invalid_http")
 
 
-class ResponseHead:
-    """The head of a response; `lines`, `names` and `fields` as in a request."""
+class ResponseHead(msgspec.Struct):
+    """The head of a response; fields as in a request."""
 
-    __slots__ = ("fields", "keep_alive", "lines", "names", "reason", "status")
+    status: int
+    reason: bytes
+    lines: list[bytes]
+    names: list[bytes]
+    fields: dict[bytes, bytes]
+    keep_alive: bool
+    length: int | None = None
+    shared: Shared = msgspec.field(default_factory=Shared)
 
-    def __init__(self, status: int, reason: bytes, minor: int, lines: list[bytes]) -> None:
-        self.status = status
-        self.reason = reason
-        self.lines = lines
-        self.names, self.fields = _read_fields(lines)
-        self.keep_alive = _persists(minor, self.fields.get(b"connection"))
+    if TYPE_CHECKING:
+
+        def __copy__(self) -> Self:
+            """msgspec's own."""
+            ...
+
+    @property
+    def first(self) -> bytes:
+        """The first line as it goes on, with its end."""
+        return b"HTTP/1.1 %d %b\r\n" % (self.status, self.reason)
 
     def framing(self, method: bytes) -> Framing:
         """How the end of the body is found. Raises BadResponseError."""
@@ -219,12 +259,7 @@ class ResponseHead:
             if coding.lower() != b"chunked":
                 raise BadResponseError("it used a transfer encoding that nobody asked for")
             return Chunked()
-        length = self.fields.get(b"content-length")
-        if length is None:
-            return UntilClose()
-        if not length.isdigit() or len(length) > 18:
-            raise BadResponseError("its Content-Length is not a number of bytes")
-        return Fixed(int(length))
+        return UntilClose() if self.length is None else Fixed(self.length)
 
 
 def parse_response(head: bytes) -> ResponseHead:
@@ -240,7 +275,20 @@ def parse_response(head: bytes) -> ResponseHead:
     match = _STATUS_LINE.fullmatch(lines.pop(0))
     if match is None:
         raise BadResponseError("its first line is not that of a response of HTTP/1.1 or HTTP/1.0")
-    return ResponseHead(int(match[2]), match[3] or b"", match[1][0] - 48, lines)
+    names, fields = _read_fields(lines)
+    response = ResponseHead(
+        int(match[2]),
+        match[3] or b"",
+        lines,
+        names,
+        fields,
+        keep_alive=_persists(match[1][0] - 48, fields.get(b"connection")),
+    )
+    if (length := fields.get(b"content-length")) is not None:
+        if not length.isdigit() or len(length) > 18:
+            raise BadResponseError("its Content-Length is not a number of bytes")
+        response.length = int(length)
+    return response
 
 
 def passed_on(head: RequestHead | ResponseHead, drop: frozenset[bytes] = frozenset()) -> list[bytes]:
@@ -250,4 +298,23 @@ def passed_on(head: RequestHead | ResponseHead, drop: frozenset[bytes] = frozens
     connection = head.fields.get(b"connection")
     if connection is not None and (named := {word.strip().lower() for word in connection.split(b",")} - dropped):
         dropped = dropped | (named - _KEPT)
-    return [line for line, name in zip(head.lines, head.names, strict=True) if name not in dropped]
+    lines = [line for line, name in zip(head.lines, head.names, strict=True) if name not in dropped]
+    if head.length is not None:
+        for at, line in enumerate(lines):
+            if line[:15].lower() == b"content-length:":
+                lines[at] = line[:15] + b" %d" % head.length
+    return lines
+
+
+def block(head: RequestHead | ResponseHead, drop: frozenset[bytes]) -> tuple[bytes, bytes]:
+    """The first line and these in one piece, each with its end: what stands before the digits of Content-Length and
+    what after; without such a field, all of it and nothing. Worked out once for heads that differ in digits alone."""
+    blocks = head.shared.blocks
+    found = blocks.get(drop)
+    if found is None:
+        whole = head.first + b"".join(line + b"\r\n" for line in passed_on(head, drop))
+        before, after = whole, b""
+        if head.length is not None and (match := _LENGTH.search(whole)) is not None:
+            before, after = whole[: match.start(1)], whole[match.end(1) :]
+        found = blocks[drop] = before, after
+    return found

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from shoal.errors import ShoalError, error_body
-from shoal.gateway.framing import Chunked, Framing, UntilClose, chunk
-from shoal.gateway.http1 import RequestHead, ResponseHead, passed_on
+from shoal.gateway.framing import Chunked, Fixed, Framing, UntilClose, chunk
+from shoal.gateway.http1 import RequestHead, ResponseHead, block, passed_on
 from shoal.gateway.server import ClientConnection
 from shoal.gateway.upstream import EngineConnection, Parts, Pool
 
@@ -64,6 +64,7 @@ class Passage:
         self._partial = b""
         self._spilled = False  # part of an incomplete chunk has been written
         self._tail = b""
+        self._unsent = b""  # a head that goes out with what is known to follow it
         self._raw = False  # another protocol is spoken
 
     # -- what subclasses say ------------------------------------------------------------------------------------------
@@ -130,6 +131,13 @@ class Passage:
     def message(self, body: bytes | bytearray | None, trailers: list[bytes], *, rewritten: bool = False) -> Parts:
         """The request as it goes on. `rewritten`: its body has another length than the client said."""
         head = self.head
+        place = head.shared.place
+        if not (rewritten or head.chunked) and place is not None and place.straight and self.target is place.target:
+            before, after = block(head, self.dropped)
+            digits = b"" if head.length is None else b"%d" % head.length
+            if body is not None and len(body) > LARGE:
+                return (b"".join((before, digits, after, b"\r\n".join((*self.own_lines(), b"", b"")))), body)
+            return (b"".join((before, digits, after, b"\r\n".join((*self.own_lines(), b"", body or b"")))),)
         fields = head.fields
         dropped = self.dropped | {b"content-length"} if rewritten else self.dropped
         lines = passed_on(head, dropped)
@@ -158,25 +166,43 @@ class Passage:
         """A 1xx response: passed on, except to clients that cannot know it. The relay has said 100 itself."""
         if head.status != 100 and self.head.minor:
             lines = passed_on(head, _NO_LENGTH)
-            self.connection.write(b"\r\n".join((_status_line(head), *lines, b"", b"")))
+            self.connection.write(head.first + b"\r\n".join((*lines, b"", b"")))
 
     def on_head(self, head: ResponseHead, framing: Framing) -> None:
         """The head of the response: written at once, with what this connection needs of framing."""
         self.response = head
-        request, fields = self.head, head.fields
-        self._events = (
-            isinstance(framing, (Chunked, UntilClose))
-            and fields.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"text/event-stream"
-            and fields.get(b"content-encoding", b"identity").lower() == b"identity"
-        )
         if self.connection.full and self.upstream is not None:
             self.upstream.pause(True)
-        self._keep_alive = request.keep_alive and not self.stopping
-        lines = passed_on(head, self.response_dropped)
+        keep = self._keep_alive = self.head.keep_alive and not self.stopping
         filtered = not framing.done and self.filters(head)
-        if filtered or isinstance(framing, (Chunked, UntilClose)):
+        fixed = isinstance(framing, Fixed)
+        if not fixed:
+            self._events = (
+                head.fields.get(b"content-type", b"").partition(b";")[0].strip().lower() == b"text/event-stream"
+                and head.fields.get(b"content-encoding", b"identity").lower() == b"identity"
+            )
+        if filtered or not keep or head.status == 204 or not self.head.minor or isinstance(framing, UntilClose):
+            self._write_head(head, framing, filtered=filtered)
+            return
+        before, after = block(head, self.response_dropped)
+        own = b"\r\n".join((*self.lines(head), b"", b""))
+        if fixed:
+            digits = b"" if head.length is None else b"%d" % head.length
+            head_bytes = b"".join((before, digits, after, own))
+            if framing.done:
+                self.connection.write(head_bytes)
+            else:
+                self._unsent = head_bytes
+        else:
+            self.connection.write(b"".join((before, after, b"Transfer-Encoding: chunked\r\n", own)))
+
+    def _write_head(self, head: ResponseHead, framing: Framing, *, filtered: bool) -> None:
+        """Write a head that cannot be written as it came."""
+        minor = self.head.minor
+        lines = passed_on(head, self.response_dropped)
+        if filtered or not isinstance(framing, Fixed):
             lines = [line for line in lines if line[:15].lower() != b"content-length:"] if filtered else lines
-            if not request.minor:
+            if not minor:
                 self._mode = Mode.PLAIN
                 self._keep_alive = False
             else:
@@ -188,9 +214,22 @@ class Passage:
         lines += self.lines(head)
         if not self._keep_alive:
             lines.append(b"Connection: close")
-        elif not request.minor:
+        elif not minor:
             lines.append(b"Connection: keep-alive")
-        self.connection.write(b"\r\n".join((_status_line(head), *lines, b"", b"")))
+        self.connection.write(head.first + b"\r\n".join((*lines, b"", b"")))
+
+    def _write(self, data: bytes) -> None:
+        """Write, behind the head if that is still here."""
+        unsent = self._unsent
+        if unsent:
+            data = unsent + data
+            self._unsent = b""
+        self.connection.write(data)
+
+    def on_head_alone(self) -> None:
+        """The body will take a while to come: the head goes ahead."""
+        if self._unsent:
+            self._write(b"")
 
     def on_body(self, data: bytes, framing: Framing) -> None:
         """A part of the body."""
@@ -200,7 +239,7 @@ class Passage:
                 self._write_chunks(data, framing)
             else:
                 self.passing(framing.take())
-                self.connection.write(data)
+                self._write(data)
             return
         content = self.passing(self._note(framing.take()))
         if content:
@@ -330,10 +369,6 @@ class Passage:
         if not self.ended:
             self.ended = True
             self.end(status)
-
-
-def _status_line(head: ResponseHead) -> bytes:
-    return b"HTTP/1.1 %d %b" % (head.status, head.reason)
 
 
 def _unfinished(raw: bytes) -> bytes:

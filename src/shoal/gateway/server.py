@@ -19,6 +19,7 @@ import msgspec
 from shoal.errors import ShoalError
 from shoal.gateway.framing import Chunked, Framing, FramingError
 from shoal.gateway.http1 import MAX_REQUEST_HEAD, RequestHead, find_end, parse_request, trailers_passed_on
+from shoal.gateway.known import Known
 
 PIPELINED = 64 * 1024
 """Bytes of further requests that are read while one is answered."""
@@ -27,6 +28,7 @@ LINGER = 5.0
 FLUSH = 30.0
 """Seconds that a client may take to read the end of a response before it is dropped."""
 WRITE_LIMIT = 256 * 1024
+_HEADS = Known(parse_request)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -211,7 +213,7 @@ class ClientConnection(asyncio.Protocol):
             self._buffer, self._seen = data, len(data)
             return
         self._seen = 0
-        head = self.head = parse_request(data[:end])
+        head = self.head = _HEADS.read(data[:end])
         exchange = self.front.open(self, head)
         self.exchange = exchange
         rest = data[end:]

@@ -13,11 +13,13 @@ from typing import Protocol, cast
 
 from shoal.gateway.framing import Framing, FramingError
 from shoal.gateway.http1 import END, MAX_RESPONSE_HEAD, BadResponseError, ResponseHead, parse_response
+from shoal.gateway.known import Known
 from shoal.net import UnixAddress, parse_address
 
 KEEPALIVE = 3.0
 """Seconds that an idle connection is kept: less than uvicorn's 5, so that no request meets a closing one."""
 
+_HEADS = Known(parse_response)
 Parts = tuple[bytes | bytearray, ...]
 """A message in pieces, of which none is empty."""
 
@@ -32,6 +34,9 @@ class Sender(Protocol):
 
     def on_head(self, head: ResponseHead, framing: Framing) -> None:
         """The response's head; `framing` will read its body."""
+
+    def on_head_alone(self) -> None:
+        """Nothing of the body has come with the head."""
 
     def on_body(self, data: bytes, framing: Framing) -> None:
         """A part of the body as it is on the wire; `framing` has just read it."""
@@ -157,7 +162,7 @@ class EngineConnection(asyncio.Protocol):
                 return
             if end > MAX_RESPONSE_HEAD:
                 raise BadResponseError("the head of its response is too long")
-            head = parse_response(data[:end])
+            head = _HEADS.read(data[:end])
             if head.status == 101:
                 self._raw, self._reusable = True, False
                 sender.on_upgraded(head, data[end:])
@@ -177,6 +182,8 @@ class EngineConnection(asyncio.Protocol):
             self._complete(sender, clean=end == len(data))
         elif end < len(data):
             self._read_body(sender, framing, data, end)
+        else:
+            sender.on_head_alone()
 
     def _read_body(self, sender: Sender, framing: Framing, data: bytes, start: int) -> None:
         end = framing.feed(data, start)

@@ -1,0 +1,61 @@
+"""Heads that were read before, so that they need not be read again.
+
+A client sends the same head with each request, but for the length of the body; so does an engine, for as long as a
+second lasts. A head is looked up by its bytes, without the digits of its Content-Length, and read only if it is new.
+What is derived from a head (`Shared`) is kept with it. Bounded: heads that change all the time cost a look-up more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Generic, Protocol, Self, TypeVar
+
+CAPACITY = 512
+LARGEST = 4096
+"""Bytes of the largest head that is kept."""
+_LENGTH = re.compile(rb"\r\n(?:Content-Length|content-length):[ \t]*([0-9]{1,18})[ \t]*\r\n")
+
+
+class Head(Protocol):
+    """A head of which copies are made with another length."""
+
+    length: int | None
+
+    def __copy__(self) -> Self:
+        """A copy that shares all but its length."""
+        ...
+
+
+H = TypeVar("H", bound=Head)
+
+
+class Known(Generic[H]):
+    """Reads heads with `parse`, each kind once."""
+
+    def __init__(self, parse: Callable[[bytes], H]) -> None:
+        self._parse = parse
+        self._sized: dict[bytes, H] = {}
+        # Apart from the others: a head that has no digits there would look like one whose digits were taken out.
+        self._plain: dict[bytes, H] = {}
+
+    def read(self, raw: bytes) -> H:
+        """The head of these bytes. Raises what `parse` raises."""
+        match = _LENGTH.search(raw)
+        if match is None:
+            book, key = self._plain, raw
+        else:
+            start, end = match.span(1)
+            book, key = self._sized, raw[:start] + raw[end:]
+        known = book.get(key)
+        if known is None:
+            head = self._parse(raw)
+            if len(key) <= LARGEST:
+                if len(book) >= CAPACITY:
+                    book.clear()
+                book[key] = head
+            return head
+        head = known.__copy__()
+        if match is not None:
+            head.length = int(match[1])
+        return head
