@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shoal.errors import ShoalError
 from shoal.gateway import heads
@@ -22,7 +22,7 @@ from shoal.gateway.administration import Administration, Told
 from shoal.gateway.admission import Admission, Job
 from shoal.gateway.circuits import Circuits
 from shoal.gateway.cors import Cors
-from shoal.gateway.http1 import RequestHead
+from shoal.gateway.http1 import Place, RequestHead
 from shoal.gateway.inference import Inference
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.link import Link
@@ -132,12 +132,12 @@ class NativeRelay:
 
     def open(self, connection: ClientConnection, head: RequestHead) -> Exchange:
         """Begin an exchange. Raises ShoalError to refuse it."""
-        target = heads.origin_form(head.target.decode("latin-1"))
-        path = heads.path_of(target)
-        if path == "/v1/models" or heads.model_in_path(path) is not None:
-            return self._models(connection, head, path)
-        if heads.is_inference(path):
+        place = head.shared.place or _place(head)
+        target, path = place.target, place.path
+        if place.kind == "inference":
             return self._infer(connection, head, target, path)
+        if place.kind == "models":
+            return self._models(connection, head, path)
         if head.upgrade and head.fields.get(b"upgrade", b"").lower() == b"websocket":
             raise ShoalError(
                 "The controller speaks no websockets; use the HTTP endpoints.",
@@ -400,3 +400,17 @@ class NativeRelay:
         deadline = self.now() + seconds
         while condition() and self.now() < deadline:
             await asyncio.sleep(0.02)
+
+
+def _place(head: RequestHead) -> Place:
+    """Where a request is to go. Raises ShoalError 400 `invalid_target`."""
+    given = head.target.decode("latin-1")
+    target = heads.origin_form(given)
+    path = heads.path_of(target)
+    kind: Literal["models", "inference", "other"] = "other"
+    if path == "/v1/models" or heads.model_in_path(path) is not None:
+        kind = "models"
+    elif heads.is_inference(path):
+        kind = "inference"
+    place = head.shared.place = Place(target, path, kind, straight=target == given and b"host" in head.fields)
+    return place
