@@ -4,6 +4,9 @@ What aiohttp cannot pass on as it came: a chunked request body leaves with a Con
 trailers of responses are lost, 1xx responses of engines are not passed on, whitespace around header values goes,
 and requests whose headers hold bytes that are not UTF-8 are refused with 400 (responses keep theirs). A client that
 shuts down its sending side while it waits for an answer counts as gone.
+
+It guards as the other one does, by keys and by who may manage models. It has no queue and holds nothing, knows no
+virtual models, counts no usage, and serves no web page of another origin.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -24,12 +28,13 @@ from shoal.errors import ShoalError, error_body
 from shoal.gateway import heads
 from shoal.gateway.aiohttp_client import BrokenResponseError, NotConnectedError, Upstreams
 from shoal.gateway.aiohttp_server import ConnectionServer, RawResponse, error_response, json_response
-from shoal.gateway.inspect import MODEL_HEADER, model_of
+from shoal.gateway.inspect import MODEL_HEADER, read_request
+from shoal.gateway.keyring import Keyring
 from shoal.gateway.link import Link
 from shoal.gateway.local import controller_away, health_without_controller, model_list, model_named
 from shoal.gateway.relay import RelayConfig
 from shoal.gateway.routes import UNKNOWN, Routes
-from shoal.messages import Outcome, Target
+from shoal.messages import Key, Outcome, Target
 from shoal.net import UnixAddress
 
 log = logging.getLogger(__name__)
@@ -37,6 +42,7 @@ log = logging.getLogger(__name__)
 HEALTH_TIMEOUT = 2.0
 """Seconds after which a controller that does not answer a health probe counts as away."""
 BACKLOG = 2048
+_KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 
 
 @dataclass
@@ -45,6 +51,9 @@ class _Exchange:
 
     model: str = UNKNOWN
     outcome: Outcome = "cancelled"
+    key: Key | None = None
+    charged: float | None = None
+    """The cost with which the key's limits were told that it began."""
 
 
 class AiohttpRelay:
@@ -59,6 +68,7 @@ class AiohttpRelay:
 
     async def start(self, sock: socket.socket) -> None:
         self.routes = Routes(changed=self._on_change)
+        self._keyring = Keyring()
         self._link = Link(self.routes, self._config.relay_socket, self._config.table, on_table=self._on_table)
         self._upstreams = Upstreams(self._config.connect_timeout, unpooled=self._controller)
         self._informed = asyncio.Event()
@@ -95,6 +105,7 @@ class AiohttpRelay:
 
     def _on_table(self) -> None:
         self._informed.set()
+        self._keyring.replace(self.routes.table.keys, self.routes.table.keys_required)
         targets = (target for route in self.routes.table.routes for target in route.targets)
         self._upstreams.keep_only({self._controller, *(target.address for target in targets)})
 
@@ -133,6 +144,12 @@ class AiohttpRelay:
             return self._models(request, path)
         if heads.is_inference(path):
             return await self._infer(request, target)
+        if not (self._config.remote_admin or _is_local(request.remote) or path.startswith("/health/")):
+            raise ShoalError(
+                "Models are managed from the machine that Shoal runs on; inference is under /v1.",
+                status=403,
+                code="local_only",
+            )
         return await self._administer(request, target, path)
 
     def _models(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
@@ -144,20 +161,29 @@ class AiohttpRelay:
                 headers={"Allow": "GET, HEAD"},
             )
         model = heads.model_in_path(path)
+        visible = self._keyring.may_see(self._identify(request))
         if model is None:
-            return json_response(200, model_list(self.routes))
-        return json_response(200, model_named(self.routes, model))
+            return json_response(200, model_list(self.routes, visible))
+        return json_response(200, model_named(self.routes, model, visible))
+
+    def _identify(self, request: web.BaseRequest) -> Key | None:
+        given = {name.lower(): value for name, value in request.raw_headers}
+        return self._keyring.identify(given.get(b"authorization"), given.get(b"x-api-key"), time.time())
 
     async def _infer(self, request: web.BaseRequest, target: str) -> web.StreamResponse:
         exchange = _Exchange()
         try:
+            exchange.key = self._identify(request)
             async with self._engine_response(request, target, exchange) as upstream:
                 return await self._pass_back(request, upstream, exchange)
         except ShoalError as error:
             if exchange.outcome == "cancelled":
-                exchange.outcome = "client_error" if error.status < 500 else "engine_error"
+                refused = error.status in (401, 403, 429)
+                exchange.outcome = "refused" if refused else "client_error" if error.status < 500 else "engine_error"
             raise
         finally:
+            if exchange.key is not None and exchange.charged is not None:
+                self._keyring.end(exchange.key, exchange.charged, None, time.monotonic())
             self.routes.count(exchange.model, exchange.outcome)
 
     @contextlib.asynccontextmanager
@@ -170,14 +196,21 @@ class AiohttpRelay:
         request has not run.
         """
         body: bytearray | None = await self._read_body(request)
-        exchange.model = model_of(
+        named = read_request(
             path_and_query,
             body or b"",
             content_type=request.headers.get("Content-Type", ""),
             content_encoding=request.headers.get("Content-Encoding", ""),
             model_header=request.headers.get(MODEL_HEADER),
         )
-        headers = heads.request_headers(request.raw_headers, None if body is None else len(body))
+        exchange.model = named.model
+        raw_headers = request.raw_headers
+        if (key := exchange.key) is not None:
+            raw_headers = tuple(header for header in raw_headers if header[0].lower() not in _KEY_HEADERS)
+            self._keyring.allow(key, named.model)
+            self._keyring.begin(key, named.cost, time.monotonic())
+            exchange.charged = named.cost
+        headers = heads.request_headers(raw_headers, None if body is None else len(body))
         passed_over: list[str] = []
         while True:
             engine = self._pick(exchange, passed_over)
@@ -282,6 +315,8 @@ class AiohttpRelay:
     ) -> web.StreamResponse:
         """Stream a response to the client as it comes, and record how it ended."""
         headers = heads.end_to_end(upstream.raw_headers)
+        # Engines allow every origin by default.
+        headers = [header for header in headers if not header[0].lower().startswith(b"access-control-")]
         response = RawResponse(upstream.status, upstream.reason or "", headers)
         if self._stopping:
             response.force_close()
@@ -313,6 +348,11 @@ class AiohttpRelay:
             return response
         exchange.outcome = _outcome(upstream.status)
         return response
+
+
+def _is_local(peer: str | None) -> bool:
+    """Whether the client is on this machine."""
+    return not peer or peer == "::1" or peer.startswith(("127.", "::ffff:127."))
 
 
 def _too_large(limit: int) -> ShoalError:
