@@ -59,7 +59,7 @@ NAMES = ["50%", "what?", "a#b", "org/model/load", "🦈", "שלום", "x" * 200,
 
 def test_names_of_every_kind_go_through_api_and_relay(shoal: Shoal) -> None:
     for name in NAMES:
-        shoal.add(name)
+        shoal.add(name, on_request=False)
     with shoal.client as client:
         assert {model["name"] for model in client.models()} == set(NAMES)
         for name in NAMES:

@@ -65,14 +65,15 @@ def test_an_unknown_model_is_answered_with_the_known_ones(shoal: Shoal) -> None:
 
 
 def test_a_model_that_is_not_loaded_says_how_to_load_it(shoal: Shoal) -> None:
-    shoal.add("m", "--start-seconds", "3")
+    shoal.add("m", "--start-seconds", "3", on_request=False)
     answer = shoal.chat("m")
     assert answer.status_code == 503
     assert "shoal load m" in answer.json()["error"]["message"]
     with shoal.client as client:
         client.load("m")
     shoal.wait("m", "starting")
-    answer = shoal.chat("m")
+    with shoal.http() as http:
+        answer = http.post("/v1/completions", json={"model": "m", "prompt": "?"}, headers={"x-shoal-hold": "off"})
     assert answer.status_code == 503
     assert "starting" in answer.json()["error"]["message"]
     assert int(answer.headers["retry-after"]) >= 1

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from shoal.errors import ShoalError
-from shoal.gateway.measures import Measures
+from shoal.gateway.measures import BOUNDS
 from shoal.messages import (
+    Distribution,
     RelayReport,
     Route,
     RoutingTable,
@@ -48,12 +49,11 @@ class Holding:
                         return route
 
     def report(self, table: RoutingTable) -> None:
-        measures = Measures()
-        measures.observe("queue", "m", "normal", 0.5)
+        counts = (0,) * len(BOUNDS["queue"]) + (1,)
         self.say(
             RelayReport(
                 "holding", table.epoch, table.version, {}, waiting=(Waiting("m", held=1),),
-                distributions=measures.distributions(),
+                distributions=(Distribution("m", "normal", "queue", counts, 700.0),),
             )
         )  # fmt: skip
 
