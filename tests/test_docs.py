@@ -49,6 +49,15 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} → {target}"
 
 
+def test_every_error_of_the_relay_is_documented() -> None:
+    listed = set(re.findall(r"^\| \d{3} \| (.*?) \|", (ROOT / "docs/gateway.md").read_text(), re.MULTILINE))
+    documented = {code for cell in listed for code in re.findall(r"`(\w+)`", cell)}
+    raised = {"key_required", "invalid_key", "key_expired"}
+    for module in (ROOT / "src/shoal/gateway").glob("*.py"):
+        raised |= set(re.findall(r'\bcode="(\w+)"', module.read_text()))
+    assert documented == raised
+
+
 def test_every_argument_of_the_simulated_engine_is_documented() -> None:
     from shoal.engines.simulated.options import FAILURES, Options
 
