@@ -14,6 +14,8 @@ MAX_CHUNK_LINE = 4096
 """Bytes of a chunk's size with its extensions."""
 MAX_TRAILERS = 16 * 1024
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_BARE = re.compile(rb"\n|\r(?!\Z)")
+"""What cannot become a line's end; for text without CR LF."""
 _PLAIN = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
@@ -161,7 +163,7 @@ class Chunked:
                 self._partial += data[at:]
                 if len(self._partial) > limit + self._partial.endswith(b"\r"):
                     raise FramingError("a chunk's size line or the trailers are too long")
-                if data.find(b"\n", at) >= 0:
+                if _BARE.search(data, at):
                     raise FramingError("a line does not end with CR LF")
                 return size
             line, end = self._partial + data[at:cut], cut + 2
