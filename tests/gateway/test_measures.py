@@ -9,11 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.gateway.measures import BOUNDS, Measures
-from shoal.messages import PRIORITIES, Distribution, DistributionName, ModelCount, Traffic
+from shoal.messages import PRIORITIES, Distribution, DistributionName, ModelCount, Priority, Traffic
 
 NAMES = st.sampled_from(sorted(BOUNDS))
 MODELS = st.sampled_from(["", "a", "b"])
 CLASSES = st.sampled_from(PRIORITIES)
+
+
+def add(measures: Measures, name: DistributionName, model: str, priority: Priority, seconds: float) -> None:
+    getattr(measures.of(model, priority), name).add(seconds)
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [
@@ -35,11 +39,11 @@ def test_a_value_on_a_bound_is_within_it(name: DistributionName) -> None:
     for index, bound in enumerate(bounds):
         for value, bucket in ((bound, index), (math.nextafter(bound, math.inf), index + 1)):
             measures = Measures()
-            measures.observe(name, "m", "normal", value)
+            add(measures, name, "m", "normal", value)
             (found,) = measures.distributions()
             assert [i for i, count in enumerate(found.counts) if count] == [bucket]
     measures = Measures()
-    measures.observe(name, "m", "normal", 0.0)
+    add(measures, name, "m", "normal", 0.0)
     assert measures.distributions()[0].counts == (1, *[0] * len(bounds))
 
 
@@ -49,7 +53,7 @@ def test_no_value_is_lost_or_in_another_bucket(
 ) -> None:
     measures = Measures()
     for name, model, priority, seconds in values:
-        measures.observe(name, model, priority, seconds)  # type: ignore[arg-type]
+        add(measures, name, model, priority, seconds)  # type: ignore[arg-type]
     found = {(d.name, d.model, d.priority): d for d in measures.distributions()}
     assert set(found) == {value[:3] for value in values}
     for key, distribution in found.items():
@@ -63,10 +67,10 @@ def test_no_value_is_lost_or_in_another_bucket(
 
 def test_what_is_told_does_not_change_afterwards_and_the_next_is_new() -> None:
     measures = Measures()
-    measures.observe("queue", "m", "normal", 1.0)
+    add(measures, "queue", "m", "normal", 1.0)
     before = measures.distributions()
     assert measures.distributions()[0] is before[0], "what did not change is not made anew"
-    measures.observe("queue", "m", "normal", 1.0)
+    add(measures, "queue", "m", "normal", 1.0)
     assert sum(before[0].counts) == 1
     (after,) = measures.distributions()
     assert (sum(after.counts), after.total) == (2, 2.0)
@@ -75,31 +79,31 @@ def test_what_is_told_does_not_change_afterwards_and_the_next_is_new() -> None:
 def test_counts_and_traffic_add_up() -> None:
     measures = Measures()
     for _ in range(3):
-        measures.count("m", "high", "ok")
-    measures.count("m", "low", "ok")
-    measures.count("m", "high", "cancelled")
+        measures.of("m", "high").ended("ok")
+    measures.of("m", "low").ended("ok")
+    measures.of("m", "high").ended("cancelled")
     assert set(measures.counts()) == {
         ModelCount("m", "ok", 3, "high"),
         ModelCount("m", "ok", 1, "low"),
         ModelCount("m", "cancelled", 1, "high"),
     }
-    measures.carried("m", 10, 2**40)
-    measures.tokens("m", 5, 6)
-    measures.carried("m", 1, 1)
-    measures.tokens("n", 1, 0)
+    measures.of("m", "normal").carried(10, 2**40)
+    measures.of("m", "normal").used(5, 6)
+    measures.of("m", "normal").carried(1, 1)
+    measures.of("n", "normal").used(1, 0)
     assert set(measures.traffic()) == {Traffic("m", 11, 2**40 + 1, 5, 6), Traffic("n", 0, 0, 1, 0)}
 
 
 def test_models_that_left_are_forgotten_and_begin_anew() -> None:
     measures = Measures()
     for model in ("gone", "stays", ""):
-        measures.observe("queue", model, "normal", 1.0)
-        measures.count(model, "normal", "ok")
-        measures.carried(model, 1, 1)
+        add(measures, "queue", model, "normal", 1.0)
+        measures.of(model, "normal").ended("ok")
+        measures.of(model, "normal").carried(1, 1)
     measures.forget(["gone", "never there"])
     assert {d.model for d in measures.distributions()} == {"stays", ""}
     assert {c.model for c in measures.counts()} == {"stays", ""}
     assert {t.model for t in measures.traffic()} == {"stays", ""}
-    measures.observe("queue", "gone", "normal", 0.0)
+    add(measures, "queue", "gone", "normal", 0.0)
     fresh: list[Distribution] = [d for d in measures.distributions() if d.model == "gone"]
     assert [sum(d.counts) for d in fresh] == [1]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
-from time import monotonic, time
+from collections.abc import Sequence
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError
 from shoal.gateway.admission import LARGEST, Job
 from shoal.gateway.framing import Framing
 from shoal.gateway.http1 import RequestHead, ResponseHead
-from shoal.gateway.inspect import MODEL_HEADER, Named, read_request
+from shoal.gateway.inspect import Named, read_request
+from shoal.gateway.manner import DROPPED, REQUEST_ID_HEADER, manner_of
+from shoal.gateway.measures import Books
 from shoal.gateway.passage import Passage
 from shoal.gateway.reading import Reader, reader_for
 from shoal.gateway.routes import UNKNOWN
@@ -27,25 +29,18 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 2
 """Instances that are tried, if no connection can be made to the first."""
-_KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 _CORS = frozenset(
     b"access-control-" + word
     for word in (b"allow-origin", b"allow-credentials", b"allow-methods", b"allow-headers", b"expose-headers")
 )
 """Engines allow every origin by default; which ones may come is the relay's to say."""
-_REQUEST_ID_HEADER = frozenset({b"x-request-id"})
-_SECRET = b"sk-shoal-"
-"""How keys of Shoal's begin; an engine is shown none, not even one that is valid no more."""
-_MODEL_HEADER = MODEL_HEADER.encode()
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_RANKS = {priority.encode(): rank for rank, priority in enumerate(PRIORITIES)}
 _log = logging.getLogger(__name__)
 
 
 class Inference(Passage):
     """A request to an engine."""
 
-    response_dropped = _CORS | _REQUEST_ID_HEADER
+    response_dropped = _CORS | REQUEST_ID_HEADER
 
     def __init__(
         self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str, path: str
@@ -53,52 +48,49 @@ class Inference(Passage):
         super().__init__(connection, head, target, relay.config.max_body)
         self._relay = relay
         self._path = path
+        self._manner = manner = manner_of(head)
         self.arrived = self._received = monotonic()
-        given = head.fields.get(b"x-request-id")
-        wanted = given.decode("ascii") if given is not None and _REQUEST_ID.fullmatch(given) else None
-        self.id = relay.request_id(wanted)
-        self._id_given = self.id == wanted
-        if given is not None and not self._id_given:
-            self.dropped = self.dropped | _REQUEST_ID_HEADER
-        self.model = UNKNOWN
-        self.outcome: Outcome = "cancelled"
-        self.instance = ""
-        self.key: Key | None = None
-        self.tenant = ""
-        self.priority: Priority = "normal"
-        self._job: Job | None = None
-        self._held = False
-        self._charged = False
-        self._strips = False
-        self._websocket = head.upgrade
-        self._resolved: Resolved | None = None
-        self._named: Named | None = None
-        self._body: bytes | bytearray | None = None
-        self._trailers: list[bytes] = []
-        self._candidates: list[str] = []
-        self._message: Parts = ()
-        self._passed_over: list[str] = []
-        self._reader: Reader | None = None
-        self._bytes_in = 0
-        self._bytes_out = 0
-        self._waited = 0.0
-        self._overhead = 0.0
-        self._first_part = 0.0
-        self._last_part = 0.0
-        self._trace: Trace | None = None
-        self._error: ShoalError | None = None
+        self.id = relay.request_id(manner.id)
+
+    # What a request has before it is known to have anything; most keep most of it.
+    model = UNKNOWN
+    outcome: Outcome = "cancelled"
+    instance = ""
+    key: Key | None = None
+    tenant = ""
+    priority: Priority = "normal"
+    _job: Job | None = None
+    _held = False
+    _charged = False
+    _strips = False
+    _resolved: Resolved | None = None
+    _named: Named | None = None
+    _body: bytes | bytearray | None = None
+    _trailers: Sequence[bytes] = ()
+    _candidates: tuple[str, ...] = ()
+    _message: Parts = ()
+    _passed_over: tuple[str, ...] = ()
+    _reader: Reader | None = None
+    _books: Books | None = None
+    _bytes_in = 0
+    _bytes_out = 0
+    _waited = 0.0
+    _overhead = 0.0
+    _first_part = 0.0
+    _last_part = 0.0
+    _trace: Trace | None = None
+    _error: ShoalError | None = None
 
     def identify(self) -> None:
         """Find out whose request it is. Raises ShoalError 401."""
-        fields, relay = self.head.fields, self._relay
-        key = self.key = relay.keyring.identify(fields.get(b"authorization"), fields.get(b"x-api-key"), time())
+        fields, relay, manner = self.head.fields, self._relay, self._manner
+        key = relay.keyring.identify(fields.get(b"authorization"), fields.get(b"x-api-key"), relay.wall)
+        self.dropped = DROPPED[key is not None or manner.secret][manner.has_id and self.id != manner.id]
         if key is not None:
-            self.dropped = self.dropped | _KEY_HEADERS
+            self.key = key
             self.tenant = key.id
             self.priority = key.priority
             return
-        if any(_SECRET in fields.get(name, b"") for name in _KEY_HEADERS):
-            self.dropped = self.dropped | _KEY_HEADERS
         for name in relay.tenant_headers:
             if (value := fields.get(name)) is not None:
                 self.tenant = value[:200].decode("utf-8", "replace")
@@ -108,59 +100,63 @@ class Inference(Passage):
     # -- what it asks for ---------------------------------------------------------------------------------------------
 
     def on_request(self, body: bytes | bytearray | None, trailers: list[bytes]) -> None:
-        relay, fields = self._relay, self.head.fields
-        self._received = monotonic()
-        self._bytes_in = len(body or b"")
-        header = fields.get(_MODEL_HEADER)
+        relay, manner = self._relay, self._manner
+        now = self._received = monotonic()
+        self._bytes_in = 0 if body is None else len(body)
         named = self._named = read_request(
             self.target,
             body or b"",
-            content_type=fields.get(b"content-type", b"").decode("latin-1"),
-            content_encoding=fields.get(b"content-encoding", b"").decode("latin-1"),
-            model_header=None if header is None else header.decode("utf-8", "replace"),
+            content_type=manner.content_type,
+            content_encoding=manner.content_encoding,
+            model_header=manner.model,
         )
-        self.priority = self._class(named.priority, fields.get(b"x-shoal-priority"))
+        self._body = body
+        self._trailers = trailers
         key = self.key
+        if manner.priority is not None or named.priority is not None:
+            self.priority = self._class(manner.priority or named.priority or "normal")
         resolved = self._resolved = relay.names.resolve(
             named.model, None if key is None else relay.keyring.may_see(key)
         )
         self.model = resolved.model
         if key is not None:
             relay.keyring.allow(key, resolved.name)
-        self._body, self._trailers = body, trailers
-        self._candidates = [resolved.name] if resolved.virtual is None else list(relay.names.candidates(resolved))
-        if key is not None:
             try:
-                relay.keyring.begin(key, named.cost, self._received)
+                relay.keyring.begin(key, named.cost, now)
             except ShoalError:
                 self.outcome = "refused"
                 raise
             self._charged = True
+        if resolved.virtual is None:
+            route = relay.names.route(resolved)
+            if route.targets:  # as nearly all are
+                self._enter(resolved, route, now)
+                return
+            self._candidates = (resolved.name,)
+        else:
+            self._candidates = relay.names.candidates(resolved)
         self._submit()
 
-    def _class(self, said: Priority | None, header: bytes | None) -> Priority:
+    def _class(self, wanted: Priority) -> Priority:
         """The priority class: as the request says, but none above that of its key."""
-        wanted = said if header is None or header.lower() not in _RANKS else PRIORITIES[_RANKS[header.lower()]]
-        if wanted is None:
-            return self.priority
-        if self.key is None:
-            return wanted
-        return max(wanted, self.key.priority, key=PRIORITIES.index)
+        return wanted if self.key is None else max(wanted, self.key.priority, key=PRIORITIES.index)
 
     def _submit(self, refusal: ShoalError | None = None) -> None:
         """Wait for a turn at the first of the candidates that serves, or will. Raises ShoalError if none does: what
         the first of them was refused with, which is `refusal` if that was before."""
         relay = self._relay
-        patient = self.head.fields.get(b"x-shoal-hold", b"").lower() != b"off"
+        patient = self._manner.patient
         while self._candidates:
+            name, *rest = self._candidates
+            self._candidates = tuple(rest)
             try:
-                resolved = relay.names.resolve(self._candidates.pop(0))
+                resolved = relay.names.resolve(name)
             except ShoalError as error:  # it has left the table since the request came
                 refusal = refusal or error
                 continue
             route = relay.names.route(resolved)
             if route.targets or (route.comes and patient):
-                self._enter(resolved, route)
+                self._enter(resolved, route, monotonic())
                 return
             if refusal is None:
                 self.model = route.model
@@ -171,15 +167,18 @@ class Inference(Passage):
         self.outcome = "unavailable"
         raise refusal
 
-    def _enter(self, resolved: Resolved, route: Route) -> None:
+    def _enter(self, resolved: Resolved, route: Route, now: float) -> None:
         relay, named = self._relay, self._named
         assert named is not None
-        now = monotonic()
         self.model = route.model
-        virtual = None if self._resolved is None else self._resolved.virtual
-        self._resolved = Resolved(resolved.name, resolved.model, virtual=virtual)
-        self._held = not route.targets
-        patience = relay.config.hold_timeout if self._held else relay.config.queue_timeout
+        if self._resolved is not resolved:
+            virtual = None if self._resolved is None else self._resolved.virtual
+            self._resolved = Resolved(resolved.name, resolved.model, virtual=virtual)
+        if route.targets:
+            patience = relay.config.queue_timeout
+        else:
+            self._held = True
+            patience = relay.config.hold_timeout
         job = self._job = Job(
             route.model,
             self.tenant,
@@ -280,14 +279,16 @@ class Inference(Passage):
                 raise
             raise self._unreachable_error() from None
         self.instance = engine.instance
+        self._books = relay.measures.of(self.model, self.priority)
         relay.routes.begin(engine.instance)
         self._overhead = monotonic() - self._received - self._waited
-        relay.set_deadline(self)
-        self.forward(relay.pools.of(engine.address), self._message, keep=not self._websocket)
+        if relay.timed:
+            relay.set_deadline(self)
+        self.forward(relay.pools.of(engine.address), self._message, keep=not self._manner.websocket)
 
     def own_lines(self) -> list[bytes]:
-        lines = [] if self._id_given else [b"X-Request-Id: " + self.id.encode()]
-        if self._websocket:
+        lines = [] if self.id == self._manner.id else [b"X-Request-Id: " + self.id.encode()]
+        if self._manner.websocket:
             lines += [b"Connection: Upgrade", b"Upgrade: websocket"]
         return lines if self._trace is None else lines + self._trace.lines
 
@@ -296,7 +297,7 @@ class Inference(Passage):
         relay, instance = self._relay, self.instance
         relay.circuits.failed(instance, monotonic())
         relay.routes.end(instance)
-        self._passed_over.append(instance)
+        self._passed_over = (*self._passed_over, instance)
         self.instance = ""
         try:
             if len(self._passed_over) >= ATTEMPTS:
@@ -320,19 +321,21 @@ class Inference(Passage):
         self._relay.circuits.succeeded(self.instance)
         if not framing.done:
             self._reader = reader_for(head, self._strips)
-        self._relay.set_deadline(self)
+        if self._relay.timed:
+            self._relay.set_deadline(self)
         super().on_head(head, framing)
 
     def lines(self, response: ResponseHead) -> list[bytes]:
         del response
         waited = self._waited * 1000
         queued, woken = (0.0, waited) if self._held else (waited, 0.0)
-        timing = b"x-shoal-queue-ms: %.1f\r\nx-shoal-wake-ms: %.1f\r\nx-shoal-overhead-us: %d" % (
+        said = b"x-request-id: %b\r\nx-shoal-queue-ms: %.1f\r\nx-shoal-wake-ms: %.1f\r\nx-shoal-overhead-us: %d" % (
+            self.id.encode(),
             queued,
             woken,
             self._overhead * 1e6,
         )
-        return [b"x-request-id: " + self.id.encode(), timing, *self._relay.cors_lines(self.head)]
+        return [said] if self._manner.origin is None else [said, *self._relay.cors_lines(self.head)]
 
     def filters(self, response: ResponseHead) -> bool:
         del response
@@ -342,12 +345,13 @@ class Inference(Passage):
         if not content:  # a chunk's head came without its body
             return content
         now = monotonic()
+        books = self._books
+        assert books is not None
         if not self._bytes_out:
             self._first_part = now
-            if self.model in self._relay.routes:  # what has left the table is forgotten
-                self._relay.measures.observe("first_byte", self.model, self.priority, now - self.arrived)
-        elif self.streams and self.model in self._relay.routes:
-            self._relay.measures.observe("inter_chunk", self.model, self.priority, now - self._last_part)
+            books.first_byte.add(now - self.arrived)
+        elif self._events:
+            books.inter_chunk.add(now - self._last_part)
         self._last_part = now
         self._bytes_out += len(content)
         if self._relay.config.response_timeout:
@@ -407,18 +411,18 @@ class Inference(Passage):
         relay.over(self, job, now)
         tokens = None if self._reader is None else self._reader.tokens
         known = self.model in relay.routes  # what has left the table meanwhile is forgotten
-        measures, model, priority = relay.measures, self.model if known else UNKNOWN, self.priority
-        measures.count(model, priority, self.outcome)
+        books = relay.measures.of(self.model if known else UNKNOWN, self.priority)
+        books.ended(self.outcome)
         if known and took_part:
-            measures.observe("queue", model, priority, self._waited)
-            measures.observe("duration", model, priority, now - self.arrived)
+            books.queue.add(self._waited)
+            books.duration.add(now - self.arrived)
             if self._overhead:
-                measures.observe("overhead", model, priority, self._overhead)
+                books.overhead.add(self._overhead)
             if status is not None and not self._bytes_out and not self._raw:  # the head was all there is
-                measures.observe("first_byte", model, priority, now - self.arrived)
-            measures.carried(model, self._bytes_in, self._bytes_out)
+                books.first_byte.add(now - self.arrived)
+            books.carried(self._bytes_in, self._bytes_out)
             if tokens is not None:
-                measures.tokens(model, tokens.prompt, tokens.completion)
+                books.used(tokens.prompt, tokens.completion)
         key, named = self.key, self._named
         if key is not None and self._charged and named is not None:
             used = None if tokens is None else tokens.prompt + tokens.completion
@@ -486,7 +490,7 @@ class Inference(Passage):
     # -- websockets ---------------------------------------------------------------------------------------------------
 
     def on_upgraded(self, head: ResponseHead, rest: bytes) -> None:
-        if not self._websocket:
+        if not self._manner.websocket:
             super().on_upgraded(head, rest)
             return
         self.response = head

@@ -22,7 +22,7 @@ BOUNDS: dict[DistributionName, tuple[float, ...]] = {
 beyond the last one have a bucket of their own."""
 
 
-class _Histogram:
+class Histogram:
     """Values by bucket. What it looked like last is kept: most of them are as they were at the last report."""
 
     __slots__ = ("bounds", "counts", "seen", "total")
@@ -33,70 +33,91 @@ class _Histogram:
         self.total = 0.0
         self.seen: Distribution | None = None
 
+    def add(self, seconds: float) -> None:
+        """One value."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+        self.seen = None
 
-class Measures:
-    """Counts since the start, by model and priority class. Models that left the table have to be forgotten."""
+
+class Books:
+    """What is counted of one model and priority class."""
+
+    __slots__ = (*BOUNDS, "bytes_in", "bytes_out", "completion_tokens", "outcomes", "prompt_tokens")
+    queue: Histogram
+    first_byte: Histogram
+    duration: Histogram
+    inter_chunk: Histogram
+    overhead: Histogram
 
     def __init__(self) -> None:
-        self._histograms: dict[tuple[DistributionName, str, Priority], _Histogram] = {}
-        self._counts: dict[tuple[str, Priority, Outcome], int] = {}
-        self._traffic: dict[str, list[int]] = {}
+        for name, bounds in BOUNDS.items():
+            setattr(self, name, Histogram(bounds))
+        self.outcomes: dict[Outcome, int] = {}
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
 
-    def observe(self, name: DistributionName, model: str, priority: Priority, seconds: float) -> None:
-        """One value of a distribution."""
-        histogram = self._histograms.get((name, model, priority))
-        if histogram is None:
-            histogram = self._histograms[name, model, priority] = _Histogram(BOUNDS[name])
-        histogram.counts[bisect_left(histogram.bounds, seconds)] += 1
-        histogram.total += seconds
-        histogram.seen = None
-
-    def count(self, model: str, priority: Priority, outcome: Outcome) -> None:
+    def ended(self, outcome: Outcome) -> None:
         """A request has ended."""
-        key = (model, priority, outcome)
-        self._counts[key] = self._counts.get(key, 0) + 1
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
-    def carried(self, model: str, bytes_in: int, bytes_out: int) -> None:
+    def carried(self, bytes_in: int, bytes_out: int) -> None:
         """So many bytes of bodies came from clients, and went to them."""
-        sums = self._sums(model)
-        sums[0] += bytes_in
-        sums[1] += bytes_out
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
 
-    def tokens(self, model: str, prompt: int, completion: int) -> None:
+    def used(self, prompt: int, completion: int) -> None:
         """An engine reported so many tokens."""
-        sums = self._sums(model)
-        sums[2] += prompt
-        sums[3] += completion
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+
+
+class Measures:
+    """Books since the start, by model and priority class. Models that left the table have to be forgotten."""
+
+    def __init__(self) -> None:
+        self._books: dict[tuple[str, Priority], Books] = {}
+
+    def of(self, model: str, priority: Priority) -> Books:
+        """The books of a model and class. Whoever keeps them writes for nobody once they are forgotten."""
+        books = self._books.get((model, priority))
+        if books is None:
+            books = self._books[model, priority] = Books()
+        return books
 
     def forget(self, models: Collection[str]) -> None:
         """Drop all that was counted of these models."""
         gone = frozenset(models)
-        self._histograms = {key: value for key, value in self._histograms.items() if key[1] not in gone}
-        self._counts = {key: value for key, value in self._counts.items() if key[0] not in gone}
-        self._traffic = {key: value for key, value in self._traffic.items() if key not in gone}
+        self._books = {key: books for key, books in self._books.items() if key[0] not in gone}
 
     def distributions(self) -> tuple[Distribution, ...]:
         """Every distribution that has a value."""
         found = []
-        for (name, model, priority), histogram in self._histograms.items():
-            if histogram.seen is None:
-                histogram.seen = Distribution(model, priority, name, tuple(histogram.counts), histogram.total)
-            found.append(histogram.seen)
+        for (model, priority), books in self._books.items():
+            for name in BOUNDS:
+                histogram: Histogram = getattr(books, name)
+                if histogram.seen is None and any(histogram.counts):
+                    histogram.seen = Distribution(model, priority, name, tuple(histogram.counts), histogram.total)
+                if histogram.seen is not None:
+                    found.append(histogram.seen)
         return tuple(found)
 
     def counts(self) -> tuple[ModelCount, ...]:
         """Requests that ended."""
         return tuple(
             ModelCount(model, outcome, requests, priority)
-            for (model, priority, outcome), requests in self._counts.items()
+            for (model, priority), books in self._books.items()
+            for outcome, requests in books.outcomes.items()
         )
 
     def traffic(self) -> tuple[Traffic, ...]:
-        """What went through."""
-        return tuple(Traffic(model, *sums) for model, sums in self._traffic.items())
-
-    def _sums(self, model: str) -> list[int]:
-        sums = self._traffic.get(model)
-        if sums is None:
-            sums = self._traffic[model] = [0, 0, 0, 0]
-        return sums
+        """What went through, by model."""
+        sums: dict[str, list[int]] = {}
+        for (model, _), books in self._books.items():
+            numbers = (books.bytes_in, books.bytes_out, books.prompt_tokens, books.completion_tokens)
+            if any(numbers):
+                before = sums.get(model, [0, 0, 0, 0])
+                sums[model] = [a + b for a, b in zip(before, numbers, strict=True)]
+        return tuple(Traffic(model, *numbers) for model, numbers in sums.items())

@@ -6,7 +6,7 @@ a body that ends with the engine's connection, and where a filter takes somethin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -128,7 +128,7 @@ class Passage:
 
         self._give_up = pool.connect(connected)
 
-    def message(self, body: bytes | bytearray | None, trailers: list[bytes], *, rewritten: bool = False) -> Parts:
+    def message(self, body: bytes | bytearray | None, trailers: Sequence[bytes], *, rewritten: bool = False) -> Parts:
         """The request as it goes on. `rewritten`: its body has another length than the client said."""
         head = self.head
         place = head.shared.place

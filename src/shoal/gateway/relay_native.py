@@ -11,7 +11,7 @@ import itertools
 import logging
 import secrets
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Literal
@@ -59,6 +59,7 @@ class NativeRelay:
         self.body_timeout = config.body_timeout
         self.idle_timeout = config.idle_timeout
         self.tenant_headers = tuple(name.encode("latin-1") for name in config.tenant_headers)
+        self.timed = bool(config.response_timeout or config.request_timeout)
         self.stopping = False
         self.connections: set[ClientConnection] = set()
         self.requests: dict[str, Inference] = {}
@@ -214,7 +215,7 @@ class NativeRelay:
             return []
         return [f"{name}: {value}".encode("latin-1") for name, value in self._cors.headers(origin).items()]
 
-    def pick(self, model: str, passed_over: list[str]) -> Target:
+    def pick(self, model: str, passed_over: Sequence[str]) -> Target:
         """The instance that a request goes to; those that take no connections are left alone where there are others.
 
         Raises ShoalError as `Routes.pick`.
@@ -230,8 +231,6 @@ class NativeRelay:
     def set_deadline(self, inference: Inference) -> None:
         """Start the clocks of a request that runs at an engine."""
         config = self.config
-        if not (config.response_timeout or config.request_timeout):
-            return
         now = self.now()
         left = [config.response_timeout] if config.response_timeout else []
         if config.request_timeout:
