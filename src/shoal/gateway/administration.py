@@ -101,8 +101,10 @@ class Told:
     def on_gone(self) -> None:
         """Nothing runs for it."""
 
-    def on_refused(self, error: ShoalError) -> None:
+    def on_refused(self, error: ShoalError) -> bool:
         """Nothing runs for it."""
+        del error
+        return False
 
     def on_full(self, full: bool) -> None:
         """All is written already."""

@@ -103,7 +103,7 @@ class Inference(Passage):
         relay, manner = self._relay, self._manner
         now = self._received = monotonic()
         self._bytes_in = 0 if body is None else len(body)
-        named = self._named = read_request(
+        named = self._named = self._named or read_request(
             self.target,
             body or b"",
             content_type=manner.content_type,
@@ -286,6 +286,11 @@ class Inference(Passage):
             relay.set_deadline(self)
         self.forward(relay.pools.of(engine.address), self._message, keep=not self._manner.websocket)
 
+    @property
+    def awaits_engine(self) -> bool:
+        """Whether it is the engine's turn, so that `response_timeout` holds."""
+        return True
+
     def own_lines(self) -> list[bytes]:
         lines = [] if self.id == self._manner.id else [b"X-Request-Id: " + self.id.encode()]
         if self._manner.websocket:
@@ -384,12 +389,12 @@ class Inference(Passage):
         self._error = error
         super().break_off(error)
 
-    def on_refused(self, error: ShoalError) -> None:
+    def on_refused(self, error: ShoalError) -> bool:
         self._error = error
         if not self.ended and self.outcome == "cancelled":
             refused = error.status in (401, 403, 429)
             self.outcome = "refused" if refused else "client_error" if error.status < 500 else "engine_error"
-        super().on_refused(error)
+        return super().on_refused(error)
 
     def cancel(self) -> None:
         """Somebody who runs this Shoal wants it to end."""

@@ -6,6 +6,7 @@ import re
 
 import msgspec
 
+from shoal.gateway.forms import is_form
 from shoal.gateway.http1 import RequestHead
 from shoal.gateway.inspect import MODEL_HEADER
 from shoal.messages import PRIORITIES, Priority
@@ -27,7 +28,7 @@ _CLASSES: dict[bytes, Priority] = {priority.encode(): priority for priority in P
 class Manner(msgspec.Struct, frozen=True):
     """`priority`: the class that the header asks for. `patient`: it may be held. `id`: the client's own, if it can be
     used; `has_id`: it gave one. `secret`: one of Shoal's keys is in it, needed or not. `json`: the body is JSON, or
-    nothing says otherwise."""
+    nothing says otherwise. `form`: it is a form that can be read while it comes."""
 
     content_type: str
     content_encoding: str
@@ -39,6 +40,7 @@ class Manner(msgspec.Struct, frozen=True):
     secret: bool
     websocket: bool
     origin: bytes | None
+    form: bool
 
 
 def manner_of(head: RequestHead) -> Manner:
@@ -48,9 +50,11 @@ def manner_of(head: RequestHead) -> Manner:
         fields = head.fields
         model = fields.get(_MODEL_HEADER)
         id = fields.get(b"x-request-id")
+        content_type = fields.get(b"content-type", b"").decode("latin-1")
+        content_encoding = fields.get(b"content-encoding", b"").decode("latin-1")
         manner = head.shared.manner = Manner(
-            content_type=fields.get(b"content-type", b"").decode("latin-1"),
-            content_encoding=fields.get(b"content-encoding", b"").decode("latin-1"),
+            content_type=content_type,
+            content_encoding=content_encoding,
             model=None if model is None else model.decode("utf-8", "replace"),
             priority=_CLASSES.get(fields.get(b"x-shoal-priority", b"").lower()),
             patient=fields.get(b"x-shoal-hold", b"").lower() != b"off",
@@ -60,6 +64,7 @@ def manner_of(head: RequestHead) -> Manner:
             # Other protocols are ignored, as a server may (RFC 9110, section 7.8).
             websocket=head.upgrade and fields.get(b"upgrade", b"").lower() == b"websocket",
             origin=fields.get(b"origin"),
+            form=is_form(content_type) and content_encoding.strip().lower() in ("", "identity"),
         )
     assert isinstance(manner, Manner)
     return manner

@@ -173,7 +173,7 @@ class Passage:
         self.response = head
         if self.connection.full and self.upstream is not None:
             self.upstream.pause(True)
-        keep = self._keep_alive = self.head.keep_alive and not self.stopping
+        keep = self._keep_alive = self.head.keep_alive and not self.closes
         filtered = not framing.done and self.filters(head)
         fixed = isinstance(framing, Fixed)
         if not fixed:
@@ -325,8 +325,8 @@ class Passage:
     # -- the client ---------------------------------------------------------------------------------------------------
 
     @property
-    def stopping(self) -> bool:
-        """Whether the relay is."""
+    def closes(self) -> bool:
+        """Whether the client's connection has to end with the response."""
         return self.connection.front.stopping
 
     def on_gone(self) -> None:
@@ -334,11 +334,14 @@ class Passage:
         self._drop_upstream()
         self._finish(None)
 
-    def on_refused(self, error: ShoalError) -> None:
-        """The connection answers in its place."""
-        del error
+    def on_refused(self, error: ShoalError) -> bool:
+        """The connection answers in its place, unless the answer has begun."""
+        if self.response is not None:
+            self.break_off(error)
+            return True
         self._drop_upstream()
         self._finish(None)
+        return False
 
     def on_full(self, full: bool) -> None:
         """The client does not read as fast as the engine writes, or does again."""

@@ -27,11 +27,13 @@ from shoal.gateway.inference import Inference
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.link import Link
 from shoal.gateway.local import model_list, model_named
+from shoal.gateway.manner import manner_of
 from shoal.gateway.measures import Measures
 from shoal.gateway.passage import Passage
 from shoal.gateway.relay import RelayConfig
 from shoal.gateway.routes import Routes
 from shoal.gateway.server import ClientConnection, Exchange
+from shoal.gateway.uploads import Upload
 from shoal.gateway.upstream import Pool, Pools
 from shoal.gateway.virtual import Names
 from shoal.messages import ModelCount, RelayReport, RequestView, Route, Target, Waiting
@@ -65,6 +67,8 @@ class NativeRelay:
         self.requests: dict[str, Inference] = {}
         self.errands: set[Passage] = set()
         """Requests to the controller."""
+        self.uploads: set[Upload] = set()
+        """Those whose clients are not read from: that one has left has to be looked for."""
         self.admission = Admission(queue_length=config.queue_length, age_bound=config.age_bound)
         self.keyring = Keyring()
         self.measures = Measures()
@@ -163,7 +167,8 @@ class NativeRelay:
                 return Told(connection, head, *self._cors.preflight(fields[b"origin"]))
         if head.upgrade and fields.get(b"upgrade", b"").lower() != b"websocket":
             head.upgrade = False  # a server may ignore it (RFC 9110, section 7.8)
-        inference = Inference(self, connection, head, target, path)
+        make = Upload if manner_of(head).form else Inference
+        inference = make(self, connection, head, target, path)
         self.requests[inference.id] = inference
         connection.extra["x-request-id"] = inference.id
         try:
@@ -231,11 +236,10 @@ class NativeRelay:
     def set_deadline(self, inference: Inference) -> None:
         """Start the clocks of a request that runs at an engine."""
         config = self.config
-        now = self.now()
-        left = [config.response_timeout] if config.response_timeout else []
+        left = [config.response_timeout] if config.response_timeout and inference.awaits_engine else []
         if config.request_timeout:
             left.append(config.request_timeout - (monotonic() - inference.arrived))
-        inference.connection.deadline = now + max(min(left), 0.001)
+        inference.connection.limit(self.now() + max(min(left), 0.001) if left else 0.0)
 
     def waits(self, route: Route) -> None:
         """A request has begun to wait for `route`'s model."""
@@ -329,6 +333,8 @@ class NativeRelay:
                 now = self.now()
                 for connection in [c for c in self.connections if 0 < c.deadline <= now]:
                     connection.on_deadline()
+                for upload in [upload for upload in self.uploads if upload.connection.hung_up]:
+                    upload.connection.drop()
                 self.pools.sweep(now)
                 self._expire()
             except Exception as error:  # whatever one request does, the others' clocks go on

@@ -7,6 +7,7 @@ sweep over all connections, so that a request costs no timer.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -60,8 +61,9 @@ class Exchange(Protocol):
     def on_gone(self) -> None:
         """The client has left."""
 
-    def on_refused(self, error: ShoalError) -> None:
-        """The connection is about to answer with `error` in its place."""
+    def on_refused(self, error: ShoalError) -> bool:
+        """The connection is about to answer with `error` in its place. True: it need not; a part of the answer was
+        written already, and the exchange has ended it."""
 
     def on_full(self, full: bool) -> None:
         """The client does not read as fast as is written, or does again."""
@@ -98,7 +100,9 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_body",
         "_buffer",
+        "_expecting",
         "_framing",
+        "_limit",
         "_loop",
         "_paused",
         "_seen",
@@ -125,6 +129,8 @@ class ClientConnection(asyncio.Protocol):
         self._body: bytes | bytearray = b""
         self._size = 0
         self._paused = False
+        self._expecting = True
+        self._limit = 0.0
         self.full = False
         """Whether the client does not read as fast as is written."""
         self.exchange: Exchange | None = None
@@ -250,7 +256,8 @@ class ClientConnection(asyncio.Protocol):
         self._size += len(content)
         if self._size > exchange.max_body:
             raise too_large(exchange.max_body)
-        if content and exchange.on_part(content):
+        # What is there in one piece is a request like others, and handed over whole.
+        if content and ((framing.done and self._size == len(content)) or exchange.on_part(content)):
             if not self._body:
                 self._body = content
             elif isinstance(self._body, bytearray):
@@ -263,7 +270,7 @@ class ClientConnection(asyncio.Protocol):
             trailers = trailers_passed_on(framing.trailers) if isinstance(framing, Chunked) else []
             self._complete(self._body, data[end:], trailers)
         else:
-            self.deadline = self._loop.time() + self.front.body_timeout
+            self._await_body()
 
     def _complete(self, body: bytes | bytearray | None, rest: bytes, trailers: list[bytes]) -> None:
         self._state = State.BUSY
@@ -277,6 +284,10 @@ class ClientConnection(asyncio.Protocol):
         exchange = self.exchange
         assert exchange is not None
         exchange.on_request(body, trailers)
+
+    def _await_body(self) -> None:
+        due = self._loop.time() + self.front.body_timeout if self._expecting else 0.0
+        self.deadline = min(due, self._limit) if due and self._limit else due or self._limit
 
     # -- for exchanges ------------------------------------------------------------------------------------------------
 
@@ -310,6 +321,39 @@ class ClientConnection(asyncio.Protocol):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
+
+    def expect(self, wanted: bool) -> None:
+        """While a body comes: whether the client has to send more of it in time."""
+        self._expecting = wanted
+        if self._state is State.BODY:
+            self._await_body()
+        else:
+            self._limit = 0.0
+
+    def limit(self, when: float) -> None:
+        """Loop time at which `on_timeout` of the exchange is due; 0 for never. While a body comes its own time limit
+        holds too."""
+        if self._state is State.BODY:
+            self._limit = when
+            self._await_body()
+        else:
+            self._limit = 0.0
+            self.deadline = when
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether a client that is not read from has left, as far as that can be seen: what it sent before it left
+        has to have come."""
+        if self._transport is None:
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def drop(self) -> None:
+        """The client has left: forget what it sent."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def finish(self, *, keep_alive: bool) -> None:
         """The response is written whole; the next request may come."""
@@ -349,8 +393,8 @@ class ClientConnection(asyncio.Protocol):
         If its body has not been read, or it was no HTTP, the connection ends after it.
         """
         exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.on_refused(error)
+        if exchange is not None and exchange.on_refused(error):
+            return
         if self._transport is None:
             return
         head = self.head
@@ -371,7 +415,7 @@ class ClientConnection(asyncio.Protocol):
         self._state = State.CLOSING
         self._buffer = b""
         self.pause(False)
-        self.deadline = self._loop.time() + LINGER
+        self.deadline = self._loop.time() + (FLUSH if transport.get_write_buffer_size() else LINGER)
         if transport.can_write_eof():
             transport.write_eof()
         else:
@@ -379,6 +423,9 @@ class ClientConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close once all is written; a client that does not read it is dropped after a while."""
+        if self._state is State.BODY:  # it is still sending, and would be told so before it has read the answer
+            self._linger()
+            return
         self._state = State.CLOSING
         if self._transport is not None:
             self.deadline = self._loop.time() + FLUSH
@@ -407,6 +454,10 @@ class ClientConnection(asyncio.Protocol):
         elif state is State.CLOSING:
             if self._transport is not None:
                 self._transport.abort()
+        elif state is State.BODY and self._limit and self._limit <= self._loop.time():
+            self._limit = 0.0
+            if self.exchange is not None:
+                self.exchange.on_timeout()
         elif state is State.BODY:
             self.refuse(
                 ShoalError(

@@ -75,6 +75,11 @@ class EngineConnection(asyncio.Protocol):
 
     # -- for senders --------------------------------------------------------------------------------------------------
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended."""
+        return self._transport is not None
+
     def send(self, sender: Sender, data: Parts, *, keep: bool = True) -> None:
         """Send a request. `keep`: whether another one may follow on this connection."""
         self._sender = sender
@@ -262,7 +267,7 @@ class Pool:
             connection.abandon()
             raise
         else:
-            done(connection)
+            done(connection if connection.is_open else ConnectionResetError("it closed the connection at once"))
 
     def keep(self, connection: EngineConnection) -> None:
         """Keep an idle connection for a while."""
