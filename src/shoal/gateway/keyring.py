@@ -48,6 +48,20 @@ class Bucket:
         missing = min(cost, self.capacity) - level
         return missing / self._rate if missing > _NOTHING else 0.0
 
+    def take(self, cost: float, now: float) -> bool:
+        """Take `cost`, if `wait` would be 0."""
+        level = self.level
+        if now > self._at:
+            level += (now - self._at) * self._rate
+            if level > self.capacity:
+                level = self.capacity
+            self._at = now
+        if level + _NOTHING < cost and level + _NOTHING < self.capacity:  # for more than it holds it has to be full
+            self.level = level
+            return False
+        self.level = level - cost
+        return True
+
     def give(self, cost: float, now: float) -> None:
         """Put back; with a negative `cost` take, whatever there is. What does not fit is lost."""
         self.wait(0, now)
@@ -188,16 +202,14 @@ class Keyring:
         if account is None or not account.listed:
             raise _unknown()
         requests, tokens = account.requests, account.tokens
-        if (
-            (account.concurrent is not None and account.running >= account.concurrent)
-            or (requests is not None and requests.wait(1, now))
-            or (tokens is not None and tokens.wait(cost, now))
-        ):
+        if account.concurrent is not None and account.running >= account.concurrent:
             raise account.refusal(key, cost, now)
-        if requests is not None:
-            requests.level -= 1
-        if tokens is not None:
-            tokens.level -= cost
+        if requests is not None and not requests.take(1, now):
+            raise account.refusal(key, cost, now)
+        if tokens is not None and not tokens.take(cost, now):
+            if requests is not None:
+                requests.level += 1
+            raise account.refusal(key, cost, now)
         account.running += 1
 
     def end(self, key: Key, cost: float, tokens: int | None, now: float) -> None:

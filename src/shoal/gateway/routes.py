@@ -78,6 +78,8 @@ class Routes:
         if no target is left.
         """
         route = self.route(model)
+        if len(route.targets) == 1 and not without:
+            return route.targets[0]
         targets = [target for target in route.targets if target.instance not in without]
         if not targets:
             raise self.unavailable(route)
