@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import resource
@@ -82,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(ValueError, OSError):  # every running request takes two descriptors
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # What is here already stays; what a request makes is freed at its end without the collector's help.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(arguments))
     return 0

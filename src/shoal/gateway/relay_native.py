@@ -272,6 +272,7 @@ class NativeRelay:
         self.requests.pop(inference.id, None)
         if job is None:
             return
+        job.owner = None  # or the two would keep each other until the garbage collector comes
         if job.state == "waiting":
             self.admission.leave(job)
             self.waits_no_more(job.model)
