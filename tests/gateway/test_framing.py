@@ -115,19 +115,6 @@ def test_until_the_connection_closes(pieces: list[bytes]) -> None:
     assert (framing.done, framing.whole, Chunked().whole, Fixed(1).whole) == (False, True, False, False)
 
 
-@_thorough
-@given(st.binary(max_size=30), st.binary(max_size=30), st.integers(1, 30))
-def test_reading_from_a_position(before: bytes, content: bytes, length: int) -> None:
-    for framing, other, raw in (
-        (Fixed(length), Fixed(length), content),
-        (Chunked(), Chunked(), chunk(content or b"x") + b"0\r\n\r\n"),
-        (UntilClose(), UntilClose(), content),
-    ):
-        assert framing.feed(before + raw, len(before)) == len(before) + other.feed(raw)
-        assert framing.take() == other.take()
-        assert framing.done == other.done
-
-
 PARTS = st.sampled_from(
     [b"\r\n", b"\r", b"\n", b"0", b"0\r\n\r\n", b"5\r\nabcde\r\n", b";", b" ", b"f" * 15, b"X: y\r\n", b"\0"]
 )

@@ -7,9 +7,10 @@ matter of seconds. What an engine gets is read by h11, which shares no line with
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +22,10 @@ from shoal.gateway.server import ClientConnection
 from shoal.gateway.upstream import EngineConnection, Pool
 from tests.gateway.harness import Engine, World, route
 
+_OWN = re.compile(rb"x-(?:shoal-.*|request-id)").fullmatch
+"""Names of fields that the relay adds to say how it went."""
+_OWN_ID = re.compile(rb"req-[0-9a-f]{8}-[0-9a-f]+|req-[0-9a-f]+").fullmatch
+"""Ids that relays give to requests without one."""
 Headers = tuple[tuple[bytes, bytes], ...]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 MARKER = b"-the-end-"
@@ -71,9 +76,9 @@ class Requests:
                 self._body += bytes(event.data)
             elif isinstance(event, h11.EndOfMessage):
                 assert self._head is not None
-                trailers = tuple(event.headers)
                 head = self._head
-                seen.append(Seen(head.method, head.target, tuple(head.headers), self._body, trailers))
+                headers = tuple(field for field in head.headers if not _OWN_ID(field[1]))
+                seen.append(Seen(head.method, head.target, headers, self._body, tuple(event.headers)))
                 self.pending, _ = self._parser.trailing_data
                 self._begin()
                 if self.pending:
@@ -154,7 +159,9 @@ class Outcome:
     closed: bool
 
     def answers(self, methods: Iterable[bytes] = ()) -> list[Answer]:
-        return read_answers(self.raw, methods, closed=self.closed)
+        """The responses to requests of these methods (see `read_answers`), without what relays add."""
+        answers = read_answers(self.raw, methods, closed=self.closed)
+        return [replace(answer, headers=tuple(f for f in answer.headers if not _OWN(f[0]))) for answer in answers]
 
 
 Say = Callable[[Seen], tuple[list[bytes], bool]]

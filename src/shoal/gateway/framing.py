@@ -32,8 +32,8 @@ class Framing(Protocol):
     whole: bool
     """Whether a body that ends here because the connection does is complete."""
 
-    def feed(self, data: bytes, start: int = 0) -> int:
-        """Read `data` from `start`; the position after the last byte of the body, at most ``len(data)``."""
+    def feed(self, data: bytes) -> int:
+        """Read `data`; the position after the last byte of the body, at most ``len(data)``."""
         ...
 
     def take(self) -> bytes:
@@ -52,11 +52,11 @@ class Fixed:
         self.done = not length
         self._taken = b""
 
-    def feed(self, data: bytes, start: int = 0) -> int:
-        end = min(len(data), start + self.left)
-        self.left -= end - start
+    def feed(self, data: bytes) -> int:
+        end = min(len(data), self.left)
+        self.left -= end
         self.done = not self.left
-        self._taken = data if not start and end == len(data) else data[start:end]
+        self._taken = data if end == len(data) else data[:end]
         return end
 
     def take(self) -> bytes:
@@ -70,8 +70,8 @@ class UntilClose:
     done = False
     whole = True
 
-    def feed(self, data: bytes, start: int = 0) -> int:
-        self._taken = data[start:]
+    def feed(self, data: bytes) -> int:
+        self._taken = data
         return len(data)
 
     def take(self) -> bytes:
@@ -95,8 +95,8 @@ class Chunked:
         self._trailer_bytes = 0
         self._content: list[bytes] = []
 
-    def feed(self, data: bytes, start: int = 0) -> int:
-        at, size = start, len(data)
+    def feed(self, data: bytes) -> int:
+        at, size = 0, len(data)
         self.boundary = 0
         while at < size and not self.done:
             if self._left:

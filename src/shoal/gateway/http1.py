@@ -26,7 +26,8 @@ _KEPT = frozenset({b"host", b"content-length", b"content-type", b"content-encodi
 _DROPPED = HOP_BY_HOP - {b"trailer"}  # trailers are passed on, and what announces them
 _ONCE = (b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"content-type")
 _LENGTH = re.compile(rb"(?<=\n)content-length:[ \t]*([0-9]+)", re.IGNORECASE)
-_BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+"""A line end that is none, and cannot become one with what follows."""
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _NOT_IN_TRAILERS = HOP_BY_HOP | {
     b"authorization",
@@ -217,7 +218,7 @@ def find_end(data: bytes, limit: int, seen: int = 0) -> int:
         return end + 4
     if len(data) > limit:
         raise ShoalError("The request line and the headers are too long.", status=431, code="header_too_large")
-    if _BARE.search(data, start):
+    if BARE.search(data, start):
         raise invalid_http("lines have to end with CR LF")
     return -1
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Protocol, cast
 
 from shoal.gateway.framing import Framing, FramingError
-from shoal.gateway.http1 import END, MAX_RESPONSE_HEAD, BadResponseError, ResponseHead, parse_response
+from shoal.gateway.http1 import BARE, END, MAX_RESPONSE_HEAD, BadResponseError, ResponseHead, parse_response
 from shoal.gateway.known import Known
 from shoal.net import UnixAddress, parse_address
 
@@ -136,7 +136,7 @@ class EngineConnection(asyncio.Protocol):
             if self._raw:
                 sender.on_raw_back(data)
             elif self._framing is not None:
-                self._read_body(sender, self._framing, data, 0)
+                self._read_body(sender, self._framing, data)
             else:
                 self._read_head(sender, data)
         except (BadResponseError, FramingError) as error:
@@ -155,13 +155,14 @@ class EngineConnection(asyncio.Protocol):
 
     def _read_head(self, sender: Sender, data: bytes) -> None:
         while True:
+            seen = max(0, len(self._head) - 3)
             if self._head:
                 data, self._head = self._head + data, b""
-            end = data.find(END) + 4
+            end = data.find(END, seen) + 4
             if end < 4:
                 if len(data) > MAX_RESPONSE_HEAD:
                     raise BadResponseError("the head of its response is too long")
-                if not b"HTTP/1.".startswith(data[:7]):
+                if not b"HTTP/1.".startswith(data[:7]) or BARE.search(data, seen):
                     raise BadResponseError("it answered with no HTTP")
                 self._head = data
                 return
@@ -186,13 +187,13 @@ class EngineConnection(asyncio.Protocol):
         if framing.done:
             self._complete(sender, clean=end == len(data))
         elif end < len(data):
-            self._read_body(sender, framing, data, end)
+            self._read_body(sender, framing, data[end:])
         else:
             sender.on_head_alone()
 
-    def _read_body(self, sender: Sender, framing: Framing, data: bytes, start: int) -> None:
-        end = framing.feed(data, start)
-        sender.on_body(data if not start and end == len(data) else data[start:end], framing)
+    def _read_body(self, sender: Sender, framing: Framing, data: bytes) -> None:
+        end = framing.feed(data)
+        sender.on_body(data if end == len(data) else data[:end], framing)
         if framing.done and self._sender is sender:
             self._complete(sender, clean=end == len(data))
 
