@@ -254,7 +254,7 @@ class BenchPool(Pool):
 
 
 class Bench:
-    """A native relay whose clients and engine for the model `m` are bytes in the hand."""
+    """A native relay whose clients, engine for the model `m` and controller are bytes in the hand."""
 
     def __init__(self, world: World, runner: asyncio.Runner) -> None:
         assert isinstance(world.relay, NativeRelay)
@@ -317,7 +317,7 @@ def bench(folder: Path) -> Iterator[Bench]:
 
         async def take_sockets_away() -> None:
             address = made.relay.routes.table.routes[0].targets[0].address
-            made.relay.pools._pools[address] = BenchPool(made)
+            made.relay.pools._pools[address] = made.relay.controller = BenchPool(made)
 
         runner.run(take_sockets_away())
         yield made
