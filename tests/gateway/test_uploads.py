@@ -249,6 +249,7 @@ async def world_of_names(world: World) -> World:
         (part("model", b"sets") + file(300), END, "virtual_not_for_forms"),
         (part("model", b"virtual") + file(300), part("model", b"virtual") + END, "invalid_model"),
     ],
+    ids=["none", "unfinished", "two", "no text", "boundary", "unknown", "sets", "renamed twice"],
 )
 async def test_forms_that_are_refused(world_of_names: World, first: bytes, second: bytes, code: str) -> None:
     world = world_of_names

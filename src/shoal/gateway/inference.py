@@ -213,10 +213,8 @@ class Inference(Passage):
             asking = with_usage(body)
             self._strips = asking is not body
             rewritten, body = rewritten or self._strips, asking
-        if (tracing := self._relay.tracing) is not None:
-            self.dropped = self.dropped | tracing.headers
-            self._trace = self._begin_trace(tracing)
-            self._trace.to_engine(monotonic())
+        if self._relay.tracing is not None:
+            self._pass_trace(self._relay.tracing)
         self._message = self.message(body, self._trailers, rewritten=rewritten)
         self._body = None
         self._go()
@@ -438,6 +436,12 @@ class Inference(Passage):
             relay.link.used(Usage(of, self.model, relay.day, 1, prompt, completion, relay.wall))
         if relay.tracing is not None:
             self._end_trace(relay.tracing, now)
+
+    def _pass_trace(self, tracing: Tracing) -> None:
+        """Have the engine's spans belong to this request's."""
+        self.dropped = self.dropped | tracing.headers
+        self._trace = self._begin_trace(tracing)
+        self._trace.to_engine(monotonic())
 
     def _begin_trace(self, tracing: Tracing) -> Trace:
         asked = "" if self.model == UNKNOWN or self._named is None else self._named.model

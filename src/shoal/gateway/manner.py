@@ -28,7 +28,8 @@ _CLASSES: dict[bytes, Priority] = {priority.encode(): priority for priority in P
 class Manner(msgspec.Struct, frozen=True):
     """`priority`: the class that the header asks for. `patient`: it may be held. `id`: the client's own, if it can be
     used; `has_id`: it gave one. `secret`: one of Shoal's keys is in it, needed or not. `json`: the body is JSON, or
-    nothing says otherwise. `form`: it is a form that can be read while it comes."""
+    nothing says otherwise. `form`: it is a form that can be read while it comes. `comments`:
+    while it is held, it is to be told so."""
 
     content_type: str
     content_encoding: str
@@ -41,6 +42,7 @@ class Manner(msgspec.Struct, frozen=True):
     websocket: bool
     origin: bytes | None
     form: bool
+    comments: bool
 
 
 def manner_of(head: RequestHead) -> Manner:
@@ -64,6 +66,7 @@ def manner_of(head: RequestHead) -> Manner:
             # Other protocols are ignored, as a server may (RFC 9110, section 7.8).
             websocket=head.upgrade and fields.get(b"upgrade", b"").lower() == b"websocket",
             origin=fields.get(b"origin"),
+            comments=head.method == b"POST" and fields.get(b"x-shoal-hold", b"").lower() == b"comments",
             form=is_form(content_type) and content_encoding.strip().lower() in ("", "identity"),
         )
     assert isinstance(manner, Manner)

@@ -21,6 +21,7 @@ from shoal.gateway import heads
 from shoal.gateway.administration import Administration, Told
 from shoal.gateway.admission import Admission, Job
 from shoal.gateway.circuits import Circuits
+from shoal.gateway.comments import Commented
 from shoal.gateway.cors import Cors
 from shoal.gateway.http1 import Place, RequestHead
 from shoal.gateway.inference import Inference
@@ -167,7 +168,8 @@ class NativeRelay:
                 return Told(connection, head, *self._cors.preflight(fields[b"origin"]))
         if head.upgrade and fields.get(b"upgrade", b"").lower() != b"websocket":
             head.upgrade = False  # a server may ignore it (RFC 9110, section 7.8)
-        make = Upload if manner_of(head).form else Inference
+        manner = manner_of(head)
+        make = Upload if manner.form else Commented if manner.comments else Inference
         inference = make(self, connection, head, target, path)
         self.requests[inference.id] = inference
         connection.extra["x-request-id"] = inference.id

@@ -12,9 +12,6 @@ from shoal.errors import ShoalError
 MEMORY = 2**20
 """Bytes that are held in memory; beyond them all go to a file."""
 
-NO_ROOM = "no_room"
-"""Code of the error for what cannot be held."""
-
 
 class Spool:
     """First in, first out. What is written and read at once is as large as the caller makes it."""
@@ -111,5 +108,5 @@ def _no_room(error: OSError) -> ShoalError:
         "The relay cannot hold a form whose model is named after its file "
         f"({error.strerror}: {tempfile.gettempdir()}); put the field `model` first, or make room there.",
         status=507,
-        code=NO_ROOM,
+        code="no_room",
     )

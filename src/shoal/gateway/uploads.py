@@ -16,7 +16,7 @@ from shoal.gateway.http1 import RequestHead, ResponseHead
 from shoal.gateway.inference import Inference
 from shoal.gateway.inspect import read_form
 from shoal.gateway.server import ClientConnection
-from shoal.gateway.spool import NO_ROOM, Spool
+from shoal.gateway.spool import Spool
 from shoal.gateway.upstream import EngineConnection, Parts, Pool
 from shoal.gateway.virtual import Resolved, check_form, rewrite_target
 
@@ -127,6 +127,8 @@ class Upload(Inference):
         self._waited += job.started - job.submitted
         if resolved.virtual is not None or resolved.name != named.model:
             self._rename(resolved, form)
+        if self._relay.tracing is not None:
+            self._pass_trace(self._relay.tracing)
         self._message = self.message(None, [])
         self._go()
 
@@ -225,7 +227,7 @@ class Upload(Inference):
         super().on_complete()
 
     def on_refused(self, error: ShoalError) -> bool:
-        if error.code == NO_ROOM and not self.ended:
+        if error.status == 507 and not self.ended:  # no engine is to blame
             self.outcome = "unavailable"
         return super().on_refused(error)
 
