@@ -1,11 +1,13 @@
 """One error type and one JSON shape for everything that Shoal refuses.
 
-The shape is OpenAI's, ``{"error": {"message", "type", "code", "param"}}``, on every path: inference clients
-already know how to show it. The message says what is wrong and what to do next.
+The shape is OpenAI's, ``{"error": {"message", "type", "code", "param"}}``: inference clients already know how to
+show it. Only on the paths of Anthropic's Messages API it is Anthropic's, which its clients know. The message says what
+is wrong and what to do next.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +53,34 @@ def error_type(status: int) -> str:
         409: "conflict_error",
         429: "rate_limit_error",
     }.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+def anthropic_body(message: str, *, status: int, code: str) -> dict[str, Any]:
+    """Anthropic's error shape; Shoal's code is where its clients look for one."""
+    kind = {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}.get(status) or error_type(status)
+    kind = "api_error" if kind == "server_error" else kind
+    return {"type": "error", "error": {"type": kind, "message": message, "details": {"error_code": code}}}
+
+
+def told_on(path: str, error: ShoalError) -> dict[str, Any]:
+    """The JSON body that tells clients of `path` about an error, in the shape that they know."""
+    if _is_anthropics(path):
+        return anthropic_body(error.message, status=error.status, code=error.code)
+    return error.body()
+
+
+def told_in_stream(path: str, error: ShoalError) -> bytes:
+    """The server-sent event that ends a stream of `path` with an error.
+
+    Anthropic's clients pass over events without a name; OpenAI's look at the data alone.
+    """
+    name = b"event: error\n" if _is_anthropics(path) else b""
+    data = json.dumps(told_on(path, error), ensure_ascii=False, separators=(",", ":"))
+    return b"%bdata: %b\n\n" % (name, data.encode("utf-8", "replace"))
+
+
+def _is_anthropics(path: str) -> bool:
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 class NotFoundError(ShoalError):

@@ -19,7 +19,7 @@ from aiohttp.http import StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import PayloadAccessError, RequestHandler, RequestPayloadError
 
-from shoal.errors import ShoalError, error_body
+from shoal.errors import ShoalError, error_body, told_on
 from shoal.gateway.heads import head_bytes
 
 log = logging.getLogger(__name__)
@@ -115,9 +115,9 @@ def json_response(status: int, body: dict[str, Any], headers: dict[str, str] | N
     )
 
 
-def error_response(error: ShoalError) -> web.Response:
-    """The JSON answer that tells a client about `error`."""
-    return json_response(error.status, error.body(), error.headers)
+def error_response(error: ShoalError, path: str = "") -> web.Response:
+    """The JSON answer that tells a client of `path` about `error`."""
+    return json_response(error.status, told_on(path, error), error.headers)
 
 
 class Connection(RequestHandler):

@@ -41,6 +41,7 @@ class Inference(Passage):
     """A request to an engine."""
 
     response_dropped = _CORS | REQUEST_ID_HEADER
+    whole = True
 
     def __init__(
         self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str, path: str
@@ -212,6 +213,8 @@ class Inference(Passage):
         if self.key is not None and named.streams_usage and not named.include_usage and body:
             asking = with_usage(body)
             self._strips = asking is not body
+            if self._strips:
+                self.whole = False  # something will be taken out
             rewritten, body = rewritten or self._strips, asking
         if self._relay.tracing is not None:
             self._pass_trace(self._relay.tracing)
@@ -327,6 +330,19 @@ class Inference(Passage):
         if self._relay.timed:
             self._relay.set_deadline(self)
         super().on_head(head, framing)
+
+    def on_whole(self, head: ResponseHead, content: bytes) -> None:
+        self._message = ()
+        self._relay.circuits.succeeded(self.instance)
+        if content:
+            reader = self._reader = reader_for(head, strip=False)
+            if reader is not None:
+                reader.feed(content)
+            now = self._first_part = self._last_part = monotonic()
+            assert self._books is not None
+            self._books.first_byte.add(now - self.arrived)
+            self._bytes_out = len(content)
+        super().on_whole(head, content)
 
     def lines(self, response: ResponseHead) -> list[bytes]:
         del response

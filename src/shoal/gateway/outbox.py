@@ -12,6 +12,20 @@ WAITING_ITEMS = 100_000
 """Kinds of usage (key, model, day) that wait; beyond them new kinds are lost, and counted."""
 
 
+class _Sums:
+    """What was used of one kind."""
+
+    __slots__ = ("completion_tokens", "last_used", "prompt_tokens", "requests")
+
+    def __init__(self) -> None:
+        self.requests = self.prompt_tokens = self.completion_tokens = 0
+        self.last_used = 0.0
+
+    def of(self, kind: tuple[str, str, str]) -> Usage:
+        """As it is reported."""
+        return Usage(*kind, self.requests, self.prompt_tokens, self.completion_tokens, self.last_used)
+
+
 class Outbox:
     """Usage on its way to the controller. Nothing is forgotten before it is said to be stored."""
 
@@ -20,7 +34,7 @@ class Outbox:
         self._relay = relay
         self._sequence = 0
         self._sent: UsageReport | None = None
-        self._waiting: dict[tuple[str, str, str], Usage] = {}
+        self._waiting: dict[tuple[str, str, str], _Sums] = {}
         self.lost = 0
         """Requests whose usage there was no room for."""
 
@@ -32,26 +46,25 @@ class Outbox:
     def add(self, usage: Usage) -> None:
         """Keep what was used, added to what waits of the same key, model and day."""
         kind = (usage.key, usage.model, usage.day)
-        before = self._waiting.get(kind)
-        if before is not None:
-            usage = Usage(
-                *kind,
-                before.requests + usage.requests,
-                before.prompt_tokens + usage.prompt_tokens,
-                before.completion_tokens + usage.completion_tokens,
-                max(before.last_used, usage.last_used),
-            )
-        elif len(self._waiting) >= WAITING_ITEMS:
-            self.lost += usage.requests
-            return
-        self._waiting[kind] = usage
+        sums = self._waiting.get(kind)
+        if sums is None:
+            if len(self._waiting) >= WAITING_ITEMS:
+                self.lost += usage.requests
+                return
+            sums = self._waiting[kind] = _Sums()
+        sums.requests += usage.requests
+        sums.prompt_tokens += usage.prompt_tokens
+        sums.completion_tokens += usage.completion_tokens
+        if usage.last_used > sums.last_used:
+            sums.last_used = usage.last_used
 
     def report(self) -> UsageReport | None:
         """What to send: the report that is on its way, or else one of what waits, the oldest first; None if nothing."""
         if self._sent is None and self._waiting:
             kinds = list(islice(self._waiting, REPORT_ITEMS))
             self._sequence += 1
-            self._sent = UsageReport(self._relay, self._sequence, tuple(self._waiting.pop(kind) for kind in kinds))
+            items = tuple(self._waiting.pop(kind).of(kind) for kind in kinds)
+            self._sent = UsageReport(self._relay, self._sequence, items)
         return self._sent
 
     def stored(self, sequence: int) -> bool:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from shoal.errors import ShoalError, error_body
+from shoal.errors import ShoalError, told_in_stream
 from shoal.gateway.framing import Chunked, Fixed, Framing, UntilClose, chunk
+from shoal.gateway.heads import path_of
 from shoal.gateway.http1 import RequestHead, ResponseHead, block, passed_on
 from shoal.gateway.server import ClientConnection
 from shoal.gateway.upstream import EngineConnection, Parts, Pool
@@ -48,24 +47,29 @@ class Passage:
     response_dropped: ClassVar[frozenset[bytes]] = frozenset()
     """Response headers that do not."""
 
+    whole = False
+    """Whether `on_whole` may be called."""
+
+    # What a passage has before it is known to have anything.
+    upstream: EngineConnection | None = None
+    response: ResponseHead | None = None
+    ended = False
+    _give_up: Callable[[], object] | None = None
+    _mode = Mode.AS_IT_CAME
+    _keep_alive = True
+    _events = False  # the body is an event stream that another event could be added to
+    _partial = b""
+    _spilled = False  # part of an incomplete chunk has been written
+    _tail = b""
+    _unsent = b""  # a head that goes out with what is known to follow it
+    _raw = False  # another protocol is spoken
+
     def __init__(self, connection: ClientConnection, head: RequestHead, target: str, max_body: int) -> None:
         self.connection = connection
         self.head = head
         self.method = head.method
         self.target = target
         self.max_body = max_body
-        self.upstream: EngineConnection | None = None
-        self.response: ResponseHead | None = None
-        self.ended = False
-        self._give_up: Callable[[], object] | None = None
-        self._mode = Mode.AS_IT_CAME
-        self._keep_alive = True
-        self._events = False  # the body is an event stream that another event could be added to
-        self._partial = b""
-        self._spilled = False  # part of an incomplete chunk has been written
-        self._tail = b""
-        self._unsent = b""  # a head that goes out with what is known to follow it
-        self._raw = False  # another protocol is spoken
 
     # -- what subclasses say ------------------------------------------------------------------------------------------
 
@@ -245,6 +249,22 @@ class Passage:
         if content:
             self.connection.write(chunk(content) if self._mode is Mode.CHUNKED else content)
 
+    def on_whole(self, head: ResponseHead, content: bytes) -> None:
+        """All of the response at once: a head with a length, and a body of that length."""
+        self.upstream = None
+        self.response = head
+        keep = self.head.keep_alive and not self.closes
+        if keep and self.head.minor:
+            before, after = block(head, self.response_dropped)
+            own = b"\r\n".join((*self.lines(head), b"", content))
+            self.connection.write(b"".join((before, b"%d" % len(content), after, own)))
+        else:
+            self._keep_alive = keep
+            self._write_head(head, Fixed(len(content)), filtered=False)
+            self.connection.write(content)
+        self._finish(head.status)
+        self.connection.finish(keep_alive=keep)
+
     def on_complete(self) -> None:
         """The response is there, whole."""
         self.upstream = None
@@ -277,8 +297,7 @@ class Passage:
             return
         rest = self.remaining() if self._mode is not Mode.AS_IT_CAME else _unfinished(self._partial)
         between = b"" if not self._tail or self._tail.endswith(_EVENT_ENDS) else b"\n\n"
-        event = msgspec.json.encode(error_body(error.message, status=error.status, code=error.code))
-        content = b"%b%bdata: %b\n\n" % (rest, between, event)
+        content = b"%b%b%b" % (rest, between, told_in_stream(path_of(self.target), error))
         self.connection.exchange = None
         self.connection.write(content if self._mode is Mode.PLAIN else chunk(content))
         self.connection.close()

@@ -20,11 +20,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import aiohttp
-import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
-from shoal.errors import ShoalError, error_body
+from shoal.errors import ShoalError, told_in_stream
 from shoal.gateway import heads
 from shoal.gateway.aiohttp_client import BrokenResponseError, NotConnectedError, Upstreams
 from shoal.gateway.aiohttp_server import ConnectionServer, RawResponse, error_response, json_response
@@ -117,7 +116,7 @@ class AiohttpRelay:
         try:
             response = await self._dispatch(request)
         except ShoalError as error:
-            response = error_response(error)
+            response = error_response(error, _path(request))
             if not request.content.is_eof():
                 response.force_close()
         except asyncio.CancelledError:
@@ -125,7 +124,8 @@ class AiohttpRelay:
                 raise
             task.uncancel()
             response = error_response(
-                ShoalError("The relay is stopping; send the request again.", status=503, code="relay_stopping")
+                ShoalError("The relay is stopping; send the request again.", status=503, code="relay_stopping"),
+                _path(request),
             )
         finally:
             self._running.discard(task)
@@ -329,7 +329,14 @@ class AiohttpRelay:
                 except (aiohttp.ClientError, OSError) as error:
                     exchange.outcome = "engine_error"
                     log.warning("A response broke off (model %r): %s", exchange.model, error)
-                    await _break_off(response, headers, tail, "The engine broke off while it answered.", "engine_died")
+                    await _break_off(
+                        response,
+                        headers,
+                        tail,
+                        _path(request),
+                        "The engine broke off while it answered.",
+                        "engine_died",
+                    )
                     return response
                 if not chunk:
                     break
@@ -344,7 +351,7 @@ class AiohttpRelay:
             if not self._ending or request.transport is None or task is None or not response.prepared:
                 raise
             task.uncancel()
-            await _break_off(response, headers, tail, "The relay is stopping.", "relay_stopping")
+            await _break_off(response, headers, tail, _path(request), "The relay is stopping.", "relay_stopping")
             return response
         exchange.outcome = _outcome(upstream.status)
         return response
@@ -367,7 +374,17 @@ def _outcome(status: int) -> Outcome:
     return "ok" if status < 400 else "client_error" if status < 500 else "engine_error"
 
 
-async def _break_off(response: RawResponse, headers: heads.RawHeaders, tail: bytes, message: str, code: str) -> None:
+def _path(request: web.BaseRequest) -> str:
+    """The path of a request; none if its target makes no sense."""
+    try:
+        return heads.path_of(heads.origin_form(request.raw_path))
+    except ShoalError:
+        return ""
+
+
+async def _break_off(
+    response: RawResponse, headers: heads.RawHeaders, tail: bytes, path: str, message: str, code: str
+) -> None:
     """End a response that its source did not finish: an error event where that is possible, and never a clean end."""
     kind = (heads.header(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
     encoding = heads.header(headers, b"content-encoding") or b"identity"
@@ -376,5 +393,5 @@ async def _break_off(response: RawResponse, headers: heads.RawHeaders, tail: byt
         response.abort()
         return
     between = b"" if not tail or tail.endswith((b"\n\n", b"\r\r", b"\r\n\r\n")) else b"\n\n"
-    event = msgspec.json.encode(error_body(f"{message} Send the request again.", status=502, code=code))
-    await response.end_with(between + b"data: " + event + b"\n\n")
+    error = ShoalError(f"{message} Send the request again.", status=502, code=code)
+    await response.end_with(between + told_in_stream(path, error))

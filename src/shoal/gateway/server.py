@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, told_on
 from shoal.gateway.framing import Chunked, Framing, FramingError
 from shoal.gateway.http1 import MAX_REQUEST_HEAD, RequestHead, find_end, parse_request, trailers_passed_on
 from shoal.gateway.known import Known
@@ -399,7 +399,9 @@ class ClientConnection(asyncio.Protocol):
             return
         head = self.head
         complete = self._state is State.BUSY and head is not None and head.keep_alive and not self.front.stopping
-        self.write(answer(error.status, error.body(), {**self.extra, **error.headers}, head, close=not complete))
+        place = None if head is None else head.shared.place
+        body = told_on("" if place is None else place.path, error)
+        self.write(answer(error.status, body, {**self.extra, **error.headers}, head, close=not complete))
         if complete:
             self.finish(keep_alive=True)
         elif self._state is State.BUSY or self._transport.is_closing():

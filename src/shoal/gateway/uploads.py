@@ -34,6 +34,8 @@ PIECES = 16
 class Upload(Inference):
     """A request with a form. One that is there in one piece is carried out as others are."""
 
+    whole = False  # an engine may answer before all has been sent
+
     def __init__(
         self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str, path: str
     ) -> None:

@@ -28,6 +28,12 @@ class Sender(Protocol):
     """Whoever waits for a response."""
 
     method: bytes
+    whole: bool
+    """Whether a response that is there in one piece may be handed over by `on_whole` instead of by what follows."""
+
+    def on_whole(self, head: ResponseHead, content: bytes) -> None:
+        """All of the response at once: a head with a length, and a body of that length. The connection is not the
+        sender's any more."""
 
     def on_interim(self, head: ResponseHead) -> None:
         """A 1xx response, which another one follows."""
@@ -179,8 +185,13 @@ class EngineConnection(asyncio.Protocol):
             data = data[end:]
             if not data or self._sender is not sender:
                 return
-        framing = self._framing = head.framing(sender.method)
         self._reusable = self._reusable and head.keep_alive
+        if sender.whole and head.length is not None and len(data) == end + head.length and _has_body(head, sender):
+            self._sender = None
+            self._release(clean=True)
+            sender.on_whole(head, data[end:])
+            return
+        framing = self._framing = head.framing(sender.method)
         sender.on_head(head, framing)
         if self._sender is not sender:
             return  # it has lost interest
@@ -200,6 +211,11 @@ class EngineConnection(asyncio.Protocol):
     def _complete(self, sender: Sender, *, clean: bool) -> None:
         self._sender = None
         self._framing = None
+        self._release(clean=clean)
+        sender.on_complete()
+
+    def _release(self, *, clean: bool) -> None:
+        """The response is over; `clean`: nothing came after it."""
         transport = self._transport_()
         # An engine that answers before it has read the whole request would take the rest for another one, and may
         # never read it.
@@ -211,7 +227,6 @@ class EngineConnection(asyncio.Protocol):
             transport.abort()
         else:
             transport.close()
-        sender.on_complete()
 
     def close(self) -> None:
         """Close it; it is idle."""
@@ -322,6 +337,10 @@ class Pools:
     def close(self) -> None:
         """Close every idle connection."""
         self.keep_only(())
+
+
+def _has_body(head: ResponseHead, sender: Sender) -> bool:
+    return sender.method != b"HEAD" and head.status not in (204, 304) and b"transfer-encoding" not in head.fields
 
 
 def _reason(exc: BaseException | None) -> str:
