@@ -70,13 +70,17 @@ def told_on(path: str, error: ShoalError) -> dict[str, Any]:
 
 
 def told_in_stream(path: str, error: ShoalError) -> bytes:
-    """The server-sent event that ends a stream of `path` with an error.
+    """The server-sent event that ends a stream of `path` with an error."""
+    data = json.dumps(told_on(path, error), ensure_ascii=False, separators=(",", ":"))
+    return error_event(path, data.encode("utf-8", "replace"))
+
+
+def error_event(path: str, data: bytes) -> bytes:
+    """A server-sent event of an error body, which is one line.
 
     Anthropic's clients pass over events without a name; OpenAI's look at the data alone.
     """
-    name = b"event: error\n" if _is_anthropics(path) else b""
-    data = json.dumps(told_on(path, error), ensure_ascii=False, separators=(",", ":"))
-    return b"%bdata: %b\n\n" % (name, data.encode("utf-8", "replace"))
+    return b"%bdata: %b\n\n" % (b"event: error\n" if _is_anthropics(path) else b"", data)
 
 
 def _is_anthropics(path: str) -> bool:

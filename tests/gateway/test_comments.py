@@ -223,6 +223,26 @@ async def test_an_engine_that_does_not_stream(world: World, head: str, body: byt
     assert (await client.ask(get("/v1/models"))).status == 200
 
 
+async def test_anthropics_clients_get_a_named_event(world: World) -> None:
+    async def script(_: Message, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reply(writer, head="HTTP/1.1 400 Bad Request", body=b'{"type":"error","error":{"message":"too long"}}')
+
+    engine = await world.engine(script=script)
+    await world.start(coming())
+    asked = post("/v1/messages", b'{"model":"m","stream":true}', HOLD)
+    client, _ = await held(world, asked)
+    gone, _ = await held(world, asked)
+    renew(world, route("n", engine))
+    for one in (client, gone):
+        _, event = split(await body_of(one))
+        assert event.startswith(b'event: error\ndata: {"type":"error","error":{"type":"not_found_error"')
+    renew(world, coming(), version=3)
+    client, _ = await held(world, asked)
+    renew(world, route("m", engine), version=4)
+    _, event = split(await body_of(client))
+    assert event == b'event: error\ndata: {"type":"error","error":{"message":"too long"}}\n\n'
+
+
 async def test_a_stream_of_known_length(world: World) -> None:
     async def script(_: Message, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reply(writer, head="HTTP/1.1 200 OK\r\ncontent-type: text/event-stream", body=EVENTS)
@@ -410,10 +430,13 @@ JSON = st.recursive(
 @example(500, b"[" * 5000)
 @example(400, b'\xef\xbb\xbf{"error":{}}')
 def test_an_engines_error_is_one_event_whatever_it_says(status: int, body: bytes) -> None:
-    event = engine_error(status, body)
+    event = engine_error("/v1/completions", status, body)
     assert event.startswith(b"data: {") and event.endswith(b"}\n\n")
     assert b"\n" not in event[:-2] and b"\r" not in event
     assert msgspec.json.decode(event[6:])["error"]
+    named = engine_error("/v1/messages", status, body)
+    assert named.startswith(b"event: error\n" + b"data: {") and named.count(b"\n") == 3
+    assert msgspec.json.decode(named.partition(b"data: ")[2])["error"]
 
 
 def encode(said: object) -> bytes:

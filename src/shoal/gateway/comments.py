@@ -8,11 +8,11 @@ the answer is an event stream whatever happens: the engine's, or one event that 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from shoal.errors import ShoalError, error_body
+from shoal.errors import ShoalError, error_event, told_in_stream
 from shoal.gateway.framing import Framing, chunk
 from shoal.gateway.http1 import RequestHead, ResponseHead
 from shoal.gateway.inference import Inference
@@ -48,28 +48,23 @@ def comment(model: str, detail: str) -> bytes:
     return f": {line[:_SHOWN]}\n\n".encode()
 
 
-def error_event(body: dict[str, Any] | bytes) -> bytes:
-    """An SSE event of an error body, or of JSON that is one."""
-    content = body if isinstance(body, bytes) else msgspec.json.encode(body)
-    return b"data: %b\n\n" % content.translate(_ONE_LINE)  # there are no line ends within JSON strings
-
-
-def engine_error(status: int, body: bytes) -> bytes:
-    """An SSE event for an engine's answer that is no stream: its own words, if they are JSON that says `error`."""
+def engine_error(path: str, status: int, body: bytes) -> bytes:
+    """An SSE event for an engine's answer on `path` that is no stream: its own words, if they are JSON that says
+    `error`."""
     if status < 400:
         message = f"The engine answered with {status} and no event stream, which `stream` asks for."
-        return error_event(error_body(message, status=502, code="not_a_stream"))
+        return told_in_stream(path, ShoalError(message, status=502, code="not_a_stream"))
     try:
         said = msgspec.json.decode(body)
     except (ValueError, RecursionError):
         said = None
     if isinstance(said, dict) and said.get("error"):
-        return error_event(body)
+        return error_event(path, body.translate(_ONE_LINE))  # there are no line ends within JSON strings
     told = said.get("message") or said.get("detail") if isinstance(said, dict) else said
     if told is not None and not isinstance(told, str):
         told = msgspec.json.encode(told).decode()
     message = f"The engine refused with {status}" + (f": {told[:_SHOWN]}" if told else ".")
-    return error_event(error_body(message, status=status, code="engine_refused"))
+    return told_in_stream(path, ShoalError(message, status=status, code="engine_refused"))
 
 
 class Commented(Inference):
@@ -179,7 +174,7 @@ class Commented(Inference):
             return
         self.upstream = None
         self._finish(head.status if head.status >= 400 else 502)
-        self._close(engine_error(head.status, bytes(self._said) if len(self._said) <= MAX_ERROR else b""))
+        self._close(engine_error(self._path, head.status, bytes(self._said) if len(self._said) <= MAX_ERROR else b""))
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -187,7 +182,7 @@ class Commented(Inference):
         if super().on_refused(error):
             return True
         if self._begun:
-            self._close(error_event(error.body()))
+            self._close(told_in_stream(self._path, error))
         return self._begun
 
     def end(self, status: int | None) -> None:
