@@ -87,11 +87,11 @@ def test_counts_and_traffic_add_up() -> None:
         ModelCount("m", "ok", 1, "low"),
         ModelCount("m", "cancelled", 1, "high"),
     }
-    measures.of("m", "normal").carried(10, 2**40)
-    measures.of("m", "normal").used(5, 6)
-    measures.of("m", "normal").carried(1, 1)
-    measures.of("n", "normal").used(1, 0)
-    assert set(measures.traffic()) == {Traffic("m", 11, 2**40 + 1, 5, 6), Traffic("n", 0, 0, 1, 0)}
+    books = measures.of("m", "normal")
+    books.bytes_in, books.bytes_out, books.prompt_tokens, books.completion_tokens = 10, 2**40, 5, 6
+    measures.of("m", "low").bytes_in = 1
+    measures.of("n", "normal").prompt_tokens = 1
+    assert set(measures.traffic()) == {Traffic("m", 11, 2**40, 5, 6), Traffic("n", 0, 0, 1, 0)}
 
 
 def test_models_that_left_are_forgotten_and_begin_anew() -> None:
@@ -99,7 +99,7 @@ def test_models_that_left_are_forgotten_and_begin_anew() -> None:
     for model in ("gone", "stays", ""):
         add(measures, "queue", model, "normal", 1.0)
         measures.of(model, "normal").ended("ok")
-        measures.of(model, "normal").carried(1, 1)
+        measures.of(model, "normal").bytes_in += 1
     measures.forget(["gone", "never there"])
     assert {d.model for d in measures.distributions()} == {"stays", ""}
     assert {c.model for c in measures.counts()} == {"stays", ""}
@@ -107,3 +107,12 @@ def test_models_that_left_are_forgotten_and_begin_anew() -> None:
     add(measures, "queue", "gone", "normal", 0.0)
     fresh: list[Distribution] = [d for d in measures.distributions() if d.model == "gone"]
     assert [sum(d.counts) for d in fresh] == [1]
+
+
+def test_what_a_request_took() -> None:
+    measures = Measures()
+    books = measures.of("m", "normal")
+    books.took(0.0, 2.0, 1e-5)
+    books.took(1.0, 3.0, 0.0)
+    found = {d.name: (sum(d.counts), d.total) for d in measures.distributions()}
+    assert found == {"queue": (2, 1.0), "duration": (2, 5.0), "overhead": (1, 1e-5)}

@@ -15,11 +15,11 @@ from shoal.gateway.inspect import Named, read_request
 from shoal.gateway.manner import DROPPED, REQUEST_ID_HEADER, manner_of
 from shoal.gateway.measures import Books
 from shoal.gateway.passage import Passage
-from shoal.gateway.reading import Reader, reader_for
+from shoal.gateway.reading import Reader, reader_for, tokens_in
 from shoal.gateway.routes import UNKNOWN
 from shoal.gateway.server import ClientConnection
 from shoal.gateway.upstream import Parts
-from shoal.gateway.usage import UsageStripper, with_usage
+from shoal.gateway.usage import Tokens, UsageStripper, with_usage
 from shoal.gateway.virtual import Resolved, rewrite, rewrite_target
 from shoal.messages import PRIORITIES, Key, Outcome, Phase, Priority, RequestView, Route, Usage
 
@@ -72,6 +72,7 @@ class Inference(Passage):
     _message: Parts = ()
     _passed_over: tuple[str, ...] = ()
     _reader: Reader | None = None
+    _tokens: Tokens | None = None
     _books: Books | None = None
     _bytes_in = 0
     _bytes_out = 0
@@ -335,9 +336,7 @@ class Inference(Passage):
         self._message = ()
         self._relay.circuits.succeeded(self.instance)
         if content:
-            reader = self._reader = reader_for(head, strip=False)
-            if reader is not None:
-                reader.feed(content)
+            self._tokens = tokens_in(head, content)
             now = self._first_part = self._last_part = monotonic()
             assert self._books is not None
             self._books.first_byte.add(now - self.arrived)
@@ -428,20 +427,19 @@ class Inference(Passage):
             self._waited += now - job.submitted
         took_part = self._waited or (job is not None and job.state == "running")
         relay.over(self, job, now)
-        tokens = None if self._reader is None else self._reader.tokens
+        tokens = self._tokens if self._reader is None else self._reader.tokens
         known = self.model in relay.routes  # what has left the table meanwhile is forgotten
         books = relay.measures.of(self.model if known else UNKNOWN, self.priority)
         books.ended(self.outcome)
         if known and took_part:
-            books.queue.add(self._waited)
-            books.duration.add(now - self.arrived)
-            if self._overhead:
-                books.overhead.add(self._overhead)
+            books.took(self._waited, now - self.arrived, self._overhead)
             if status is not None and not self._bytes_out and not self._raw:  # the head was all there is
                 books.first_byte.add(now - self.arrived)
-            books.carried(self._bytes_in, self._bytes_out)
+            books.bytes_in += self._bytes_in
+            books.bytes_out += self._bytes_out
             if tokens is not None:
-                books.used(tokens.prompt, tokens.completion)
+                books.prompt_tokens += tokens.prompt
+                books.completion_tokens += tokens.completion
         key, named = self.key, self._named
         if key is not None and self._charged and named is not None:
             used = None if tokens is None else tokens.prompt + tokens.completion
@@ -465,7 +463,7 @@ class Inference(Passage):
 
     def _end_trace(self, tracing: Tracing, now: float) -> None:
         trace = self._trace or self._begin_trace(tracing)
-        tokens = None if self._reader is None else self._reader.tokens
+        tokens = self._tokens if self._reader is None else self._reader.tokens
         trace.end(
             now,
             self.outcome,

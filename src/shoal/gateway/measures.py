@@ -63,15 +63,13 @@ class Books:
         """A request has ended."""
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
-    def carried(self, bytes_in: int, bytes_out: int) -> None:
-        """So many bytes of bodies came from clients, and went to them."""
-        self.bytes_in += bytes_in
-        self.bytes_out += bytes_out
-
-    def used(self, prompt: int, completion: int) -> None:
-        """An engine reported so many tokens."""
-        self.prompt_tokens += prompt
-        self.completion_tokens += completion
+    def took(self, queue: float, duration: float, overhead: float) -> None:
+        """Seconds that a request waited, lasted, and cost here; no overhead, if it was never sent on."""
+        for histogram, seconds in ((self.queue, queue), (self.duration, duration), (self.overhead, overhead)):
+            if seconds or histogram is not self.overhead:
+                histogram.counts[bisect_left(histogram.bounds, seconds)] += 1
+                histogram.total += seconds
+                histogram.seen = None
 
 
 class Measures:

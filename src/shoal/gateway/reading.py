@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from shoal.gateway.http1 import ResponseHead
 from shoal.gateway.usage import MAX_WHOLE, TAIL, SseReader, Tokens, UsageStripper, usage_of_json, usage_of_tail
 
@@ -43,13 +45,36 @@ class Reader:
         return usage_of_tail(self._kept) if self._long else usage_of_json(self._kept)
 
 
+def kind_of(response: ResponseHead) -> Literal["json", "events", "other"]:
+    """What a response's body is, as far as anything can be learnt of it. Worked out once for each kind of head."""
+    shared = response.shared
+    if shared.manner is None:
+        fields = response.fields
+        shared.manner = "other"
+        if response.status < 300 and fields.get(b"content-encoding", b"identity").lower() == b"identity":
+            media = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            shared.manner = {b"text/event-stream": "events", b"application/json": "json"}.get(media, "other")
+    kind: Literal["json", "events", "other"] = shared.manner
+    return kind
+
+
 def reader_for(response: ResponseHead, strip: bool) -> Reader | None:
     """What reads a response's body, or None where nothing can be learnt. `strip`: usage was asked for by the relay
     alone, and is taken out of the stream again."""
-    fields = response.fields
-    if response.status >= 300 or fields.get(b"content-encoding", b"identity").lower() != b"identity":
-        return None
-    kind = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if kind == b"text/event-stream":
+    kind = kind_of(response)
+    if kind == "events":
         return Reader(UsageStripper() if strip else SseReader())
-    return Reader(None) if kind == b"application/json" else None
+    return Reader(None) if kind == "json" else None
+
+
+def tokens_in(response: ResponseHead, content: bytes) -> Tokens | None:
+    """The tokens that a whole answer says were used."""
+    kind = kind_of(response)
+    if kind == "json":
+        return usage_of_json(content)
+    if kind == "events":
+        events = SseReader()
+        events.feed(content)
+        events.end()
+        return events.tokens
+    return None
