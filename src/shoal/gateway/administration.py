@@ -6,10 +6,11 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from shoal.errors import ShoalError
+from shoal.gateway.answers import answer
 from shoal.gateway.http1 import RequestHead
 from shoal.gateway.local import controller_away, health_without_controller
 from shoal.gateway.passage import Passage
-from shoal.gateway.server import ClientConnection, answer
+from shoal.gateway.server import ClientConnection
 
 if TYPE_CHECKING:
     from shoal.gateway.relay_native import NativeRelay

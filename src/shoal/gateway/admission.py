@@ -1,7 +1,16 @@
 """Who runs now, who waits, and who is refused: limits and queues of all models. Pure; the clock is passed in.
 
-As many jobs of a model run as its limit allows; the others wait, in the order that `waiting.py` describes. No slot
-stays free while a job waits for it. Holding the requests of a model that is not ready is the same with a limit of 0.
+As many jobs of a model run as its limit allows; the others wait, in the order that `waiting.py` describes. Holding the
+requests of a model that is not ready is the same with a limit of 0.
+
+The order alone does not help a tenant that sends little beside one that floods: its job is the next, but the slots are
+full, and the next end of a job may be seconds away. So the last slots (`reserve`, a part of the limit) are for tenants
+that run less than an equal share, counted as if one more tenant came. Such a job starts at once; the others have to
+leave the reserve free, and once it is taken they start no job until it is free again. It is kept only while tenants
+share the model, which is for `KEPT` seconds after a job followed one of another tenant: who is alone has all slots. A
+class goes before the next also here: while a job waits, none of a lower class starts. One that is overdue takes any
+slot. But for that no slot stays free while a job waits for it; where time alone, or a job that leaves, makes a slot
+free for a job, `settle` starts it.
 
 A queue has at most `queue_length` jobs a model. When it is full its places are shared equally: a job whose tenant has
 at least two fewer waiting than the tenant with the most takes the place of that tenant's newest, and one of a higher
@@ -13,8 +22,8 @@ How long a queue takes is estimated from the jobs that ended: with `limit` of th
 formula L = λW, Operations Research 1961). Unlike a count of ends a second, it does not sink while there is little to
 do. If none has ended for longer than that, it is taken to be that slow.
 
-A job that neither limit nor queue stops costs two dictionary look-ups. Nothing is kept of tenants that have nothing
-waiting, nor of models that have no limit and nothing waiting or running.
+A job that neither limit nor queue stops costs a few dictionary look-ups. Nothing is kept of tenants that have nothing
+waiting or running, but for one name a model, nor of models that have no limit and nothing waiting or running.
 """
 
 from __future__ import annotations
@@ -32,6 +41,10 @@ MEMORY = 16
 """Jobs over which the mean of how long they run is taken, exponentially weighted."""
 SMALLEST, LARGEST = 1e-6, 1e9
 """What costs and weights may be."""
+KEPT = 60.0
+"""Seconds for which slots are kept for others after a job followed one of another tenant."""
+SMALLEST_SHARED = 4
+"""The smallest limit of which a slot is kept for others."""
 RETRY_LONGEST = 600
 """Seconds of the longest `Retry-After`."""
 RETRY_UNKNOWN = 10
@@ -41,33 +54,81 @@ RETRY_UNKNOWN = 10
 class _Model:
     """The books of one model."""
 
-    __slots__ = ("ended", "full_since", "last", "last_end", "limit", "mean", "running", "waiting")
+    __slots__ = (
+        "ended",
+        "full_since",
+        "kept_until",
+        "last",
+        "last_end",
+        "limit",
+        "mean",
+        "open",
+        "running",
+        "tenant",
+        "tenants",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.limit: float = math.inf
+        self.open: float = math.inf  # the limit without the reserve
         self.running = 0
-        self.waiting: Waiting | None = None  # never empty; then `running` is not below `limit`
+        self.tenants: dict[str, int] = {}  # how many jobs of each run
+        self.tenant: str | None = None  # who sent the last job
+        self.kept_until = -math.inf  # until when the reserve is kept
+        self.waiting: Waiting | None = None  # never empty; then `running` is not below `open`
         self.last: Job | None = None  # the last to start, if it still runs
         self.full_since = 0.0  # since when jobs have been waiting
         self.ended = 0
         self.last_end = 0.0
         self.mean = 0.0  # seconds that a job runs
 
+    def begin(self, job: Job, now: float) -> None:
+        """`job` runs from now on."""
+        job.started = now
+        job.state = "running"
+        self.running += 1
+        self.tenants[job.tenant] = self.tenants.get(job.tenant, 0) + 1
+        self.last = job
+
+    def end(self, job: Job) -> None:
+        """`job` runs no more."""
+        self.running -= 1
+        left = self.tenants[job.tenant] - 1
+        if left:
+            self.tenants[job.tenant] = left
+        else:
+            del self.tenants[job.tenant]
+        if self.last is job:
+            self.last = None
+
+    def below_share(self, tenant: str) -> bool:
+        """Whether a tenant runs less than an equal share of the slots would be if one more tenant came."""
+        return self.tenants.get(tenant, 0) * (len(self.tenants) + 1) < self.limit
+
+    def startable(self, now: float) -> float:
+        """How many may run before only those below their share may start."""
+        return self.open if now < self.kept_until else self.limit
+
 
 class Admission:
     """Limits and queues of all models. Times are seconds of one clock of the caller's, which never goes back."""
 
-    def __init__(self, *, queue_length: int = 1000, age_bound: float = 30.0) -> None:
-        """`queue_length`: jobs that may wait for a model. `age_bound`: see `waiting.py`.
+    def __init__(self, *, queue_length: int = 1000, age_bound: float = 30.0, reserve: float = 0.0) -> None:
+        """`queue_length`: jobs that may wait for a model. `age_bound`: see `waiting.py`. `reserve`: the part of the
+        slots that is kept for tenants below their share, at least one of `SMALLEST_SHARED` or more slots; 0: none.
 
-        Raises ValueError if the length is negative or the bound not positive.
+        Raises ValueError if the length is negative, the bound not positive, or the part not between 0 and 0.5.
         """
         if queue_length < 0:
             raise ValueError(f"queue_length has to be 0 or more, not {queue_length}")
         if not age_bound > 0:
             raise ValueError(f"age_bound has to be more than 0, not {age_bound}")
+        if not 0 <= reserve <= 0.5:
+            raise ValueError(f"reserve has to be 0 to 0.5, not {reserve}")
         self._queue_length = queue_length
         self._age_bound = age_bound
+        self._reserve = reserve
         self._models: dict[str, _Model] = {}
         self._waiting = 0
         self._tickets = 0
@@ -88,11 +149,12 @@ class Admission:
         if model is None:
             model = self._models[job.model] = _Model()
         job.submitted = now
-        if model.running < model.limit:
-            job.started = now
-            job.state = "running"
-            model.running += 1
-            model.last = job
+        if job.tenant != model.tenant:
+            if model.tenant is not None:
+                model.kept_until = now + KEPT
+            model.tenant = job.tenant
+        if model.running < model.open or (model.running < model.limit and self._takes_reserve(job, model, now)):
+            model.begin(job, now)
             return True
         self._wait(job, model, now)
         return False
@@ -103,9 +165,7 @@ class Admission:
             return []
         job.state = "ended"
         model = self._models[job.model]
-        model.running -= 1
-        if model.last is job:
-            model.last = None
+        model.end(job)
         model.last_end = now
         if model.ended < MEMORY:
             model.ended += 1
@@ -133,7 +193,9 @@ class Admission:
             if limit is None:
                 return []
             books = self._models[model] = _Model()
-        books.limit = math.inf if limit is None else limit
+        books.limit = books.open = math.inf if limit is None else limit
+        if limit is not None and limit >= SMALLEST_SHARED and self._reserve:
+            books.open -= max(1, int(limit * self._reserve))
         if books.waiting is None:
             self._tidy(model, books)
             return []
@@ -142,6 +204,14 @@ class Admission:
             return []
         books.waiting.resume(now)
         return self._start(model, books, now)
+
+    def settle(self, now: float) -> list[Job]:
+        """To be called now and then: the jobs that run now because time has passed, or because others left."""
+        started = []
+        for name, books in list(self._models.items()):
+            if books.waiting is not None and books.running < books.limit:
+                started += self._start(name, books, now)
+        return started
 
     def expired(self, now: float) -> list[Job]:
         """Waiting jobs whose deadline has come, the earliest first; they wait no longer."""
@@ -163,7 +233,7 @@ class Admission:
                 job.state = "ended"
             self._waiting -= len(jobs)
             books.waiting = None
-            books.limit = math.inf
+            books.limit = books.open = math.inf
             self._tidy(model, books)
             self._sweep()
         return jobs
@@ -197,14 +267,17 @@ class Admission:
     def estimate(self, model: str, now: float) -> float | None:
         """Seconds until a job that is submitted now and goes last would run; None if that is unknown."""
         books = self._models.get(model)
-        if books is None or books.running < books.limit:
+        if books is None:
             return 0.0
-        if not books.limit or not books.ended:
+        slots = books.startable(now)
+        if books.waiting is None and books.running < slots:
+            return 0.0
+        if not slots or not books.ended:
             return None
-        interval = books.mean / books.limit
+        interval = books.mean / slots
         if books.waiting is not None:
             interval = max(interval, now - max(books.last_end, books.full_since))
-        return interval * (self.waiting(model) + 1 + books.running - books.limit)
+        return interval * max(1, self.waiting(model) + 1 + books.running - slots)
 
     def waiting(self, model: str) -> int:
         """How many jobs wait for `model`."""
@@ -219,6 +292,21 @@ class Admission:
     def waiting_models(self) -> list[str]:
         """The models that jobs wait for."""
         return [name for name, books in self._models.items() if books.waiting is not None]
+
+    def _takes_reserve(self, job: Job, books: _Model, now: float) -> bool:
+        """Whether `job` may start in a slot that is free but not open to all; it is charged for it if others wait."""
+        if books.running >= books.startable(now) and not books.below_share(job.tenant):
+            return False
+        waiting = books.waiting
+        if waiting is None:
+            return True
+        waiting.advance(now)
+        waiting.push(job)
+        if waiting.is_next(job, books.below_share):
+            waiting.pop_of(books.below_share)
+            return True
+        waiting.remove(job)
+        return False
 
     def _wait(self, job: Job, books: _Model, now: float) -> None:
         waiting = books.waiting
@@ -253,17 +341,17 @@ class Admission:
             self._sweep()
 
     def _start(self, name: str, books: _Model, now: float) -> list[Job]:
-        """Start waiting jobs while slots are free."""
+        """Start waiting jobs while slots are free for them."""
         waiting = books.waiting
         assert waiting is not None
         waiting.advance(now)
         started = []
+        slots = books.startable(now)
         while books.running < books.limit and waiting:
-            job = waiting.pop()
-            job.started = now
-            job.state = "running"
-            books.running += 1
-            books.last = job
+            job = waiting.pop() if books.running < slots else waiting.pop_of(books.below_share)
+            if job is None:
+                break
+            books.begin(job, now)
             started.append(job)
         self._waiting -= len(started)
         if not waiting:

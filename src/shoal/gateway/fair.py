@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
@@ -103,6 +103,46 @@ class FairQueue(Generic[T]):
         heapq.heapreplace(heap, (start + job.cost / job.weight, self._ties, line))
         self._removed(line)
         return job
+
+    def next(self, may: Callable[[str], bool]) -> T | None:
+        """The job whose turn it is among tenants that `may` start one; None if none waits."""
+        at = self._turn(may)
+        if at is None:
+            return None
+        line = self._heap[at][2]
+        return next(iter(line.risen or line.jobs))
+
+    def pop_of(self, may: Callable[[str], bool]) -> T | None:
+        """Take out the job that `next` tells.
+
+        O(tenants) where others are passed over. Those have waited longer for their turn, and a round does not end
+        before they had it: who comes anew does not go behind them.
+        """
+        at = self._turn(may)
+        if at is None:
+            return None
+        if at == 0:
+            return self.pop()
+        start, _, line = self._heap[at]
+        job, _ = (line.risen or line.jobs).popitem(last=False)
+        self._ties += 1
+        self._heap[at] = (start + job.cost / job.weight, self._ties, line)
+        heapq.heapify(self._heap)
+        self._removed(line)
+        return job
+
+    def _turn(self, may: Callable[[str], bool]) -> int | None:
+        """Where in the heap the first line is that has jobs and `may` start one. O(n log n) in those before it."""
+        heap = self._heap
+        ahead = [(heap[0], 0)] if heap else []
+        while ahead:
+            (_, _, line), at = heapq.heappop(ahead)
+            if (line.jobs or line.risen) and may(line.tenant):
+                return at
+            for child in (2 * at + 1, 2 * at + 2):
+                if child < len(heap):
+                    heapq.heappush(ahead, (heap[child], child))
+        return None
 
     def remove(self, job: T) -> None:
         """Take out a job that waits here; its tenant is not charged. Raises KeyError if it does not wait here."""

@@ -36,6 +36,8 @@ class RelayConfig:
     """Requests that may wait for one model."""
     age_bound: float = 30
     """How long a request waits in its priority class before it goes up one."""
+    fair_reserve: float = 0.125
+    """The part of a model's slots that is kept for tenants which run less than their share; 0: none."""
     max_connections: int = 10_000
     tenant_headers: tuple[str, ...] = ("x-openwebui-user-id",)
     """Headers, in lower case, that name the tenant of a request without a key."""

@@ -20,9 +20,11 @@ from shoal.errors import ShoalError
 from shoal.gateway import heads
 from shoal.gateway.administration import Administration, Told
 from shoal.gateway.admission import Admission, Job
+from shoal.gateway.asking import Asking
 from shoal.gateway.circuits import Circuits
 from shoal.gateway.comments import Commented
 from shoal.gateway.cors import Cors
+from shoal.gateway.exchange import Exchange
 from shoal.gateway.http1 import Place, RequestHead
 from shoal.gateway.inference import Inference
 from shoal.gateway.keyring import Keyring
@@ -33,7 +35,7 @@ from shoal.gateway.measures import Measures
 from shoal.gateway.passage import Passage
 from shoal.gateway.relay import RelayConfig
 from shoal.gateway.routes import Routes
-from shoal.gateway.server import ClientConnection, Exchange
+from shoal.gateway.server import ClientConnection
 from shoal.gateway.uploads import Upload
 from shoal.gateway.upstream import Pool, Pools
 from shoal.gateway.virtual import Names
@@ -70,7 +72,9 @@ class NativeRelay:
         """Requests to the controller."""
         self.uploads: set[Upload] = set()
         """Those whose clients are not read from: that one has left has to be looked for."""
-        self.admission = Admission(queue_length=config.queue_length, age_bound=config.age_bound)
+        self.admission = Admission(
+            queue_length=config.queue_length, age_bound=config.age_bound, reserve=config.fair_reserve
+        )
         self.keyring = Keyring()
         self.measures = Measures()
         self.circuits = Circuits()
@@ -235,7 +239,7 @@ class NativeRelay:
                 pass  # none but those
         return self.routes.pick(model, without=passed_over)
 
-    def set_deadline(self, inference: Inference) -> None:
+    def set_deadline(self, inference: Asking) -> None:
         """Start the clocks of a request that runs at an engine."""
         config = self.config
         left = [config.response_timeout] if config.response_timeout and inference.awaits_engine else []
@@ -350,6 +354,7 @@ class NativeRelay:
 
     def _expire(self) -> None:
         now = monotonic()
+        self._start(self.admission.settle(now))
         for job in self.admission.expired(now):
             route = self.routes.find(job.model)
             if route is not None and not route.targets:

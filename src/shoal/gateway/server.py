@@ -11,13 +11,11 @@ import select
 import socket
 import struct
 from collections.abc import Callable
-from enum import Enum, auto
-from http import HTTPStatus
-from typing import Any, Protocol, cast
-
-import msgspec
+from typing import cast
 
 from shoal.errors import ShoalError, told_on
+from shoal.gateway.answers import answer, body_late, head_late, too_large, too_many
+from shoal.gateway.exchange import Exchange, Front, State
 from shoal.gateway.framing import Chunked, Framing, FramingError
 from shoal.gateway.http1 import MAX_REQUEST_HEAD, RequestHead, find_end, parse_request, trailers_passed_on
 from shoal.gateway.known import Known
@@ -31,67 +29,6 @@ FLUSH = 30.0
 WRITE_LIMIT = 256 * 1024
 _HEADS = Known(parse_request)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class State(Enum):
-    """What a connection does."""
-
-    HEAD = auto()
-    """Waits for a request, or reads its head."""
-    BODY = auto()
-    BUSY = auto()
-    """A request is being answered."""
-    RAW = auto()
-    """Another protocol (a websocket) is spoken; bytes go to the exchange."""
-    CLOSING = auto()
-    """What comes is thrown away."""
-
-
-class Exchange(Protocol):
-    """One request and its response, from the head to the end."""
-
-    max_body: int
-
-    def on_part(self, content: bytes) -> bool:
-        """A part of the body. False: it need not be kept, the exchange has taken it."""
-
-    def on_request(self, body: bytes | bytearray | None, trailers: list[bytes]) -> None:
-        """The request is there, whole; `body` is None if it has none. The answer may be written from now on."""
-
-    def on_gone(self) -> None:
-        """The client has left."""
-
-    def on_refused(self, error: ShoalError) -> bool:
-        """The connection is about to answer with `error` in its place. True: it need not; a part of the answer was
-        written already, and the exchange has ended it."""
-
-    def on_full(self, full: bool) -> None:
-        """The client does not read as fast as is written, or does again."""
-
-    def on_raw(self, data: bytes) -> None:
-        """Bytes of another protocol."""
-
-    def on_timeout(self) -> None:
-        """`deadline` of the connection has passed while the request was being answered."""
-
-
-class Front(Protocol):
-    """What connections belong to."""
-
-    header_timeout: float
-    body_timeout: float
-    idle_timeout: float
-    stopping: bool
-    connections: set[ClientConnection]
-
-    def open(self, connection: ClientConnection, head: RequestHead) -> Exchange:
-        """Begin an exchange. Raises ShoalError to refuse it before its body is read."""
-
-    def fault(self, error: BaseException) -> None:
-        """A fault of the relay's own is to be logged."""
-
-    def full(self) -> bool:
-        """Whether there are as many connections as are allowed."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -152,14 +89,7 @@ class ClientConnection(asyncio.Protocol):
         self.front.connections.add(self)
         self.deadline = self._loop.time() + self.front.header_timeout
         if full:
-            self.refuse(
-                ShoalError(
-                    "The relay has as many connections as it may; try again in a moment.",
-                    status=503,
-                    code="too_many_connections",
-                    headers={"Retry-After": "1"},
-                )
-            )
+            self.refuse(too_many())
 
     def connection_lost(self, _exc: BaseException | None) -> None:
         self._transport = None
@@ -461,57 +391,8 @@ class ClientConnection(asyncio.Protocol):
             if self.exchange is not None:
                 self.exchange.on_timeout()
         elif state is State.BODY:
-            self.refuse(
-                ShoalError(
-                    f"The request body stood still for {self.front.body_timeout:g} s; send it without pauses.",
-                    status=408,
-                    code="body_timeout",
-                )
-            )
+            self.refuse(body_late(self.front.body_timeout))
         elif self._buffer:
-            self.refuse(
-                ShoalError(
-                    f"The request's headers did not arrive within {self.front.header_timeout:g} s; send them at once.",
-                    status=408,
-                    code="header_timeout",
-                )
-            )
+            self.refuse(head_late(self.front.header_timeout))
         else:  # a connection that never said a thing is closed without a word
             self.close()
-
-
-def too_large(limit: int) -> ShoalError:
-    """The refusal of a body that is larger than `limit` bytes."""
-    return ShoalError(
-        f"The request body is larger than {limit} bytes; send less, or raise the setting `max_body`.",
-        status=413,
-        code="body_too_large",
-    )
-
-
-def answer(
-    status: int,
-    body: dict[str, Any] | None,
-    headers: dict[str, str] | None = None,
-    request: RequestHead | None = None,
-    *,
-    close: bool = False,
-) -> bytes:
-    """A whole JSON response of the relay's own to `request`, or one without a body (204)."""
-    content = b"" if body is None else msgspec.json.encode(body)
-    try:
-        reason = HTTPStatus(status).phrase
-    except ValueError:
-        reason = ""
-    lines = [
-        f"HTTP/1.1 {status} {reason}",
-        *([] if body is None else ["Content-Type: application/json; charset=utf-8", f"Content-Length: {len(content)}"]),
-        "Server: shoal",
-        *(f"{name}: {value}" for name, value in (headers or {}).items()),
-    ]
-    if close:
-        lines.append("Connection: close")
-    elif request is not None and not request.minor:
-        lines.append("Connection: keep-alive")
-    head = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
-    return head if request is not None and request.method == b"HEAD" else head + content

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -164,11 +164,26 @@ class Waiting:
         if self._overdue:
             job, _ = self._overdue.popitem(last=False)
         else:
-            level = next((level for level, jobs in enumerate(self._classes) if jobs), 0)
-            job = self._classes[level].pop()
+            job = self._first_class().pop()
             self._forget(job)
         self._size -= 1
         return job
+
+    def pop_of(self, may: Callable[[str], bool]) -> Job | None:
+        """Take out the job whose turn it is among those that are overdue, or else of the first class in which any waits
+        and of a tenant that `may` start one. None if there is none: a class waits for those before it even then."""
+        if self._overdue:
+            return self.pop()
+        jobs = self._first_class()
+        job = jobs.pop_of(may)
+        if job is not None:
+            self._forget(job)
+            self._size -= 1
+        return job
+
+    def is_next(self, job: Job, may: Callable[[str], bool]) -> bool:
+        """Whether `job`, which waits here, is what `pop_of` would take out."""
+        return not self._overdue and self._first_class().next(may) is job
 
     def remove(self, job: Job) -> None:
         """Take out a job that waits here. Raises KeyError if it does not."""
@@ -197,6 +212,10 @@ class Waiting:
             return self._newest(heaviest)
         own = self._newest(job.tenant)
         return own if own is not None and own.level > LEVELS[job.priority] else None
+
+    def _first_class(self) -> FairQueue[Job]:
+        """The first class in which a job waits; the first of all if there is none."""
+        return next((jobs for jobs in self._classes if jobs), self._classes[0])
 
     def _newest(self, tenant: str) -> Job | None:
         return next((job for jobs in reversed(self._classes) if (job := jobs.last(tenant)) is not None), None)

@@ -1,0 +1,323 @@
+"""An inference request on its way to an engine: whom it is from, what it names, and when its turn is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from shoal.errors import ShoalError
+from shoal.gateway.admission import LARGEST, Job
+from shoal.gateway.http1 import RequestHead
+from shoal.gateway.inspect import Named, read_request
+from shoal.gateway.manner import DROPPED, manner_of
+from shoal.gateway.measures import Books
+from shoal.gateway.passage import Passage
+from shoal.gateway.reading import Reader
+from shoal.gateway.routes import UNKNOWN
+from shoal.gateway.server import ClientConnection
+from shoal.gateway.upstream import Parts
+from shoal.gateway.usage import Tokens, with_usage
+from shoal.gateway.virtual import Resolved, rewrite, rewrite_target
+from shoal.messages import PRIORITIES, Key, Outcome, Priority, Route
+
+if TYPE_CHECKING:
+    from shoal.gateway.relay_native import NativeRelay
+    from shoal.gateway.tracing import Trace, Tracing
+
+ATTEMPTS = 2
+"""Instances that are tried, if no connection can be made to the first."""
+_log = logging.getLogger(__name__)
+
+
+class Asking(Passage):
+    """A request to an engine, until it is sent. `Inference` is the rest of it."""
+
+    def __init__(
+        self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str, path: str
+    ) -> None:
+        super().__init__(connection, head, target, relay.config.max_body)
+        self._relay = relay
+        self._path = path
+        self._manner = manner = manner_of(head)
+        self.arrived = self._received = monotonic()
+        self.id = relay.request_id(manner.id)
+
+    # What a request has before it is known to have anything; most keep most of it.
+    model = UNKNOWN
+    outcome: Outcome = "cancelled"
+    instance = ""
+    key: Key | None = None
+    tenant = ""
+    priority: Priority = "normal"
+    _job: Job | None = None
+    _held = False
+    _charged = False
+    _strips = False
+    _resolved: Resolved | None = None
+    _named: Named | None = None
+    _body: bytes | bytearray | None = None
+    _trailers: Sequence[bytes] = ()
+    _candidates: tuple[str, ...] = ()
+    _message: Parts = ()
+    _passed_over: tuple[str, ...] = ()
+    _reader: Reader | None = None
+    _tokens: Tokens | None = None
+    _books: Books | None = None
+    _bytes_in = 0
+    _bytes_out = 0
+    _waited = 0.0
+    _overhead = 0.0
+    _first_part = 0.0
+    _last_part = 0.0
+    _trace: Trace | None = None
+    _error: ShoalError | None = None
+
+    def identify(self) -> None:
+        """Find out whose request it is. Raises ShoalError 401."""
+        fields, relay, manner = self.head.fields, self._relay, self._manner
+        key = relay.keyring.identify(fields.get(b"authorization"), fields.get(b"x-api-key"), relay.wall)
+        self.dropped = DROPPED[key is not None or manner.secret][manner.has_id and self.id != manner.id]
+        if key is not None:
+            self.key = key
+            self.tenant = key.id
+            self.priority = key.priority
+            return
+        for name in relay.tenant_headers:
+            if (value := fields.get(name)) is not None:
+                self.tenant = value[:200].decode("utf-8", "replace")
+                return
+        self.tenant = self.connection.peer
+
+    # -- what it asks for ---------------------------------------------------------------------------------------------
+
+    def on_request(self, body: bytes | bytearray | None, trailers: list[bytes]) -> None:
+        relay, manner = self._relay, self._manner
+        now = self._received = monotonic()
+        self._bytes_in = 0 if body is None else len(body)
+        named = self._named = self._named or read_request(
+            self.target,
+            body or b"",
+            content_type=manner.content_type,
+            content_encoding=manner.content_encoding,
+            model_header=manner.model,
+        )
+        self._body = body
+        self._trailers = trailers
+        key = self.key
+        if manner.priority is not None or named.priority is not None:
+            self.priority = self._class(manner.priority or named.priority or "normal")
+        resolved = self._resolved = relay.names.resolve(
+            named.model, None if key is None else relay.keyring.may_see(key)
+        )
+        self.model = resolved.model
+        if key is not None:
+            relay.keyring.allow(key, resolved.name)
+            try:
+                relay.keyring.begin(key, named.cost, now)
+            except ShoalError:
+                self.outcome = "refused"
+                raise
+            self._charged = True
+        if resolved.virtual is None:
+            route = relay.names.route(resolved)
+            if route.targets:  # as nearly all are
+                self._enter(resolved, route, now)
+                return
+            self._candidates = (resolved.name,)
+        else:
+            self._candidates = relay.names.candidates(resolved)
+        self._submit()
+
+    def _class(self, wanted: Priority) -> Priority:
+        """The priority class: as the request says, but none above that of its key."""
+        return wanted if self.key is None else max(wanted, self.key.priority, key=PRIORITIES.index)
+
+    def _submit(self, refusal: ShoalError | None = None) -> None:
+        """Wait for a turn at the first of the candidates that serves, or will. Raises ShoalError if none does: what
+        the first of them was refused with, which is `refusal` if that was before."""
+        relay = self._relay
+        patient = self._manner.patient
+        while self._candidates:
+            name, *rest = self._candidates
+            self._candidates = tuple(rest)
+            try:
+                resolved = relay.names.resolve(name)
+            except ShoalError as error:  # it has left the table since the request came
+                refusal = refusal or error
+                continue
+            route = relay.names.route(resolved)
+            if route.targets or (route.comes and patient):
+                self._enter(resolved, route, monotonic())
+                return
+            if refusal is None:
+                self.model = route.model
+                refusal = relay.unready(route)
+            if route.comes:
+                relay.wish(route.model)
+        assert refusal is not None
+        self.outcome = "unavailable"
+        raise refusal
+
+    def _enter(self, resolved: Resolved, route: Route, now: float) -> None:
+        relay, named = self._relay, self._named
+        assert named is not None
+        self.model = route.model
+        if self._resolved is not resolved:
+            virtual = None if self._resolved is None else self._resolved.virtual
+            self._resolved = Resolved(resolved.name, resolved.model, virtual=virtual)
+        if route.targets:
+            patience = relay.config.queue_timeout
+        else:
+            self._held = True
+            patience = relay.config.hold_timeout
+        job = self._job = Job(
+            route.model,
+            self.tenant,
+            self.priority,
+            1.0 if self.key is None else self.key.weight,
+            min(max(1.0, named.cost), LARGEST),
+            now + patience,
+            self,
+        )
+        try:
+            runs = relay.admission.submit(job, now)
+        except ShoalError:
+            self.outcome = "refused"
+            raise
+        if runs:
+            self.start()
+            return
+        relay.waits(route)
+
+    def start(self) -> None:
+        """Its turn has come. Raises ShoalError."""
+        job, named, resolved = self._job, self._named, self._resolved
+        assert job is not None
+        assert named is not None
+        assert resolved is not None
+        self._waited += job.started - job.submitted
+        body, rewritten = self._body, False
+        if resolved.virtual is not None or resolved.name != named.model:
+            body = self._renamed(resolved, body)
+            rewritten = body is not self._body
+        if self.key is not None and named.streams_usage and not named.include_usage and body:
+            asking = with_usage(body)
+            self._strips = asking is not body
+            if self._strips:
+                self.whole = False  # something will be taken out
+            rewritten, body = rewritten or self._strips, asking
+        if self._relay.tracing is not None:
+            self._pass_trace(self._relay.tracing)
+        self._message = self.message(body, self._trailers, rewritten=rewritten)
+        self._body = None
+        self._go()
+
+    def _renamed(self, resolved: Resolved, body: bytes | bytearray | None) -> bytes | bytearray | None:
+        self.target = rewrite_target(self.target, resolved.name)
+        if not body:
+            return body
+        fields = self.head.fields
+        return rewrite(
+            body,
+            resolved.virtual,
+            resolved.name,
+            path=self._path,
+            content_type=fields.get(b"content-type", b"").decode("latin-1"),
+            content_encoding=fields.get(b"content-encoding", b"").decode("latin-1"),
+        )
+
+    def start_later(self) -> None:
+        """Its turn has come while something else was going on."""
+        if self.ended:
+            return
+        try:
+            self.start()
+        except ShoalError as error:
+            self.connection.refuse(error)
+
+    def refuse_waiting(self, error: ShoalError, outcome: Outcome) -> None:
+        """It waits no longer: another model may stand in, or it is refused."""
+        if self.ended:
+            return
+        job, self._job = self._job, None
+        if job is not None:
+            self._waited += monotonic() - job.submitted
+            self._relay.waits_no_more(job.model)
+        if self._candidates and outcome != "refused":
+            try:
+                self._submit(error)
+            except ShoalError as refusal:
+                self.connection.refuse(refusal)
+            return
+        self.outcome = outcome
+        self.connection.refuse(error)
+
+    def refuse_gone(self) -> None:
+        """The model that it waits for is not there any more."""
+        relay, key = self._relay, self.key
+        visible = None if key is None else relay.keyring.may_see(key)
+        self.refuse_waiting(relay.names.missing(self.model, visible), "client_error")
+
+    # -- to an engine -------------------------------------------------------------------------------------------------
+
+    def _go(self) -> None:
+        relay = self._relay
+        try:
+            engine = relay.pick(self.model, self._passed_over)
+        except ShoalError as error:
+            if not self._passed_over:
+                self.outcome = "unavailable" if error.status == 503 else "client_error"
+                raise
+            raise self._unreachable_error() from None
+        self.instance = engine.instance
+        self._books = relay.measures.of(self.model, self.priority)
+        relay.routes.begin(engine.instance)
+        self._overhead = monotonic() - self._received - self._waited
+        if relay.timed:
+            relay.set_deadline(self)
+        self.forward(relay.pools.of(engine.address), self._message, keep=not self._manner.websocket)
+
+    @property
+    def awaits_engine(self) -> bool:
+        """Whether it is the engine's turn, so that `response_timeout` holds."""
+        return True
+
+    def own_lines(self) -> list[bytes]:
+        lines = [] if self.id == self._manner.id else [b"X-Request-Id: " + self.id.encode()]
+        if self._manner.websocket:
+            lines += [b"Connection: Upgrade", b"Upgrade: websocket"]
+        return lines if self._trace is None else lines + self._trace.lines
+
+    def _pass_trace(self, tracing: Tracing) -> None:
+        """Have the engine's spans belong to this request's."""
+        self.dropped = self.dropped | tracing.headers
+        self._trace = self._begin_trace(tracing)
+        self._trace.to_engine(monotonic())
+
+    def _begin_trace(self, tracing: Tracing) -> Trace:
+        asked = "" if self.model == UNKNOWN or self._named is None else self._named.model
+        return tracing.begin(self.head.fields, self.method, self._path, asked, self.id, self.arrived)
+
+    def unreachable(self, error: OSError) -> None:
+        _log.warning("no connection to instance %s of %r: %s", self.instance, self.model, error)
+        relay, instance = self._relay, self.instance
+        relay.circuits.failed(instance, monotonic())
+        relay.routes.end(instance)
+        self._passed_over = (*self._passed_over, instance)
+        self.instance = ""
+        try:
+            if len(self._passed_over) >= ATTEMPTS:
+                raise self._unreachable_error()
+            self._go()
+        except ShoalError as refusal:
+            self.connection.refuse(refusal)
+
+    def _unreachable_error(self) -> ShoalError:
+        self.outcome = "engine_error"
+        return ShoalError(
+            f"The engine of {self.model!r} does not take connections; send the request again in a moment.",
+            status=502,
+            code="engine_connection_failed",
+        )
