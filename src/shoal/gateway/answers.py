@@ -1,4 +1,4 @@
-"""What the relay says of its own to clients: whole answers, and the refusals of those that are slow or too much. Pure."""
+"""What the relay says of its own to clients: whole answers, and refusals of those that are slow or too much. Pure."""
 
 from __future__ import annotations
 
