@@ -9,13 +9,15 @@ import mmap
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shoal import __version__
-from shoal.engines.simulated import completions, text
-from shoal.engines.simulated.completions import RequestError
-from shoal.engines.simulated.core import Core
+from shoal.engines.simulated import completions, messages, responses, text
+from shoal.engines.simulated.completions import Generation, RequestError
+from shoal.engines.simulated.core import Core, Sequence
 from shoal.engines.simulated.http import Reply, Request
 from shoal.engines.simulated.metrics import Metrics
 from shoal.engines.simulated.options import Options
@@ -28,6 +30,23 @@ _EMBEDDING_SIZE = 64
 _QUIET = frozenset({"/health", "/metrics"})
 _NOT_FOUND = "NotFoundError"
 Endpoint = Callable[[Request, Reply], Awaitable[None]]
+
+
+class _Dialect(NamedTuple):
+    """How one API asks for text and is answered."""
+
+    read: Callable[[dict[str, Any], int], Generation]
+    whole: Callable[[Generation, list[Sequence], Core], Awaitable[dict[str, Any]]]
+    stream: Callable[[Generation, list[Sequence], Core, Reply], Awaitable[None]]
+
+
+_DIALECTS = {
+    "/v1/chat/completions": _Dialect(completions.read_chat, completions.answer_whole, completions.answer_stream),
+    "/v1/completions": _Dialect(completions.read_prompt, completions.answer_whole, completions.answer_stream),
+    "/v1/messages": _Dialect(messages.read, messages.answer_whole, messages.answer_stream),
+    "/v1/responses": _Dialect(responses.read, responses.answer_whole, responses.answer_stream),
+}
+_ANTHROPICS = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 
 
 class Api:
@@ -70,9 +89,12 @@ class Api:
         # Like vLLM, a server has only the routes of its task; the others are 404.
         if self._options.task == "embed":
             routes["/v1/embeddings"] = {"POST": self._embeddings}
+        elif self._options.task == "transcription":
+            routes["/v1/audio/transcriptions"] = {"POST": self._transcribe}
+            routes["/v1/realtime"] = {"GET": self._realtime}
         else:
-            routes["/v1/chat/completions"] = {"POST": self._chat}
-            routes["/v1/completions"] = {"POST": self._completion}
+            routes |= {path: {"POST": partial(self._generate, dialect)} for path, dialect in _DIALECTS.items()}
+            routes["/v1/messages/count_tokens"] = {"POST": self._count_tokens}
         if self._options.enable_sleep_mode or os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
             routes |= {
                 "/sleep": {"POST": self._sleep},
@@ -100,7 +122,8 @@ class Api:
             else:
                 await methods[request.method](request, reply)
         except RequestError as error:
-            _json(reply, error.status, error.body)
+            body = messages.error_body(error) if request.path in _ANTHROPICS else error.body
+            _json(reply, error.status, body)
         finally:
             if self._options.access_log and request.path not in _QUIET:
                 line = f"{request.method} {request.target} HTTP/1.{request.minor}"
@@ -140,24 +163,47 @@ class Api:
         data += [{"id": key, **card, "root": path, "parent": name} for key, path in self._adapters.items()]
         _json(reply, 200, {"object": "list", "data": data})
 
-    async def _chat(self, request: Request, reply: Reply) -> None:
-        await self._generate(request, reply, chat=True)
+    async def _generate(self, dialect: _Dialect, request: Request, reply: Reply) -> None:
+        generation = dialect.read(self._read(request), self._options.max_model_len)
+        async with self._running(generation) as sequences:
+            if generation.stream:
+                await dialect.stream(generation, sequences, self.core, reply)
+            else:
+                _json(reply, 200, await dialect.whole(generation, sequences, self.core))
 
-    async def _completion(self, request: Request, reply: Reply) -> None:
-        await self._generate(request, reply, chat=False)
+    async def _count_tokens(self, request: Request, reply: Reply) -> None:
+        _json(reply, 200, messages.count(self._read(request), self._options.max_model_len))
 
-    async def _generate(self, request: Request, reply: Reply, *, chat: bool) -> None:
-        data = self._read(request)
-        generation = completions.read(data, chat=chat, context=self._options.max_model_len)
+    async def _transcribe(self, request: Request, reply: Reply) -> None:
+        from shoal.engines.simulated import speech  # only here: most engines start faster without
+
+        fields = speech.fields(request)
+        self._check_model(fields.get("model", b"").decode("utf-8", "replace"))
+        audio = fields["file"]
+        generation = speech.heard(audio, self._options.served_model_name, self._options.max_model_len)
+        async with self._running(generation) as sequences:
+            said, _ = await completions.whole_text(generation, sequences, self.core)
+        _json(reply, 200, speech.transcription(said, audio))
+
+    async def _realtime(self, request: Request, reply: Reply) -> None:
+        from shoal.engines.simulated import speech
+        from shoal.engines.simulated.websocket import WebSocket, is_asked
+
+        if not is_asked(request):
+            _json(reply, 404, {"detail": "Not Found"})  # as where a path has none but a websocket
+            return
+        socket, name = WebSocket(request, reply), self._options.served_model_name
+        await speech.Realtime(socket, name, self._options.max_model_len, self.core, self._running).serve()
+
+    @asynccontextmanager
+    async def _running(self, generation: Generation) -> AsyncIterator[list[Sequence]]:
+        """The sequences of a request, which run for as long as the block."""
         await self._count()
         sequences = generation.sequences(self._requests, self._options.max_model_len)
         self._active += 1
         self.core.add(sequences)
         try:
-            if generation.stream:
-                await completions.answer_stream(generation, sequences, self.core, reply)
-            else:
-                _json(reply, 200, await completions.answer_whole(generation, sequences, self.core))
+            yield sequences
         except asyncio.CancelledError:
             self.metrics.cancelled += 1
             raise
@@ -289,11 +335,15 @@ class Api:
         model = data.setdefault("model", self._options.served_model_name)
         if not isinstance(model, str):
             raise completions.invalid("model", "Input should be a valid string", "string_type")
+        self._check_model(model)
+        return data
+
+    def _check_model(self, model: str) -> None:
+        """Raise RequestError for a model that is not served here."""
         if model != self._options.served_model_name and model not in self._adapters:
             aliases = ", ".join([self._options.served_model_name, *self._adapters])
             message = f"The model `{model}` does not exist. Valid aliases: {aliases}."
             raise RequestError(404, message, _NOT_FOUND, "model")
-        return data
 
 
 def log(line: str) -> None:

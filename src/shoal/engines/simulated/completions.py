@@ -72,6 +72,16 @@ class Generation:
         return sequences
 
 
+def read_chat(data: dict[str, Any], context: int) -> Generation:
+    """A chat from a JSON body; see `read`."""
+    return read(data, chat=True, context=context)
+
+
+def read_prompt(data: dict[str, Any], context: int) -> Generation:
+    """A completion from a JSON body; see `read`."""
+    return read(data, chat=False, context=context)
+
+
 def read(data: dict[str, Any], *, chat: bool, context: int) -> Generation:
     """A generation from a JSON body. `context`: the longest context in tokens. Raises RequestError."""
     prompts = [_chat_prompt(data)] if chat else _prompts(data)
@@ -209,12 +219,23 @@ async def deltas(generation: Generation, sequences: list[Sequence], core: Core) 
         yield Delta(index, shown, produced[index], finish, stop)
 
 
+async def whole_text(generation: Generation, sequences: list[Sequence], core: Core) -> tuple[str, Delta]:
+    """The text of the only choice, and its last piece. Raises RequestError if the engine gives it up."""
+    pieces = [delta async for delta in deltas(generation, sequences, core)]
+    return "".join(piece.text for piece in pieces), pieces[-1]
+
+
 def _usage(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
 
 
 def _line(data: dict[str, Any]) -> bytes:
     return b"data: %s\n\n" % json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def named_event(data: dict[str, Any]) -> bytes:
+    """A server-sent event that has its `type` for its name."""
+    return b"event: %b\n%b" % (data["type"].encode(), _line(data))
 
 
 async def answer_stream(generation: Generation, sequences: list[Sequence], core: Core, reply: Reply) -> None:

@@ -83,6 +83,17 @@ class Reply:
         if self._chunked:
             self._connection.put(b"0\r\n\r\n")
 
+    def switch(self, headers: Mapping[str, str]) -> None:
+        """Another protocol from here on: `write` sends its bytes as they are, and `read` takes them."""
+        self.status = 101
+        self.keep_alive = self._chunked = False
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._connection.put(f"HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n".encode("latin-1"))
+
+    async def read(self) -> bytes:
+        """What comes next of another protocol."""
+        return await self._connection.received()
+
     def _head(self, status: int, content_type: str, headers: Mapping[str, str] | None) -> bytes:
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "server: simulated", f"content-type: {content_type}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
@@ -106,6 +117,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
+        self._arrived = asyncio.Event()
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -127,6 +139,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
+        self._arrived.set()
         if self._task is None:
             self._advance()
         elif len(self._buffer) > _READ_AHEAD:
@@ -144,6 +157,16 @@ class Connection(asyncio.Protocol):
     async def drained(self) -> None:
         """Wait until the client takes more."""
         await self._writable.wait()
+
+    async def received(self) -> bytes:
+        """What has come behind the request that is handled, as soon as there is anything."""
+        while not self._buffer:
+            self._arrived.clear()
+            await self._arrived.wait()
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        self._transport.resume_reading()
+        return data
 
     def _advance(self) -> None:
         try:

@@ -123,7 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--uds", metavar="PATH", help="listen on this Unix socket")
     add("--host", default="127.0.0.1", help="loopback address to listen on")
     add("--port", type=_whole, default=8000, help="port to listen on; 0 takes a free one and prints it")
-    add("--task", choices=("generate", "embed"), default="generate", help="embed: answer /v1/embeddings")
+    add(
+        "--task",
+        choices=("generate", "embed", "transcription"),
+        default="generate",
+        help="embed: answer /v1/embeddings; transcription: /v1/audio/transcriptions and the websocket /v1/realtime",
+    )
     add("--max-model-len", type=_positive, help="longest context; default: --model-len")
     add("--model-len", type=_positive, default=32768, help="the longest context that the model itself has")
     add("--max-num-seqs", type=_positive, default=MAX_NUM_SEQS, help="sequences that run at once; more wait")
