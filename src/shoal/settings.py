@@ -75,6 +75,13 @@ class Settings(BaseSettings):
     age_bound: float = Field(
         30, gt=0, description="Seconds that a request waits in its priority class before it goes up one."
     )
+    fair_reserve: float = Field(
+        0.125,
+        ge=0,
+        le=0.5,
+        description="Part of the requests that a model may run at once that is kept, while tenants share it, for those "
+        "that run less than their share; 0 for none.",
+    )
     max_connections: int = Field(10_000, ge=1, description="Connections of clients, beyond which 503.")
     tenant_headers: tuple[str, ...] = Field(
         ("x-openwebui-user-id",),

@@ -245,3 +245,32 @@ def test_the_order_that_is_told_is_the_order_that_comes(
     expected = list(queue.order())
     assert drain(queue) == expected
     assert is_empty(queue)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(1, 100), st.booleans()), min_size=1, max_size=40),
+    st.lists(st.sets(st.sampled_from("abcdef")), min_size=1, max_size=40),
+)
+def test_of_some_tenants_the_first_in_order_is_taken(
+    pieces: list[tuple[str, float, bool]], allowed: list[set[str]]
+) -> None:
+    queue = FairQueue[Piece]()
+    for tenant, cost, risen in pieces:
+        queue.push(Piece(tenant, cost), risen=risen)
+    for tenants in allowed:
+        expected = next((piece for piece in queue.order() if piece.tenant in tenants), None)
+        size = len(queue)
+        assert queue.next(tenants.__contains__) is expected
+        assert queue.pop_of(tenants.__contains__) is expected
+        assert len(queue) == size - (expected is not None)
+    assert len(drain(queue)) == size - (expected is not None)
+    assert is_empty(queue)
+
+
+def test_who_is_passed_over_does_not_go_behind_who_comes_anew() -> None:
+    queue = FairQueue[Piece]()
+    fill(queue, Piece("a"), Piece("b"), Piece("b"))
+    assert queue.pop_of("b".__contains__).tenant == "b"  # type: ignore[union-attr]
+    queue.push(Piece("c"))
+    assert names(drain(queue)) == "acb"

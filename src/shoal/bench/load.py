@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from shoal.net import UnixAddress, parse_address
+
 _TOKENS = re.compile(rb'"completion_tokens":\s*(\d+)')
 _CHOICE = b'"choices":[{'
 _TAIL = 2048
@@ -54,28 +56,42 @@ def prompt(rng: random.Random, tokens: int, vocabulary: int) -> list[int]:
     return [rng.randrange(vocabulary // 100, vocabulary * 9 // 10) for _ in range(tokens)]
 
 
-def body(prompt: Sequence[int], tokens: int, *, model: str = "m") -> bytes:
-    """A streamed, greedy request for exactly so many tokens."""
+def body(prompt: Sequence[int], tokens: int, *, model: str = "m", stream: bool = True) -> bytes:
+    """A greedy request for exactly so many tokens; if `stream`, a stream that tells its usage."""
+    request = {
+        "model": model,
+        "prompt": list(prompt),
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
     return json.dumps(
-        {
-            "model": model,
-            "prompt": list(prompt),
-            "max_tokens": tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+        request | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
     ).encode()
 
 
-def client() -> aiohttp.ClientSession:
-    """A session for `send`: no limits, no time limit, no kept connections."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, force_close=True),
-        timeout=aiohttp.ClientTimeout(total=None),
-        headers={"Content-Type": "application/json"},
+def client(address: str = "", *, key: str = "", keep: bool = False) -> aiohttp.ClientSession:
+    """A session for `send`: no limits, no time limit, and no kept connections unless told to `keep` them.
+
+    `address`: `unix:/path` if that is where everything goes, whatever host a URL names. `key`: an API key to send.
+    """
+    place = parse_address(address) if address else None
+    connector = (
+        aiohttp.UnixConnector(str(place.path), limit=0, force_close=not keep)
+        if isinstance(place, UnixAddress)
+        else aiohttp.TCPConnector(limit=0, force_close=not keep)
     )
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None),
+        headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
+    )
+
+
+def url_of(address: str) -> str:
+    """The URL for a session of `client` at `unix:/path` or `tcp:host:port`. Raises ValueError."""
+    place = parse_address(address)
+    return "http://engine" if isinstance(place, UnixAddress) else f"http://{place.host}:{place.port}"
 
 
 async def send(session: aiohttp.ClientSession, url: str, data: bytes, served: Served) -> None:

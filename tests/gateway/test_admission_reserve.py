@@ -1,0 +1,345 @@
+"""Slots that are kept for tenants below their share: who may take them, and what that does to a quiet tenant."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from shoal.errors import ShoalError
+from shoal.gateway.admission import KEPT, SMALLEST_SHARED, Admission, Job
+from shoal.gateway.waiting import OVERDUE
+from shoal.messages import PRIORITIES, Priority
+
+from .test_admission_properties import simulate
+
+LIMIT = 8
+OPEN = 6
+
+
+def shared(limit: int = LIMIT, *, queue_length: int = 1000, age_bound: float = 30.0) -> Admission:
+    """A model of which a quarter of the slots is kept, because tenants have just followed each other."""
+    admission = Admission(queue_length=queue_length, age_bound=age_bound, reserve=0.25)
+    admission.limit("m", limit, 0.0)
+    for tenant in ("early", "other"):
+        job = Job("m", tenant)
+        assert admission.submit(job, 0.0)
+        admission.done(job, 0.0)
+    return admission
+
+
+def send(admission: Admission, tenants: str, now: float = 0.0, priority: Priority = "normal") -> list[Job]:
+    """One job of each of these tenants after the other."""
+    jobs = [Job("m", tenant, priority) for tenant in tenants]
+    for job in jobs:
+        admission.submit(job, now)
+    return jobs
+
+
+def states(jobs: Sequence[Job]) -> str:
+    """`r` for each that runs, `w` for each that waits."""
+    return "".join(job.state[0] for job in jobs)
+
+
+def test_who_floods_leaves_the_kept_slots_and_others_start_in_them_at_once() -> None:
+    admission = shared()
+    flood = send(admission, "f" * 20)
+    assert states(flood) == "r" * OPEN + "w" * 14
+    assert states(send(admission, "qp")) == "rr"
+    assert states(send(admission, "x")) == "w", "there is no ninth slot"
+    assert admission.running("m") == LIMIT
+
+
+def test_the_kept_slots_are_free_again_before_the_flood_goes_on() -> None:
+    admission = shared()
+    flood = send(admission, "f" * 20)
+    quiet = send(admission, "qp")
+    assert [admission.done(job, 1.0) for job in flood[:2]] == [[], []]
+    assert admission.running("m") == OPEN
+    assert states(send(admission, "q", 1.0)) == "r"
+    assert admission.done(flood[2], 1.0) == []
+    assert admission.done(quiet[0], 1.0) == [flood[OPEN]]
+
+
+def test_whoever_is_alone_has_every_slot() -> None:
+    admission = Admission(reserve=0.25)
+    admission.limit("m", LIMIT, 0.0)
+    assert states(send(admission, "f" * 10)) == "r" * LIMIT + "ww"
+
+
+def test_whoever_is_alone_for_long_has_every_slot_again() -> None:
+    admission = shared()
+    flood = send(admission, "f" * 20)
+    assert admission.settle(KEPT - 0.1) == []
+    assert admission.settle(KEPT) == flood[OPEN:LIMIT]
+    (late,) = send(admission, "q", KEPT + 1)
+    assert late.state == "waiting"
+    assert admission.done(flood[0], KEPT + 2) == [late], "it is the next all the same"
+    assert admission.done(flood[1], KEPT + 2) == [], "and from now on slots are kept"
+
+
+def test_a_job_that_comes_when_slots_are_no_longer_kept_overtakes_nobody_of_its_tenant() -> None:
+    admission = shared()
+    flood = send(admission, "f" * 7)
+    (late,) = send(admission, "f", KEPT)
+    assert (flood[6].state, late.state) == ("waiting", "waiting")
+    assert admission.settle(KEPT) == [flood[6], late]
+
+
+def test_two_that_flood_leave_room_for_a_third() -> None:
+    admission = shared()
+    assert states(send(admission, "fg" * 10)) == "r" * OPEN + "w" * 14
+    assert states(send(admission, "qq")) == "rr"
+
+
+def test_a_share_is_no_more_than_a_part() -> None:
+    admission = shared()
+    send(admission, "f" * 20)
+    jobs = send(admission, "q")
+    assert admission.done(jobs[0], 0.0) == []
+    assert states(send(admission, "qqqq")) == "rrww", "no slot is left"
+    admission = shared(16)
+    send(admission, "f" * 20)
+    assert states(send(admission, "qqqq")) == "rrrr"
+
+
+def test_tenants_with_little_each_use_every_slot() -> None:
+    admission = shared()
+    assert states(send(admission, "abcdefghij")) == "r" * LIMIT + "ww"
+
+
+def test_a_class_goes_before_the_next_also_here() -> None:
+    admission = shared()
+    send(admission, "f" * 10, priority="high")
+    assert states(send(admission, "q", priority="normal")) == "w"
+    assert states(send(admission, "q", priority="high")) == "r"
+    admission = shared()
+    send(admission, "f" * 10, priority="low")
+    assert states(send(admission, "q", priority="normal")) == "r"
+
+
+def test_those_that_waited_for_a_class_above_start_once_that_has_left() -> None:
+    admission = shared()
+    flood = send(admission, "f" * 7, priority="high")
+    (low,) = send(admission, "q", priority="low")
+    admission.leave(flood[6])
+    assert low.state == "waiting"
+    assert admission.settle(1.0) == [low]
+
+
+def test_the_overdue_take_any_slot() -> None:
+    admission = shared(age_bound=1.0)
+    flood = send(admission, "f" * 7)
+    admission.limit("m", LIMIT, 0.5)
+    assert admission.settle(1.9) == []
+    (quiet,) = send(admission, "q", 2.0)
+    assert quiet.state == "waiting", "the flood's first is overdue, and before it"
+    assert admission.settle(2.0) == [flood[6], quiet]
+
+
+def test_a_full_queue_does_not_hinder_one_for_whom_a_slot_is_kept() -> None:
+    admission = shared(queue_length=3)
+    flood = send(admission, "f" * 9)
+    assert states(flood) == "r" * OPEN + "www"
+    assert states(send(admission, "q")) == "r"
+    assert admission.take_evicted() == []
+    with pytest.raises(ShoalError, match="Too many requests wait"):
+        send(admission, "f")
+
+
+def test_a_start_in_a_kept_slot_is_charged() -> None:
+    admission = shared()
+    flood = send(admission, "f" * 20)
+    send(admission, "qq")
+    waits = send(admission, "qr")
+    assert [job.tenant for job in admission.order("m")[:3]] == ["r", "f", "q"], "q has had two, the flood one"
+    for job in flood[:5]:
+        admission.done(job, 1.0)
+    assert states(waits) == "rr"
+
+
+@pytest.mark.parametrize(("limit", "part", "kept"), [(3, 0.5, 0), (4, 0.01, 1), (16, 0.125, 2), (31, 0.125, 3)])
+def test_how_many_are_kept(limit: int, part: float, kept: int) -> None:
+    admission = Admission(reserve=part)
+    admission.limit("m", limit, 0.0)
+    send(admission, "g")
+    assert states(send(admission, "f" * limit)).count("r") == limit - kept - 1
+    assert SMALLEST_SHARED == 4
+
+
+def test_an_estimate_counts_the_slots_that_are_open() -> None:
+    admission = shared()
+    flood = send(admission, "f" * OPEN, 0.0)
+    admission.done(flood[0], 6.0)
+    send(admission, "f" * 4, 6.0)
+    # Of two that ended at once and one that took 6 s.
+    assert admission.estimate("m", 6.0) == pytest.approx(2.0 / OPEN * 4)
+
+
+@pytest.mark.parametrize("part", [-0.1, 0.51, math.nan])
+def test_a_part_that_is_none_is_refused(part: float) -> None:
+    with pytest.raises(ValueError, match="reserve"):
+        Admission(reserve=part)
+
+
+# -- whatever happens --------------------------------------------------------------------------------------------------
+
+
+class Kept(RuleBasedStateMachine):
+    """Tenants, an engine that finishes, and books of our own about who runs what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admission = Admission(queue_length=20, age_bound=10.0, reserve=0.25)
+        self.now = 0.0
+        self.limit = LIMIT
+        self.waiting: list[Job] = []
+        self.running: list[Job] = []
+        self.tenant: str | None = None
+        self.kept_until = -math.inf
+        self.admission.limit("m", self.limit, 0.0)
+
+    @property
+    def open(self) -> int:
+        kept = self.now < self.kept_until and self.limit >= SMALLEST_SHARED
+        return self.limit - max(1, self.limit // 4) if kept else self.limit
+
+    def below_share(self, tenant: str) -> bool:
+        counts = Counter(job.tenant for job in self.running)
+        return counts[tenant] < self.limit / (len(counts) + 1)
+
+    def begun(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            assert job.state == "running"
+            assert len(self.running) < self.limit
+            if job in self.waiting:
+                self.waiting.remove(job)
+            if len(self.running) >= self.open and job.level != OVERDUE:
+                assert self.below_share(job.tenant)
+                assert all(other.level >= job.level for other in self.waiting), "a class goes before the next"
+            self.running.append(job)
+
+    def settled(self) -> None:
+        """Nobody who may start waits."""
+        if len(self.running) < self.limit and self.waiting:
+            assert len(self.running) >= self.open
+            first = min(job.level for job in self.waiting)
+            assert first != OVERDUE
+            assert not any(self.below_share(job.tenant) for job in self.waiting if job.level == first)
+
+    @rule(tenant=st.sampled_from("aaaabcd"), priority=st.sampled_from([*PRIORITIES, "normal"]), count=st.integers(1, 5))
+    def submit(self, tenant: str, priority: Priority, count: int) -> None:
+        for _ in range(count):
+            job = Job("m", tenant, priority)
+            if self.tenant not in (None, tenant):
+                self.kept_until = self.now + KEPT
+            self.tenant = tenant
+            free = len(self.running) < self.open
+            try:
+                runs = self.admission.submit(job, self.now)
+            except ShoalError:
+                assert len(self.waiting) == 20
+                continue
+            assert runs or not free or self.waiting
+            for other in self.admission.take_evicted():
+                self.waiting.remove(other)
+            if runs:
+                self.begun([job])
+            else:
+                self.waiting.append(job)
+
+    @precondition(lambda self: self.running)
+    @rule(which=st.integers(0, 99))
+    def done(self, which: int) -> None:
+        job = self.running.pop(which % len(self.running))
+        self.begun(self.admission.done(job, self.now))
+        self.settled()
+
+    @precondition(lambda self: self.waiting)
+    @rule(which=st.integers(0, 99))
+    def leave(self, which: int) -> None:
+        self.admission.leave(self.waiting.pop(which % len(self.waiting)))
+
+    @rule(limit=st.integers(0, 12))
+    def change_limit(self, limit: int) -> None:
+        self.limit = limit
+        self.begun(self.admission.limit("m", limit, self.now))
+        if limit:
+            self.settled()
+
+    @rule(seconds=st.sampled_from([0.5, 6.0, 70.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def settle(self) -> None:
+        self.begun(self.admission.settle(self.now))
+        if self.limit:
+            self.settled()
+
+    @invariant()
+    def books_agree(self) -> None:
+        assert self.admission.running("m") == len(self.running)
+        assert self.admission.waiting("m") == len(self.waiting)
+        books = self.admission._models["m"]
+        assert books.tenants == Counter(job.tenant for job in self.running)
+
+
+TestKept = Kept.TestCase
+TestKept.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+def beside(floods: int, limit: int, seed: int) -> list[float]:
+    """How long each request of a quiet tenant waits, of one a second that is shorter than that, beside so many tenants
+    that would fill any number of slots."""
+    rng = random.Random(seed)
+    flood = [Job("m", f"flood{n % floods}", cost=rng.uniform(1, 500)) for n in range(20 * limit)]
+    quiet = [Job("m", "quiet", cost=rng.uniform(1, 500)) for _ in range(40)]
+    service = {job: rng.uniform(0.5, 8.0) for job in flood} | {job: rng.uniform(0.1, 0.9) for job in quiet}
+    arrivals = [(rng.uniform(0, 5), job) for job in flood] + [(float(n), job) for n, job in enumerate(quiet, 20)]
+    early = Job("m", "early")
+    service[early] = 0.1
+    simulate(Admission(reserve=0.125), [(0.0, early), *arrivals], service, limit, least=1)
+    assert all(job.state == "ended" for job in flood)
+    return [job.started - job.submitted for job in quiet]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([4, 8, 16, 31]))
+def test_a_quiet_tenant_never_waits_beside_a_flood(seed: int, limit: int) -> None:
+    assert set(beside(1, limit, seed)) == {0.0}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_quiet_tenant_seldom_waits_beside_several(seed: int) -> None:
+    """They are below their shares by turns, and may then take a kept slot too."""
+    waits = beside(3, 32, seed)
+    assert waits.count(0.0) >= 36
+    assert max(waits) < 2.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 60), st.sampled_from("aaaabcd"), st.sampled_from(PRIORITIES), st.floats(0.01, 4))),
+    st.integers(1, 12),
+    st.sampled_from([0.5, 3.0]),
+)
+def test_nobody_starves_by_it(jobs: list[tuple[float, str, Priority, float]], limit: int, age_bound: float) -> None:
+    """Each runs in the end; how long that may take is promised in `waiting.py`, and at most that."""
+    admission = Admission(queue_length=200, age_bound=age_bound, reserve=0.5)
+    arrivals = [(at, Job("m", tenant, priority)) for at, tenant, priority, _ in jobs]
+    service = {job: seconds for (_, job), (_, _, _, seconds) in zip(arrivals, jobs, strict=True)}
+    started = simulate(admission, arrivals, service, limit, least=1)
+    assert len(started) == len(jobs)
+    longest = max(service.values(), default=0.0)
+    for job in started:
+        line = [o for o in started if (o.tenant, o.priority) == (job.tenant, job.priority)]
+        before = sum(0 < o.ticket < job.ticket and o.started > job.submitted for o in line)
+        turns = before + 1 + PRIORITIES.index(job.priority)
+        assert job.started - job.submitted <= turns * age_bound + longest * math.ceil(200 / limit) + 1e-6
