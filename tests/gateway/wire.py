@@ -261,12 +261,12 @@ class Bench:
         self.relay = world.relay
         self.say: Say = say_ok
         self.engines: list[tuple[Wire, Requests]] = []
-        self._run = runner.run
+        self.run = runner.run
         self._seen: list[Seen] = []
 
     def exchange(self, pieces: Iterable[bytes]) -> Outcome:
         """Send `pieces` over a new connection; what has come of it once nothing happens any more."""
-        return self._run(self._exchange(pieces))
+        return self.run(self._exchange(pieces))
 
     async def _exchange(self, pieces: Iterable[bytes]) -> Outcome:
         self._seen = []

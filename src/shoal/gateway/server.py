@@ -150,9 +150,11 @@ class ClientConnection(asyncio.Protocol):
             return
         self._seen = 0
         head = self.head = _HEADS.read(data[:end])
+        rest = data[end:]
+        if not (head.length or head.chunked):  # it is whole: if it is refused, the next one may come
+            self._state, self._buffer = State.BUSY, rest
         exchange = self.front.open(self, head)
         self.exchange = exchange
-        rest = data[end:]
         if not head.has_body:
             self._complete(None, rest, [])
             return
