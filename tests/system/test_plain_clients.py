@@ -137,8 +137,9 @@ def test_uploads(shoal: Shoal, tmp_path: Path, first: str) -> None:
 def test_a_large_body_is_sent_once_it_is_wanted(shoal: Shoal, guarded: tuple[Shoal, str], tmp_path: Path) -> None:
     file = tmp_path / "body.json"
     file.write_text(json.dumps({**BODY, "padding": "x" * 8 * 2**20}))
-    sends = ("-H", "Content-Type: application/json", "--data-binary", f"@{file}")
-    sends += ("-H", "Expect: 100-continue", "--expect100-timeout", str(PATIENCE))
+    is_json = ("-H", "Content-Type: application/json")
+    expects = ("-H", "Expect: 100-continue", "--expect100-timeout", str(PATIENCE))
+    sends = (*is_json, *expects, "--data-binary", f"@{file}")
     said = tmp_path / "head"
     answer = curl(f"{shoal.url}{CHAT}", *sends, "-D", str(said), "-w", "\n%{size_upload}")
     body, _, sent = answer.rpartition("\n")
