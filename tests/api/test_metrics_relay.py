@@ -53,10 +53,10 @@ def report(name: str, measures: Measures, **fields: object) -> RelayReport:
 
 def test_everything_has_its_family_and_its_type() -> None:
     measures = Measures()
-    measures.count("m", "high", "ok")
-    measures.count("m", "normal", "refused")
-    measures.carried("m", 10, 20)
-    measures.tokens("m", 3, 4)
+    measures.of("m", "high").ended("ok")
+    measures.of("m", "normal").ended("refused")
+    books = measures.of("m", "normal")
+    books.bytes_in, books.bytes_out, books.prompt_tokens, books.completion_tokens = 10, 20, 3, 4
     families, series = scrape(report("a", measures), report("b", measures))
     assert {name: family.type for name, family in families.items()} == {
         "shoal_relays": "gauge",
@@ -98,8 +98,8 @@ def test_what_waits_is_the_sum_over_relays_and_zero_where_nothing_does() -> None
 def test_buckets_are_cumulative() -> None:
     measures = Measures()
     for seconds in (0.001, 0.002, 0.002, 700.0):
-        measures.observe("queue", "m", "low", seconds)
-    measures.observe("overhead", "m", "low", 15e-6)
+        measures.of("m", "low").queue.add(seconds)
+    measures.of("m", "low").overhead.add(15e-6)
     _, series = scrape(report("a", measures))
     labels = {"relay": "a", "model": "m", "priority": "low"}
     found = [
@@ -118,7 +118,7 @@ def test_buckets_are_cumulative() -> None:
 def test_names_are_escaped_and_strange_reports_do_not_spoil_the_scrape() -> None:
     measures = Measures()
     name = 'org/a "quoted"\\ é'
-    measures.observe("queue", name, "normal", 1.0)
+    measures.of(name, "normal").queue.add(1.0)
     other_buckets = Distribution("m", "normal", "queue", (1, 2, 3), 4.0)
     fine = report("a", measures)
     _, series = scrape(fine, fine, RelayReport("b", "e", 1, {}, distributions=(other_buckets,)))
