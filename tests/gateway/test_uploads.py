@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shoal.gateway.link import save_table
 from shoal.gateway.server import ClientConnection
-from shoal.gateway.uploads import HELD
+from shoal.gateway.uploads import HELD, Upload
 from shoal.messages import Key, RoutingTable, VirtualModel
 from tests.gateway.harness import PATIENCE, Engine, World, eventually, get, post, reply, route, table
 from tests.gateway.uploading import (
@@ -30,6 +30,7 @@ from tests.gateway.uploading import (
     head,
     nothing_is_left,
     part,
+    paused,
     relay_of,
     renew,
     slow_engine,
@@ -298,8 +299,10 @@ async def test_a_form_waits_for_its_turn_and_its_client_with_it(world: World) ->
         await first.send(post())
         _, _, writer = await engine.request()
         second.writer.write(head(len(LARGE)) + LARGE)
-        await eventually(lambda: relay_of(world).uploads)
-        (upload,) = relay_of(world).uploads
+        await eventually(lambda: paused(world))
+        (connection,) = paused(world)
+        upload = connection.exchange
+        assert isinstance(upload, Upload)
         assert HELD < upload._spool.left < HELD + 2**18
         assert (upload.phase, relay_of(world).admission.waiting("m")) == ("queued", 1)
         await reply(writer)
@@ -319,7 +322,7 @@ async def test_a_form_is_held_until_its_model_serves(world: World) -> None:
     await world.start(msgspec.structs.replace(route("m"), comes=True))
     client = await world.client()
     client.writer.write(head(len(LARGE)) + LARGE)
-    await eventually(lambda: relay_of(world).uploads)
+    await eventually(lambda: paused(world))
     upload = upload_of(world)
     assert upload.phase == "held"
     assert relay_of(world).link.wanted == {"m"}
@@ -348,7 +351,7 @@ async def test_who_leaves_while_a_form_waits_frees_its_place(world: World, sent:
     await client.send(head(len(LARGE)) + LARGE[:sent])
     await eventually(lambda: relay_of(world).admission.waiting("m"))
     if sent > HELD:
-        await eventually(lambda: relay_of(world).uploads)
+        await eventually(lambda: paused(world))
     client.close()
     await eventually(lambda: nothing_is_left(world))
     assert world.counts == {("m", "cancelled"): 1}

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from shoal.gateway.relay_native import NativeRelay
+from shoal.gateway.server import ClientConnection
 from shoal.gateway.uploads import Upload
 from shoal.messages import RoutingTable
 from tests.gateway.harness import PATIENCE, Message, World, read_head
@@ -52,10 +53,15 @@ def upload_of(world: World) -> Upload:
     return upload
 
 
+def paused(world: World) -> list[ClientConnection]:
+    """Connections whose clients are not read from."""
+    return [connection for connection in relay_of(world).connections if connection.paused]
+
+
 def nothing_is_left(world: World) -> bool:
     relay = relay_of(world)
     waiting = relay.admission.waiting_models() or relay.admission.running("m")
-    return not (relay.requests or relay.uploads or world.outstanding or waiting)
+    return not (relay.requests or world.outstanding or waiting)
 
 
 def renew(world: World, new: RoutingTable) -> None:

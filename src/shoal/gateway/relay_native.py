@@ -70,8 +70,6 @@ class NativeRelay:
         self.requests: dict[str, Inference] = {}
         self.errands: set[Passage] = set()
         """Requests to the controller."""
-        self.uploads: set[Upload] = set()
-        """Those whose clients are not read from: that one has left has to be looked for."""
         self.admission = Admission(
             queue_length=config.queue_length, age_bound=config.age_bound, reserve=config.fair_reserve
         )
@@ -340,8 +338,8 @@ class NativeRelay:
                 now = self.now()
                 for connection in [c for c in self.connections if 0 < c.deadline <= now]:
                     connection.on_deadline()
-                for upload in [upload for upload in self.uploads if upload.connection.hung_up]:
-                    upload.connection.drop()
+                for connection in [c for c in self.connections if c.hung_up]:
+                    connection.drop()
                 self.pools.sweep(now)
                 self._expire()
             except Exception as error:  # whatever one request does, the others' clocks go on

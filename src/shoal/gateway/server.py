@@ -273,11 +273,16 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = when
 
     @property
+    def paused(self) -> bool:
+        """Whether it is not read from."""
+        return self._paused
+
+    @property
     def hung_up(self) -> bool:
         """Whether a client that is not read from has left, as far as that can be seen: what it sent before it left
-        has to have come."""
-        if self._transport is None:
-            return True
+        has to have come. Of any other client asyncio tells."""
+        if not self._paused or self._transport is None or self._transport.is_closing():
+            return False
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
         return bool(poll.poll(0))

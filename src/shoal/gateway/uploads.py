@@ -112,7 +112,6 @@ class Upload(Inference):
         if waits != self._waits:
             self._waits = waits
             self.connection.pause(waits)
-            (self._relay.uploads.add if waits else self._relay.uploads.discard)(self)
         if self._flows and self._relay.timed:
             self._relay.set_deadline(self)
 
@@ -237,5 +236,4 @@ class Upload(Inference):
         if self._form is not None:
             self._bytes_in = self._came
         self._spool.close()
-        self._relay.uploads.discard(self)
         super().end(status)
