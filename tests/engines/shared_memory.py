@@ -129,18 +129,20 @@ class Machine:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.002):
-            # There is no broker while one is restarted.
-            with suppress(OSError, EOFError):
-                device, members = self.books()
-                if device is None:
-                    continue
-                self.looks += 1
-                leases = sum(member.lease for member in members.values())
-                if leases != device.leased:
-                    self.broken.append(f"{leases} bytes of leases, and {device.leased} leased")
-                if device.leased > device.budget and not self.owing:
-                    self.broken.append(f"{device.leased} leased of {device.budget}")
-                self.broken += [f"{e} backs more than its lease" for e, b in members.items() if b.backed > self.size]
+            self._look()
+
+    def _look(self) -> None:
+        with suppress(OSError, EOFError):  # there is no broker while one is restarted
+            device, members = self.books()
+            if device is None:
+                return
+            self.looks += 1
+            leases = sum(member.lease for member in members.values())
+            if leases != device.leased:
+                self.broken.append(f"{leases} bytes of leases, and {device.leased} leased")
+            if device.leased > device.budget and not self.owing:
+                self.broken.append(f"{device.leased} leased of {device.budget}")
+            self.broken += [f"{e} backs more than its lease" for e, b in members.items() if b.backed > self.size]
 
     def __enter__(self) -> Machine:
         return self
@@ -150,6 +152,7 @@ class Machine:
     ) -> None:
         self._ended.set()
         self._thread.join()
+        self._look()  # on a busy machine it may be the first
         self._processes.close()
         self.kill_broker()
         shutil.rmtree(self.directory)

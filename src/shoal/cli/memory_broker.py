@@ -61,10 +61,11 @@ def broker(
 
 
 async def _serve(path: Path, limits: Mapping[str, Amount], headroom: Amount, machine: Machine) -> None:
+    asked = asked_to_end()  # before anybody can know that it runs
     broker = Broker(path, limits=limits, headroom=headroom, measure=machine)
     broker.know(await asyncio.to_thread(machine))
     await broker.start()
     try:
-        await asked_to_end().wait()
+        await asked.wait()
     finally:
         await broker.stop()
