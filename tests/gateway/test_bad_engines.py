@@ -126,33 +126,37 @@ async def test_an_engine_that_says_more_than_it_was_asked(world: World, more: by
     assert engine.connections == 5
 
 
-async def test_an_engine_that_answers_before_it_has_read_gets_no_more(world: World) -> None:
-    size = 32 * 2**20
-    answered = asyncio.Event()
+class Hasty(Engine):
+    """Answers once it has the head, and reads on only when told to."""
+
     read = -1
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal read
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
         await reader.readuntil(END)
         await reply(writer, head="HTTP/1.1 413 Too Large", body=b"no")
-        await answered.wait()
+        await self.left.wait()
         total = 0
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(2**20):
                 total += len(data)
-        read = total
+        self.read = total
         writer.close()
 
-    listener = await asyncio.start_unix_server(serve, world.folder / "e.sock")
-    await world.start(route("m", Engine(world.folder / "e.sock")))
+
+async def test_an_engine_that_answers_before_it_has_read_gets_no_more(world: World) -> None:
+    size = 32 * 2**20
+    engine = Hasty(world.folder / "e.sock")
+    await engine.start()
+    world._engines.append(engine)
+    await world.start(route("m", engine))
     client = await world.client()
     answer = await client.ask(post(body=b'{"model":"m","x":"' + b"x" * size + b'"}'))
     assert (answer.status, answer.body) == (413, b"no")
-    answered.set()
-    await eventually(lambda: read >= 0)
-    assert read < size / 2
+    engine.left.set()
+    await eventually(lambda: engine.read >= 0)
+    assert engine.read < size / 2
     assert (await client.ask(MODELS)).status == 200
-    listener.close()
 
 
 class IdleCloser(Engine):
@@ -200,6 +204,8 @@ async def test_engines_that_close_idle_connections(world: World, monkeypatch: py
             await asyncio.sleep(dice.choice((0, 0, 0.01, 0.03, 0.05, 0.1)))
 
     async with asyncio.timeout(100):
-        await asyncio.gather(*(client(number) for number in range(50)))
+        async with asyncio.TaskGroup() as clients:
+            for number in range(50):
+                clients.create_task(client(number))
     assert sum(len(engine.received) for engine in engines) == 5000
     assert sum(engine.connections for engine in engines) < 4000  # most were used again
