@@ -19,10 +19,12 @@ test-fast: .venv/.dev
 test-e2e: .venv/.dev
 	$(BIN)/pytest -m "e2e" tests/e2e tests/engines/plugin $(ARGS)
 
-# The properties of memory with a hundred times the examples, and a million frames at the broker: an hour or more.
+# The properties of memory and of the relay's HTTP with a hundred times the examples, a million frames at the broker and a
+# million damaged streams at the relay: hours.
 test-nightly: .venv/.dev
 	SHOAL_TEST_EXAMPLES=10000 SHOAL_TEST_FRAMES=1000000 $(BIN)/pytest -n 2 --dist loadgroup --timeout 14400 \
-		-m "not e2e and not gpu" tests/memory tests/engines/plugin $(ARGS)
+		-m "not e2e and not gpu" tests/memory tests/engines/plugin $(addprefix tests/gateway/test_,framing.py http1.py \
+		smuggling.py differential.py fuzz.py bounds.py bad_engines.py) $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
