@@ -196,7 +196,7 @@ def _plain(head: RequestHead | ResponseHead) -> dict[str, Any]:
 
 
 @_thorough
-@given(st.lists(st.tuples(lines(), FRAMINGS, st.integers(0, 10**9)), min_size=1, max_size=4))
+@given(st.lists(st.tuples(lines(), FRAMINGS, st.integers(0, 10**9)), min_size=1, max_size=2))
 def test_a_head_that_is_known_is_read_as_a_new_one(heads: list[tuple[list[bytes], list[bytes], int]]) -> None:
     known = Known(parse_request)
     raws = []
