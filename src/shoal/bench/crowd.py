@@ -166,7 +166,8 @@ class Crowd:
     used: dict[tuple[str, str], Used] = field(default_factory=dict)
     looks: Counter[str] = field(default_factory=Counter)
     """What pollers were answered: `PATH status`."""
-    slowest: float = 0.0
+    slowest: tuple[float, str] = (0.0, "")
+    """Seconds of the request that took longest, and its end."""
 
     def session(self) -> aiohttp.ClientSession:
         """Connections that are kept, as clients keep them."""
@@ -234,10 +235,10 @@ class Crowd:
             async with session.post(
                 self.url + ask.path, data=ask.body, headers=headers | dict(ask.headers)
             ) as response:
-                self._ended(ask, *await self._read(response, ask))
+                end = self._ended(ask, *await self._read(response, ask))
         except aiohttp.ClientError as error:
-            self._ended(ask, 0, repr(error).encode(), "broken")
-        self.slowest = max(self.slowest, time.monotonic() - began)
+            end = self._ended(ask, 0, repr(error).encode(), "broken")
+        self.slowest = max(self.slowest, (time.monotonic() - began, f"{end} of {ask.model}, {ask.headers}"))
 
     async def _read(self, response: aiohttp.ClientResponse, ask: Ask) -> tuple[int, bytes, How]:
         """Status, body as far as it came, and how it ended. Leaves if it is meant to."""
@@ -257,22 +258,22 @@ class Crowd:
             return response.status, body, "broken"
         return response.status, body, "over"
 
-    def _ended(self, ask: Ask, status: int, body: bytes, how: How) -> None:
-        """Count one end."""
+    def _ended(self, ask: Ask, status: int, body: bytes, how: How) -> str:
+        """Count one end; what it is counted as."""
         end = end_of(ask, status, body, how)
+        counted = f"{end[0]} {end[1]}" if isinstance(end, tuple) else end or "wrong"
+        self.ends[counted] += 1
         if isinstance(end, tuple):
-            self.ends[f"{end[0]} {end[1]}"] += 1
             if end not in self.allowed:
                 self._note(ask, end, body)
-            return
-        self.ends[end or "wrong"] += 1
-        if end == WHOLE:
+        elif end == WHOLE:
             used = self.used.setdefault((ask.key, ask.model), Used())
             used.requests += 1
             used.prompt_tokens += ask.tokens[0]
             used.completion_tokens += ask.tokens[1]
         elif not end:
             self._note(ask, (status, "broken" if how == "broken" else "not what was asked for"), body)
+        return counted
 
     def _note(self, ask: Ask, end: tuple[int, str], body: bytes) -> None:
         if len(self.wrong) < 100:
