@@ -99,6 +99,39 @@ async def test_tenants_share_in_turns(native_world: NativeWorld, gate: Gate) -> 
     assert gate.begun.index("b1") <= 4
 
 
+async def test_beside_a_flood_a_slot_is_kept_for_others(native_world: NativeWorld, gate: Gate) -> None:
+    native_world.configure(fair_reserve=0.25)
+    engine = await native_world.engine(script=gate)
+    await native_world.begin(serves("m", engine, capacity=4), keys=(key("a"), key("b")))
+    flood = [f"a{i}" for i in range(8)]
+    clients = await native_world.sent(chat(name="b0", extra=bearer("b")))
+    clients += await native_world.sent(*(chat(name=name, extra=bearer("a")) for name in flood))
+    await eventually(lambda: len(gate.begun) == 3)
+    clients += await native_world.sent(chat(name="b1", extra=bearer("b")))
+    await eventually(lambda: "b1" in gate.begun)
+    gate.let_go("b0")
+    await eventually(lambda: native_world.counts == {("m", "ok"): 1})
+    assert set(gate.begun) == {"b0", "b1", "a0", "a1"}, "the flood does not take the slot that is kept"
+    gate.let_go("b1", *flood)
+    for client in clients:
+        await answered(client)
+    assert gate.begun[4:] == flood[2:]
+
+
+async def test_once_others_have_left_the_kept_slot_is_given_away(native_world: NativeWorld, gate: Gate) -> None:
+    """A class waits for those before it even where a slot is kept for it, until they have left."""
+    native_world.configure(fair_reserve=0.25)
+    engine = await native_world.engine(script=gate)
+    await native_world.begin(serves("m", engine, capacity=4), keys=(key("a", priority="high"), key("b")))
+    await native_world.sent(chat(name="b0", extra=bearer("b")))
+    flood = await native_world.sent(*(chat(name=f"a{i}", extra=bearer("a")) for i in range(3)))
+    await native_world.sent(chat(name="b1", extra=bearer("b")))
+    assert set(gate.begun) == {"b0", "a0", "a1"}
+    flood[2].close()
+    await eventually(lambda: "b1" in gate.begun)
+    gate.let_go("b0", "b1", "a0", "a1")
+
+
 async def test_a_tenant_is_who_a_header_says_where_there_is_no_key(native_world: NativeWorld, gate: Gate) -> None:
     native_world.configure(tenant_headers=("x-team", "x-user"))
     engine = await native_world.engine(script=gate)
