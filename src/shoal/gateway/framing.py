@@ -18,6 +18,8 @@ _BARE = re.compile(rb"\n|\r(?!\Z)")
 """What cannot become a line's end; for text without CR LF."""
 _PLAIN = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
+_FRAMES = re.compile(rb"(?:content-length|transfer-encoding):", re.IGNORECASE)
+"""Fields that must not come after a body (RFC 9110, section 6.5.1): some would believe them."""
 
 
 class FramingError(Exception):
@@ -194,6 +196,8 @@ class Chunked:
             raise FramingError("the trailers are too long")
         if _TRAILER.fullmatch(line) is None:
             raise FramingError("a trailer is not a valid field")
+        if _FRAMES.match(line):
+            raise FramingError("a trailer says anew where the body ends")
         self.trailers.append(line)
 
 
