@@ -61,10 +61,10 @@ class Load:
 
 
 def simulated(concurrency: int) -> Load:
-    """The pace of a mid-sized model on a GPU: 100 ms to the first token, then 50 a second."""
-    args = ["--ttft", "0.1", "--tokens-per-second", "50", "--max-num-seqs", str(concurrency)]
+    """The pace of a large model on a GPU: 200 ms to the first token, then 40 a second."""
+    args = ["--ttft", "0.2", "--tokens-per-second", "40", "--max-num-seqs", str(concurrency)]
     settings = {"engine": "simulated", "source": "x", "args": [*args, "--disable-uvicorn-access-log"]}
-    return Load(settings, concurrency, 200, 100, 32, 100, (64, 256), 6.0)
+    return Load(settings, concurrency, 200, 100, 16, 100, (64, 256), 8.0)
 
 
 def vllm_cpu(concurrency: int) -> Load:
@@ -121,6 +121,7 @@ class Bench:
         self.sides = sides
         self.rows: list[dict[str, Any]] = []
         self.firsts: dict[str, list[float]] = {system: [] for system in sides}
+        self.queued: dict[str, list[float]] = {system: [] for system in sides}
 
     def run(self) -> None:
         """Measure in passes, the systems one after the other in each."""
@@ -142,7 +143,9 @@ class Bench:
         row |= {"running_least": min(running), "running_mean": sum(running) / len(running)}
         if flood is not None:
             row |= {"flood": msgspec.to_builtins(self.over(flood))}
-        self.firsts[system] += [1e3 * (one.first - one.due) for one in served if one.complete(asked.tokens)]
+        good = [one for one in served if one.complete(asked.tokens)]
+        self.firsts[system] += [1e3 * (one.first - one.due) for one in good]
+        self.queued[system] += [1e3 * one.queued for one in good]
         self.rows.append(rounded(row))
         say(self.rows[-1])
         until(lambda: asyncio.run(side.running()) == 0, "the end of the flood", PATIENCE)
@@ -215,6 +218,7 @@ class Bench:
                 "system": system,
                 "requests": len(firsts),
                 **{f"ttft_p{part:g}": percentile(firsts, part / 100) for part in (50, 90, 99)},
+                "queued_p99": percentile(self.queued[system], 0.99),
                 "p50_ratio": percentile(firsts, 0.5) / percentile(self.firsts["alone"], 0.5),
                 "p99_ratio": percentile(firsts, 0.99) / self.p99("alone"),
             }
@@ -245,8 +249,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--engine", choices=ENGINES, default="simulated", help="what runs the model")
     parser.add_argument("--systems", help=f"which of {', '.join(SYSTEMS)}; alone and shoal are always among them")
     parser.add_argument("--concurrency", type=int, help="requests that run at once")
-    parser.add_argument("--passes", type=int, default=3, help="all of them count together")
-    parser.add_argument("--seconds", type=int, default=60, help="of each system in a pass")
+    parser.add_argument("--passes", type=int, default=4, help="all of them count together")
+    parser.add_argument("--seconds", type=int, default=45, help="of each system in a pass")
     parser.add_argument("--out", type=Path, default=FOLDER, help="results go to a folder `results` in here")
     parser.add_argument("--label", default="", help="part of the result's name, for runs of one day")
     found = parser.parse_args()

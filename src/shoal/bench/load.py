@@ -34,6 +34,8 @@ class Served:
     last: float = 0.0
     end: float = 0.0
     tokens: int = 0
+    queued: float = 0.0
+    """Seconds in Shoal's queue, as it says itself."""
     finished: bool = False
     error: str = ""
 
@@ -103,6 +105,7 @@ async def send(session: aiohttp.ClientSession, url: str, data: bytes, served: Se
             if response.status != 200:
                 served.error = f"{response.status} {(await response.text())[:200]}"
                 return
+            served.queued = 1e-3 * float(response.headers.get("x-shoal-queue-ms", 0))
             async for chunk in response.content.iter_any():
                 now = time.monotonic()
                 # The first token may come with others, and the usage comes alone: only events with a choice count.
