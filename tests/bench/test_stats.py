@@ -42,7 +42,7 @@ def test_ratios_are_of_pairs() -> None:
 
 
 def served(due: float, first: float, last: float, tokens: int, *, finished: bool = True) -> Served:
-    return Served(0, due, due + 0.001, first, last, last, tokens, finished)
+    return Served(0, due, due + 0.001, first, last, end=last, tokens=tokens, finished=finished)
 
 
 def test_a_summary_counts_time_from_when_requests_were_due_and_short_answers_as_failures() -> None:
