@@ -32,13 +32,17 @@ class AccessControl:
         """`exposed`: others than this machine can connect, and are to be asked for a key."""
         self.keys = KeyBook()
         self.virtual = VirtualBook()
-        self.faults: list[str] = []
-        """What is not as it was declared, in a sentence each."""
         self._store = store
         self._manager = manager
         self._effects = effects
         self._exposed = exposed
         self._lost = False
+
+    @property
+    def faults(self) -> list[str]:
+        """What is not as it was declared, now, in a sentence each."""
+        found = self.virtual.faults(self._manager.fleet.models)
+        return [LOST, *found] if self._lost else found
 
     def restore(self, saved: Saved) -> None:
         """At start: know again what was known."""
@@ -104,11 +108,8 @@ class AccessControl:
     def publish(self) -> None:
         """Tell the relays how it all is now."""
         now = self._effects.now()
-        virtual, self.faults = self.virtual.served(self._manager.fleet.models)
-        if self._lost:
-            self.faults.insert(0, LOST)
         required = must_show_key(self.keys.records.values(), exposed=self._exposed) or self._lost
-        self._manager.set_access(lambda _: Access(self.keys.messages(now), required, virtual))
+        self._manager.set_access(lambda _: Access(self.keys.messages(now), required, self.virtual.served()))
 
     def _keep(self, record: KeyRecord, what: str) -> KeyRecord:
         self._store.save_key(record)

@@ -335,6 +335,16 @@ def test_virtual_models_of_the_file_follow_it() -> None:
             shoal.write_config()
             client.reload_settings()
             assert any("mine is hidden by the model" in warning for warning in client.status()["warnings"])
+            client.load("mine")
+            shoal.wait("mine", "ready")
+            assert shoal.chat("mine").json()["model"] == "mine"
+            del shoal.settings["models"]["mine"]
+            shoal.write_config()
+            client.reload_settings()  # it serves somebody, so it stays until it is removed by hand
+            assert any("mine is hidden" in warning for warning in client.status()["warnings"])
+            client.remove_model("mine", unload=True)
+            assert not any("mine is hidden" in warning for warning in client.status()["warnings"])
+            assert shoal.chat("mine").json()["model"] == "m"  # the virtual one is back at once
             shoal.settings["virtual_models"]["c"] = {"model": "a"}
             shoal.write_config()
             with pytest.raises(ShoalError, match="c names a, which is virtual too"):

@@ -151,20 +151,27 @@ class VirtualBook:
                 (added if known is None else changed).append(name)
         return {"added": added, "changed": changed, "removed": removed}
 
-    def served(self, models: Collection[str]) -> tuple[tuple[VirtualModel, ...], list[str]]:
-        """Those that relays are told of, by name; and, in a sentence each, why the others are not among them: the file
-        may since have taken a name that the API had given."""
-        told, faults = [], []
+    def served(self) -> tuple[VirtualModel, ...]:
+        """Those that relays are told of, by name. One that a model hides is among them: relays look for models first,
+        and once that model is gone the name stands for what it did before."""
+        return tuple(self.records[name].message() for name in sorted(self.records) if not self._leads_on(name))
+
+    def faults(self, models: Collection[str]) -> list[str]:
+        """Why some cannot be used as they were declared, in a sentence each: the file may since have taken a name that
+        the API had given. `models` are the names of the real ones."""
+        found = []
         for name in sorted(self.records):
-            spec = self.records[name].spec
-            others = [record.spec for record in self.records.values() if record.spec.name != name]
             if name in models:
-                faults.append(f"the virtual model {name} is hidden by the model of that name; rename one of them")
-            elif any(other.name in (spec.model, *spec.fallback) for other in others):
-                faults.append(f"the virtual model {name} is left out: {chain(spec, others)}")
-            else:
-                told.append(self.records[name].message())
-        return tuple(told), faults
+                found.append(f"the virtual model {name} is hidden by the model of that name; rename one of them")
+            elif self._leads_on(name):
+                others = [record.spec for record in self.records.values() if record.spec.name != name]
+                found.append(f"the virtual model {name} is left out: {chain(self.records[name].spec, others)}")
+        return found
+
+    def _leads_on(self, name: str) -> bool:
+        """Whether what a virtual model stands for is virtual too."""
+        spec = self.records[name].spec
+        return any(target in self.records for target in (spec.model, *spec.fallback))
 
 
 def chain(spec: VirtualSpec, others: Iterable[VirtualSpec]) -> str | None:
