@@ -111,9 +111,9 @@ def test_what_is_remembered_is_bounded_and_only_valid_keys_are() -> None:
         ring.identify(None, f"secret {n}".encode(), 0.0)
         with pytest.raises(ShoalError):
             ring.identify(None, f"guess {n}".encode(), 0.0)
-    assert len(ring._known) == KNOWN
+        assert 0 < len(ring._known) <= KNOWN
     assert ring.identify(None, b"secret 0", 0.0) is not None  # forgotten, and found again
-    assert len(ring._known) == KNOWN
+    assert len(ring._known) <= KNOWN
 
 
 # -- which models ------------------------------------------------------------------------------------------------------

@@ -76,8 +76,8 @@ class Asking(Passage):
 
     def identify(self) -> None:
         """Find out whose request it is. Raises ShoalError 401."""
-        fields, relay, manner = self.head.fields, self._relay, self._manner
-        key = relay.keyring.identify(fields.get(b"authorization"), fields.get(b"x-api-key"), relay.wall)
+        relay, manner = self._relay, self._manner
+        key = relay.keyring.bearer(manner.token, relay.wall)
         self.dropped = DROPPED[key is not None or manner.secret][manner.has_id and self.id != manner.id]
         if key is not None:
             self.key = key
@@ -85,7 +85,7 @@ class Asking(Passage):
             self.priority = key.priority
             return
         for name in relay.tenant_headers:
-            if (value := fields.get(name)) is not None:
+            if (value := self.head.fields.get(name)) is not None:
                 self.tenant = value[:200].decode("utf-8", "replace")
                 return
         self.tenant = self.connection.peer

@@ -140,10 +140,13 @@ class Inference(Asking):
         took_part = self._waited or (job is not None and job.state == "running")
         relay.over(self, job, now)
         tokens = self._tokens if self._reader is None else self._reader.tokens
-        known = self.model in relay.routes  # what has left the table meanwhile is forgotten
-        books = relay.measures.of(self.model if known else UNKNOWN, self.priority)
+        books = self._books
+        if books is None or books.forgotten:
+            # What has left the table meanwhile is not counted by its name.
+            books = relay.measures.of(self.model if self.model in relay.routes else UNKNOWN, self.priority)
+            took_part = took_part and self.model in relay.routes
         books.ended(self.outcome)
-        if known and took_part:
+        if took_part:
             books.took(self._waited, now - self.arrived, self._overhead)
             if status is not None and not self._bytes_out and not self._raw:  # the head was all there is
                 books.first_byte.add(now - self.arrived)

@@ -10,6 +10,7 @@ is answered 404. Nesting beyond some 1,000 levels is refused, as JSON parsers in
 from __future__ import annotations
 
 import math
+from typing import Annotated
 from urllib.parse import parse_qs
 
 import msgspec
@@ -71,6 +72,22 @@ class _Body(msgspec.Struct, gc=False):
     stream_options: msgspec.Raw = ABSENT
 
 
+class _Usual(msgspec.Struct, gc=False):
+    """The same of a body in which all of it is as it should be, as in nearly all: read without a second look."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1)]
+    stream: bool = False
+    priority: msgspec.Raw = ABSENT
+    user: msgspec.Raw = ABSENT
+    keep_alive: msgspec.Raw = ABSENT
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)] | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)] | None = None
+    max_output_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] = 1
+    stream_options: msgspec.Raw = ABSENT
+
+
+_USUAL = msgspec.json.Decoder(_Usual)
 _BODY = msgspec.json.Decoder(_Body)
 _TEXT = msgspec.json.Decoder(str)
 _SPAN = msgspec.json.Decoder(str | int | float)
@@ -98,8 +115,14 @@ def read_request(
         reader.feed(body)
         reader.end()
         return read_form(target, reader, model_header=model_header)
-    said = _read(body)
     path = target.partition("?")[0]
+    try:
+        usual = _USUAL.decode(body)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return _read_usual(usual, path, len(body))
+    said = _read(body)
     stream = said.stream is not ABSENT and bytes(said.stream) == b"true"
     return Named(
         said.model or _elsewhere(target, model_header),
@@ -108,6 +131,28 @@ def read_request(
         None if said.user is ABSENT else _user(said.user),
         None if said.keep_alive is ABSENT else _keep_alive(said.keep_alive),
         len(body) / BYTES_A_TOKEN + _answer(path, said),
+        said.stream_options is not ABSENT and asks_usage(said.stream_options),
+        stream and counts_usage(path),
+    )
+
+
+def _read_usual(said: _Usual, path: str, size: int) -> Named:
+    stream = said.stream
+    if said.max_completion_tokens is not None:
+        tokens = said.max_completion_tokens
+    elif said.max_tokens is not None:
+        tokens = said.max_tokens
+    elif said.max_output_tokens is not None:
+        tokens = said.max_output_tokens
+    else:
+        tokens = TOKENS_UNSAID
+    return Named(
+        said.model,
+        stream,
+        None if said.priority is ABSENT else _PRIORITIES.get(bytes(said.priority)),
+        None if said.user is ABSENT else _user(said.user),
+        None if said.keep_alive is ABSENT else _keep_alive(said.keep_alive),
+        size / BYTES_A_TOKEN + (0.0 if path.rpartition("/")[2] in _READING else tokens * said.n),
         said.stream_options is not ABSENT and asks_usage(said.stream_options),
         stream and counts_usage(path),
     )

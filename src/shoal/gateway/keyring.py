@@ -1,6 +1,6 @@
 """Who may do what, by API key: whose a key is, which models it may use, and how much. Pure; times are passed in.
 
-Called for every request, so a key that was seen before costs two dictionary lookups and no hashing. None of these
+Called for every request, so a key that was seen before costs one dictionary lookup and no hashing. None of these
 comparisons takes constant time, and none needs to. Presented keys are looked up by a hash that is seeded anew in every
 process, and digests by the SHA-256 of what was presented: nobody can choose, byte by byte, what either comes to, so
 how long a lookup takes tells nothing about a key that one does not have already.
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 
 from shoal.errors import ShoalError
 from shoal.messages import Key
 
 KNOWN = 4096
-"""Presented keys whose digest is remembered. Only valid ones are, so that others cannot push those out."""
+"""Presented keys that are remembered. Only valid ones are, so that others cannot push those out."""
 MAX_TOKEN = 512
 """Bytes; no key has more, and hashing what has would only cost time."""
 _NAMED = 20
@@ -64,8 +63,10 @@ class Bucket:
 
     def give(self, cost: float, now: float) -> None:
         """Put back; with a negative `cost` take, whatever there is. What does not fit is lost."""
-        self.wait(0, now)
-        self.level = min(self.capacity, self.level + cost)
+        if cost < 0:
+            self.wait(0, now)  # what time has paid counts first, as far as there was room for it
+        level = self.level + cost
+        self.level = level if level < self.capacity else self.capacity
 
     def resized(self, capacity: float) -> Bucket:
         """One of another capacity from which as much was taken."""
@@ -122,7 +123,7 @@ class Keyring:
         self._required = False
         self._by_digest: dict[str, Key] = {}
         self._accounts: dict[str, _Account] = {}  # by id: a rotated key has two digests, and one account
-        self._known: OrderedDict[bytes, str] = OrderedDict()
+        self._known: dict[bytes, Key] = {}
 
     def replace(self, keys: tuple[Key, ...], required: bool) -> None:
         """Take the keys of a new table. Those that stay keep what they have used; of those that are gone nothing is
@@ -139,8 +140,7 @@ class Keyring:
                 del self._accounts[id]
         for key in keys:
             self._accounts.setdefault(key.id, _Account()).follow(key)
-        for token in [token for token, digest in self._known.items() if digest not in self._by_digest]:
-            del self._known[token]
+        self._known.clear()
 
     def identify(self, authorization: bytes | None, api_key: bytes | None, wall: float) -> Key | None:
         """Whose request it is, by the values of `Authorization` (`Bearer …`) or else of `x-api-key`. `wall` in Unix
@@ -149,9 +149,12 @@ class Keyring:
         None: no key was given, and none is needed. Where there is no key at all and none is needed, whatever was given
         is ignored: many clients cannot send none. Raises ShoalError 401: `key_required`, `invalid_key`, `key_expired`.
         """
+        return self.bearer(token_of(authorization, api_key), wall)
+
+    def bearer(self, token: bytes | None, wall: float) -> Key | None:
+        """The same, by what `token_of` found in these headers."""
         if not self._by_digest and not self._required:
             return None
-        token = _token(authorization, api_key)
         if token is None:
             if self._required:
                 raise _unauthorized(
@@ -159,11 +162,8 @@ class Keyring:
                     "key_required",
                 )
             return None
-        digest = self._known.get(token)
-        if digest is not None:
-            self._known.move_to_end(token)
-            key = self._by_digest[digest]
-        else:
+        key = self._known.get(token)
+        if key is None:
             key = self._look_up(token)
         if key.expires_at is not None and key.expires_at <= wall:
             raise _unauthorized(
@@ -225,14 +225,14 @@ class Keyring:
             del self._accounts[key.id]
 
     def _look_up(self, token: bytes) -> Key:
-        """The key that was presented for the first time, or for the first time in long."""
+        """The key that was presented for the first time since the keys have changed."""
         digest = hashlib.sha256(token).hexdigest() if len(token) <= MAX_TOKEN else ""
         key = self._by_digest.get(digest)
         if key is None:
             raise _unknown()
-        self._known[token] = digest
-        if len(self._known) > KNOWN:
-            self._known.popitem(last=False)
+        if len(self._known) >= KNOWN:
+            self._known.clear()
+        self._known[token] = key
         return key
 
 
@@ -248,8 +248,9 @@ def _follow(bucket: Bucket | None, limit: int | None) -> Bucket | None:
     return bucket if bucket.capacity == limit else bucket.resized(limit)
 
 
-def _token(authorization: bytes | None, api_key: bytes | None) -> bytes | None:
-    """The key that a request presents, if any. Another scheme than Bearer presents none."""
+def token_of(authorization: bytes | None, api_key: bytes | None) -> bytes | None:
+    """The key that a request presents, by the values of `Authorization` and `x-api-key`, if any. Another scheme than
+    Bearer presents none."""
     if authorization is not None and authorization[:7].lower() == b"bearer ":
         return authorization[7:].strip()
     return api_key or None

@@ -9,6 +9,7 @@ import msgspec
 from shoal.gateway.forms import is_form
 from shoal.gateway.http1 import RequestHead
 from shoal.gateway.inspect import MODEL_HEADER
+from shoal.gateway.keyring import token_of
 from shoal.messages import PRIORITIES, Priority
 
 KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
@@ -29,7 +30,7 @@ class Manner(msgspec.Struct, frozen=True):
     """`priority`: the class that the header asks for. `patient`: it may be held. `id`: the client's own, if it can be
     used; `has_id`: it gave one. `secret`: one of Shoal's keys is in it, needed or not. `json`: the body is JSON, or
     nothing says otherwise. `form`: it is a form that can be read while it comes. `comments`:
-    while it is held, it is to be told so."""
+    while it is held, it is to be told so. `token`: the API key that it presents."""
 
     content_type: str
     content_encoding: str
@@ -43,6 +44,7 @@ class Manner(msgspec.Struct, frozen=True):
     origin: bytes | None
     form: bool
     comments: bool
+    token: bytes | None
 
 
 def manner_of(head: RequestHead) -> Manner:
@@ -68,6 +70,7 @@ def manner_of(head: RequestHead) -> Manner:
             origin=fields.get(b"origin"),
             comments=head.method == b"POST" and fields.get(b"x-shoal-hold", b"").lower() == b"comments",
             form=is_form(content_type) and content_encoding.strip().lower() in ("", "identity"),
+            token=token_of(fields.get(b"authorization"), fields.get(b"x-api-key")),
         )
     assert isinstance(manner, Manner)
     return manner

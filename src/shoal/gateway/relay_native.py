@@ -163,14 +163,13 @@ class NativeRelay:
         return errand
 
     def _infer(self, connection: ClientConnection, head: RequestHead, target: str, path: str) -> Exchange:
-        fields = head.fields
-        if b"origin" in fields:
-            connection.extra = self._cors.headers(fields[b"origin"])
-            if head.method == b"OPTIONS" and b"access-control-request-method" in fields:
-                return Told(connection, head, *self._cors.preflight(fields[b"origin"]))
-        if head.upgrade and fields.get(b"upgrade", b"").lower() != b"websocket":
-            head.upgrade = False  # a server may ignore it (RFC 9110, section 7.8)
         manner = manner_of(head)
+        if manner.origin is not None:
+            connection.extra = self._cors.headers(manner.origin)
+            if head.method == b"OPTIONS" and b"access-control-request-method" in head.fields:
+                return Told(connection, head, *self._cors.preflight(manner.origin))
+        if head.upgrade and not manner.websocket:
+            head.upgrade = False  # a server may ignore it (RFC 9110, section 7.8)
         make = Upload if manner.form else Commented if manner.comments else Inference
         inference = make(self, connection, head, target, path)
         self.requests[inference.id] = inference
@@ -203,7 +202,7 @@ class NativeRelay:
                 code="method_not_allowed",
                 headers={"Allow": "GET, HEAD"},
             )
-        key = self.keyring.identify(fields.get(b"authorization"), fields.get(b"x-api-key"), self.wall)
+        key = self.keyring.bearer(manner_of(head).token, self.wall)
         visible = self.keyring.may_see(key)
         model = heads.model_in_path(path)
         body = model_list(self.routes, visible) if model is None else model_named(self.routes, model, visible)
@@ -331,9 +330,11 @@ class NativeRelay:
         return max(1, -(-limit // self.config.relay_workers))
 
     async def _sweep(self) -> None:
-        while True:
+        for sweep in itertools.count():
             await asyncio.sleep(SWEEP)
             try:
+                if sweep % 10 == 0:
+                    self.measures.fold()
                 self._look_at_the_clock()
                 now = self.now()
                 for connection in [c for c in self.connections if 0 < c.deadline <= now]:
@@ -341,6 +342,7 @@ class NativeRelay:
                 for connection in [c for c in self.connections if c.hung_up]:
                     connection.drop()
                 self.pools.sweep(now)
+                self.routes.settle()
                 self._expire()
             except Exception as error:  # whatever one request does, the others' clocks go on
                 self.fault(error)

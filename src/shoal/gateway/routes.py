@@ -17,7 +17,7 @@ class Routes:
     """The newest routing table, outstanding requests by instance, and ended requests by model and outcome."""
 
     def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
-        """`changed` is called whenever outstanding requests or counts change."""
+        """`changed` is called when outstanding requests or counts change; see `settle`."""
         self._changed = changed
         self._table = RoutingTable(epoch="", version=0)
         self._routes: dict[str, Route] = {}
@@ -25,6 +25,7 @@ class Routes:
         self._counts: dict[tuple[str, Outcome], int] = {}
         self._turn = 0
         self._last_turn: dict[str, int] = {}
+        self._moved = False
 
     @property
     def table(self) -> RoutingTable:
@@ -107,24 +108,37 @@ class Routes:
     def carrying(self, instance: str) -> Iterator[None]:
         """Count one outstanding request of `instance` for as long as the block runs."""
         self.begin(instance)
+        self.settle()
         try:
             yield
         finally:
             self.end(instance)
+            self.settle()
 
     def begin(self, instance: str) -> None:
         """A request goes to `instance`."""
-        self._outstanding[instance] = self._outstanding.get(instance, 0) + 1
-        self._changed()
+        running = self._outstanding.get(instance, 0)
+        self._outstanding[instance] = running + 1
+        self._moved = True
+        if not running:
+            self._changed()
 
     def end(self, instance: str) -> None:
         """A request to `instance` has ended."""
         left = self._outstanding[instance] - 1
+        self._moved = True
         if left:
             self._outstanding[instance] = left
         else:
             del self._outstanding[instance]
-        self._changed()
+            self._changed()
+
+    def settle(self) -> None:
+        """To be called now and then: say that numbers have changed, which is said at once only of the first request
+        at an instance and of the last."""
+        if self._moved:
+            self._moved = False
+            self._changed()
 
     def count(self, model: str, outcome: Outcome) -> None:
         """Count a request that ended; a name that is in no table counts as `UNKNOWN`."""

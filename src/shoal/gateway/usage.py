@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Annotated
 
 import msgspec
 
@@ -59,6 +60,20 @@ class _Answer(msgspec.Struct, gc=False):
     response: msgspec.Raw = ABSENT
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=10**15)]
+
+
+class _UsualUsage(msgspec.Struct, gc=False):
+    prompt_tokens: _Count
+    completion_tokens: _Count
+
+
+class _Usual(msgspec.Struct, gc=False):
+    """An answer of OpenAI's kind in which all is as it should be, as in nearly all: read without a second look."""
+
+    usage: _UsualUsage
+
+
 class _Request(msgspec.Struct, gc=False):
     stream: msgspec.Raw = ABSENT
     stream_options: msgspec.Raw = ABSENT
@@ -68,6 +83,7 @@ class _Options(msgspec.Struct, gc=False):
     include_usage: msgspec.Raw = ABSENT
 
 
+_USUAL = msgspec.json.Decoder(_Usual)
 _USAGE = msgspec.json.Decoder(_Usage)
 _ANSWER = msgspec.json.Decoder(_Answer)
 _REQUEST = msgspec.json.Decoder(_Request)
@@ -82,6 +98,12 @@ def usage_of_json(body: bytes | bytearray) -> Tokens | None:
     """The usage in an answer that is JSON, of any length."""
     if len(body) > MAX_WHOLE:
         return usage_of_tail(body[-TAIL:])
+    try:
+        counts = _USUAL.decode(body).usage
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return Tokens(counts.prompt_tokens, counts.completion_tokens)
     try:
         usage = _ANSWER.decode(body).usage
     except (ValueError, RecursionError):
