@@ -130,7 +130,13 @@ async def create_stored_key(settings: Settings, paths: Paths, key: KeySettings) 
     runs with these folders after all, StoreError if the key cannot be saved, and what `KeyBook.create` raises."""
     make_runtime(paths)
     with hold(paths):
-        store = Store(settings.database_url, paths.database, history=settings.history, events_kept=settings.events_kept)
+        store = Store(
+            settings.database_url,
+            paths.database,
+            history=settings.history,
+            events_kept=settings.events_kept,
+            usage_kept=settings.usage_kept,
+        )
         await store.open()
         try:
             book = KeyBook((await store.load()).keys)

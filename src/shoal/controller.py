@@ -296,7 +296,13 @@ async def serve(handover: Handover, *, first: bool, notify_fd: int | None) -> No
     settings = handover.settings
     paths = find_paths(settings)
     make_runtime(paths)
-    store = Store(settings.database_url, paths.database, history=settings.history, events_kept=settings.events_kept)
+    store = Store(
+        settings.database_url,
+        paths.database,
+        history=settings.history,
+        events_kept=settings.events_kept,
+        usage_kept=settings.usage_kept,
+    )
     controller = Controller(
         settings,
         handover.config_file,

@@ -133,6 +133,7 @@ class Settings(BaseSettings):
     log_bytes: ByteSize = Field(32 * 2**20, ge=65536, description="Bytes of log kept per instance, in two files.")
     history: int = Field(200, ge=0, description="Ended instances kept, with their logs.")
     events_kept: int = Field(10_000, ge=100, description="Events kept in the database.")
+    usage_kept: int = Field(400, ge=1, le=100_000, description="Days for which usage is kept.")
     simulated_devices: tuple[ByteSize, ...] = Field(
         (), description="Sizes of pretended devices for the simulated engine, such as [80GiB, 80GiB]."
     )

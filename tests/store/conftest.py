@@ -22,8 +22,16 @@ MakeStore = Callable[..., Store]
 def make_store(tmp_path: Path) -> MakeStore:
     """Makes a store, by default on one and the same file; the test opens and closes it."""
 
-    def make(url: str | None = None, *, history: int = 100, events_kept: int = 1000, path: Path | None = None) -> Store:
-        return Store(url, path or tmp_path / "state" / "shoal.db", history=history, events_kept=events_kept)
+    def make(
+        url: str | None = None,
+        *,
+        history: int = 100,
+        events_kept: int = 1000,
+        usage_kept: int = 400,
+        path: Path | None = None,
+    ) -> Store:
+        file = path or tmp_path / "state" / "shoal.db"
+        return Store(url, file, history=history, events_kept=events_kept, usage_kept=usage_kept)
 
     return make
 

@@ -66,7 +66,7 @@ async def main() -> None:
     """While it runs, at a start, and with no database yet."""
     file = FOLDER / "state" / "shoal.db"
     told: list[str | None] = []
-    store = Store(None, file, history=10, events_kept=1000, on_problem=told.append)
+    store = Store(None, file, history=10, events_kept=1000, usage_kept=400, on_problem=told.append)
     await store.open()
     store.save_model(model("before"))
     assert await store.flush(30)
@@ -90,7 +90,7 @@ async def main() -> None:
     await store.close()
 
     fill()
-    store = Store(None, file, history=10, events_kept=1000)
+    store = Store(None, file, history=10, events_kept=1000, usage_kept=400)
     await store.open()
     assert await names(store) == ["before", "during"]
     assert len(await store.events(1000)) == written
@@ -104,7 +104,7 @@ async def main() -> None:
     await store.close()
 
     fill()
-    store = Store(None, FOLDER / "other" / "shoal.db", history=10, events_kept=1000)
+    store = Store(None, FOLDER / "other" / "shoal.db", history=10, events_kept=1000, usage_kept=400)
     await store.open()
     assert "nothing was read from it" in (store.problem or ""), store.problem
     assert SAYS in (store.problem or ""), store.problem

@@ -34,7 +34,7 @@ async def names(store: Store) -> list[str]:
 async def check_read_only(file: Path, found: list[str]) -> None:
     """A start on a read-only disk: everything is read, nothing is lost, and writing comes back with the disk."""
     remount("ro")
-    store = Store(None, file, history=10, events_kept=1000)
+    store = Store(None, file, history=10, events_kept=1000, usage_kept=400)
     await store.open()
     assert "nothing can be saved" in (store.problem or "").lower(), store.problem
     assert "writable" in (store.problem or "") or "Read-only" in (store.problem or ""), store.problem
@@ -53,7 +53,7 @@ async def check_read_only(file: Path, found: list[str]) -> None:
 
 async def leave_a_log(file: Path) -> None:
     """A process that dies leaves its log beside the database."""
-    store = Store(None, file, history=10, events_kept=1000)
+    store = Store(None, file, history=10, events_kept=1000, usage_kept=400)
     await store.open()
     store.save_model(model("in the log"))
     assert await store.flush(30)

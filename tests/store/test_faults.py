@@ -217,7 +217,7 @@ async def test_a_postgresql_server_that_drops_the_connection(make_store: MakeSto
 async def test_a_folder_without_write_permission(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir(mode=0o500)
-    store = Store(None, folder / "shoal.db", history=10, events_kept=100)
+    store = Store(None, folder / "shoal.db", history=10, events_kept=100, usage_kept=400)
     await store.open()
     assert "Nothing can be saved" in (store.problem or "")
     store.save_model(records.model())

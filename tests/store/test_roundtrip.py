@@ -59,7 +59,7 @@ def test_a_virtual_model_survives_its_row(virtual: Virtual) -> None:
 
 
 def _in_memory() -> Database:
-    database = Database(find_target("sqlite://", Path("unused")), history=10_000, events_kept=10_000)
+    database = Database(find_target("sqlite://", Path("unused")), history=10_000, events_kept=10_000, usage_kept=400)
     assert database.open() is None
     return database
 
@@ -125,7 +125,7 @@ def test_sqlite_gives_back_what_it_got() -> None:
 
 
 def test_postgresql_gives_back_what_it_got(postgres: str) -> None:
-    database = Database(find_target(postgres, Path("unused")), history=10_000, events_kept=10_000)
+    database = Database(find_target(postgres, Path("unused")), history=10_000, events_kept=10_000, usage_kept=400)
     assert database.open() is None
 
     @_few

@@ -188,7 +188,8 @@ def test_making_and_opening_a_database_does_not_import_alembic(tmp_path: Path) -
         "import asyncio, pathlib, sys\nfrom shoal.store import Store\n"
         "async def main():\n"
         "    for _ in range(2):\n"
-        f"        store = Store(None, pathlib.Path({str(tmp_path / 'x.db')!r}), history=1, events_kept=100)\n"
+        f"        path = pathlib.Path({str(tmp_path / 'x.db')!r})\n"
+        "        store = Store(None, path, history=1, events_kept=100, usage_kept=400)\n"
         "        await store.open()\n        await store.load()\n        await store.close()\n"
         "asyncio.run(main())\nprint('alembic' in sys.modules, 'sqlalchemy.orm' in sys.modules)"
     )

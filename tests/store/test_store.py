@@ -256,9 +256,9 @@ async def test_a_url_that_cannot_work_is_refused_without_its_password(
 async def test_sqlite_by_url_and_with_odd_file_names(tmp_path: Path) -> None:
     path = tmp_path / "what? 100% #1" / "ü.db"
     for store in (
-        Store(None, path, history=1, events_kept=100),
-        Store(f"sqlite:///{tmp_path}/plain.db", path, history=1, events_kept=100),
-        Store("sqlite://", path, history=1, events_kept=100),
+        Store(None, path, history=1, events_kept=100, usage_kept=400),
+        Store(f"sqlite:///{tmp_path}/plain.db", path, history=1, events_kept=100, usage_kept=400),
+        Store("sqlite://", path, history=1, events_kept=100, usage_kept=400),
     ):
         await store.open()
         store.save_model(records.model())

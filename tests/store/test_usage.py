@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,31 @@ async def test_a_report_counts_once_however_often_it_comes(make_store: MakeStore
     ]
     assert await again.usage(Query()) == [UsageSum(None, None, None, 5, 140, 25, 9.0)]
     await again.close()
+
+
+async def test_usage_is_kept_for_so_many_days(make_store: MakeStore, url: str | None) -> None:
+    store = make_store(url, usage_kept=2)
+    await store.open()
+    days = ("2026-02-26", "2026-02-27", "2026-02-28", "2026-03-01")
+    await store.add_usage(records.usage_report(1, *(records.used(day=day) for day in days[:3])), _at("2026-02-28"))
+    assert [one.day for one in await store.usage(Query(("day",)))] == list(days[:3])
+    midnight = _at("2026-03-01")
+    await store.add_usage(records.usage_report(2, records.used(day=days[2])), midnight - 0.001)
+    assert [one.day for one in await store.usage(Query(("day",)))] == list(days[:3])
+    await store.add_usage(records.usage_report(3, records.used(day=days[3])), midnight)
+    await store.add_usage(records.usage_report(3, records.used(day=days[3])), midnight)
+    assert [(one.day, one.requests) for one in await store.usage(Query(("day",)))] == [
+        ("2026-02-27", 1), ("2026-02-28", 2), ("2026-03-01", 1),
+    ]  # fmt: skip
+    # What comes late of a day that is forgotten stays forgotten, and counts as stored for its relay.
+    await store.add_usage(records.usage_report(4, records.used(day=days[0])), midnight)
+    assert [one.day for one in await store.usage(Query(("day",)))] == list(days[1:])
+    await store.close()
+
+
+def _at(day: str) -> float:
+    """The first second of a day, as Unix time."""
+    return datetime.fromisoformat(f"{day}T00:00:00+00:00").timestamp()
 
 
 async def test_reports_that_come_together_are_all_counted(make_store: MakeStore, url: str | None) -> None:
@@ -152,7 +178,7 @@ def _check_sums(database: Database, items: list[Usage], query: Query, relay: str
 def test_sums_are_those_of_the_reports(
     items: list[Usage], by: list[By], since: str | None, until: str | None, key: str | None, model: str | None
 ) -> None:
-    database = Database(find_target("sqlite://", Path("unused")), history=1, events_kept=100)
+    database = Database(find_target("sqlite://", Path("unused")), history=1, events_kept=100, usage_kept=400)
     assert database.open() is None
     _check_sums(database, items, Query(tuple(by), since, until, key, model), "r")
     database.close()

@@ -13,7 +13,7 @@ from shoal.store import Store
 
 async def main(path: Path, name: str, count: int) -> None:
     """Save numbered events and an instance that carries the same number; print how many are promised to be saved."""
-    store = Store(None, path, history=10, events_kept=1_000_000)
+    store = Store(None, path, history=10, events_kept=1_000_000, usage_kept=400)
     await store.open()
     for n in range(count):
         store.add_event(Event(float(n), "info", "test", str(n), model=name))

@@ -34,10 +34,11 @@ PRUNE_EVERY = 100
 class Database:
     """One database. Blocking; every call from one thread."""
 
-    def __init__(self, target: Target, *, history: int, events_kept: int) -> None:
+    def __init__(self, target: Target, *, history: int, events_kept: int, usage_kept: int) -> None:
         self.target = target
         self._history = history
         self._events_kept = events_kept
+        self._usage_kept = usage_kept
         self._engine: Engine | None = None
         self._writable = False
         self._since_prune = PRUNE_EVERY  # whatever an earlier process left is pruned with the first events
@@ -114,6 +115,7 @@ class Database:
             raise StoreError(f"nothing can be saved in {self.target.label} now; usage waits")
         with self._begin(write=True) as connection:
             usage.add(connection, report, now)
+            usage.prune(connection, self._usage_kept, now)
 
     def usage(self, query: usage.Query) -> list[usage.UsageSum]:
         """What was used, as `query` asks."""

@@ -38,16 +38,25 @@ class Store:
 
     Every call belongs to the event loop that `open` ran in; the database is used in one thread of its own. Saving
     returns at once; what cannot be written stays in memory and is tried again after 1 s, 2 s, … 30 s. At most
-    `history` ended instances and about `events_kept` events are kept. `on_problem` hears each new `problem`.
+    `history` ended instances, about `events_kept` events and usage of `usage_kept` days are kept. `on_problem` hears
+    each new `problem`.
     """
 
     def __init__(
-        self, url: str | None, path: Path, *, history: int, events_kept: int, on_problem: OnProblem | None = None
+        self,
+        url: str | None,
+        path: Path,
+        *,
+        history: int,
+        events_kept: int,
+        usage_kept: int,
+        on_problem: OnProblem | None = None,
     ) -> None:
         self._url = url
         self._path = path
         self._history = history
         self._events_kept = events_kept
+        self._usage_kept = usage_kept
         self.on_problem = on_problem
         self._problem: str | None = None
         self._pending = Pending(PENDING_MOST)
@@ -213,7 +222,7 @@ class Store:
         from shoal.store.database import Database
 
         target = find_target(self._url, self._path)
-        database = Database(target, history=self._history, events_kept=self._events_kept)
+        database = Database(target, history=self._history, events_kept=self._events_kept, usage_kept=self._usage_kept)
         return database, database.open()
 
     def _put(self, key: Key, change: Change) -> None:

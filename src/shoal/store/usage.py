@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -68,6 +69,16 @@ def add(connection: Connection, report: UsageReport, now: float) -> bool:
         statement = row.on_conflict_do_update(index_elements=[usage.c.day, usage.c.key, usage.c.model], set_=sums)
         connection.execute(statement, [codec.usage_row(item) for item in report.items])
     return True
+
+
+def prune(connection: Connection, days: int, now: float) -> None:
+    """Forget what was used more than so many days before the day of `now` (Unix seconds, UTC)."""
+    from sqlalchemy import delete
+
+    from shoal.store.tables import usage
+
+    oldest = datetime.fromtimestamp(now, UTC).date() - timedelta(days)
+    connection.execute(delete(usage).where(usage.c.day < oldest.isoformat()))
 
 
 def read(connection: Connection, query: Query) -> list[UsageSum]:
