@@ -1,0 +1,369 @@
+"""Who sleeps, who wakes, who gives way: a pure function from a snapshot to a plan.
+
+1. *Idle* models leave: for their time limits they go to sleep, or are unloaded.
+2. *Claims*, which are models with requests that are not on a device, are served in order: those that have waited
+   longer than `patience` first, the longest first; then by priority, then by who waits longest. Each takes free memory
+   if there is enough, else memory that is about to come free, else others give way to it (`residency_ways.py`).
+3. *Floors* that were lent come back where there is room.
+
+Who gives way: never one that is pinned; nobody before it has been awake for ``max(min_awake, payback * comeback)``, so
+models do not thrash; one that is in use only to a claim past its patience, and it is drained first. Such a claim that
+still finds no room has devices closed to all later claims, those that can be ready first, so that small models
+cannot keep a large one out. So a claim that is the first in order begins to move within patience, plus the longest such
+stay on its devices, plus the drains; the n-th that competes for the same devices within n times as much. Per device
+no more than `switches` models give way in `switch_window` seconds.
+
+Host memory is never overdrawn: for a model to go to sleep, copies of models that are awake are forgotten, then the
+least recently used sleeping model is unloaded; if that is the model itself, or nothing helps, it is unloaded instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import inf
+
+from shoal.fleet.residency import Action, Kind, Motion, Plan, Refusal, Residency, Resident, Rules, Snapshot
+from shoal.fleet.residency_books import HOST, Books, most
+from shoal.fleet.residency_ways import Option, Way, Ways
+from shoal.units import format_bytes, format_seconds
+
+_ARRIVING = (Motion.LOADING, Motion.WAKING)
+
+
+def decide(snapshot: Snapshot, rules: Rules | None = None) -> Plan:
+    """What to do now. Equal snapshots and rules give equal plans."""
+    return _Decision(snapshot, rules or Rules()).plan()
+
+
+class _Decision:
+    """One decision while it is made."""
+
+    def __init__(self, snapshot: Snapshot, rules: Rules) -> None:
+        self.now, self.rules, self.snapshot = snapshot.now, rules, snapshot
+        self.books = Books(snapshot)
+        self.devices = {device.id: device for device in snapshot.devices}
+        self.capacity = {device.id: device.budget for device in snapshot.devices}
+        self.everywhere = tuple(self.devices)
+        self.closed: set[str] = set()
+        self.actions: list[Action] = []
+        self.refusals: list[Refusal] = []
+        self.waits: list[Refusal] = []
+        self.next_look = inf
+        self.left = self.closings = rules.claims_at_once
+        self.sleepers: list[Resident] | None = None
+        self.spared: set[str] = set()
+        self.limited = self._limited()
+        self.ways = Ways(self.now, rules, self.books, set(self.limited))
+
+    def plan(self) -> Plan:
+        claims, idle, lent = [], [], []
+        for one in self.snapshot.residents:
+            if one.pinned:
+                self._hold(one)
+            if one.motion is not None:
+                continue
+            if one.place is Residency.DISK:
+                if one.waiting:
+                    claims.append(one)
+                continue
+            if not one.pinned:
+                self.ways.add(one)
+                if not one.running and not one.waiting:
+                    idle.append(one)
+            if one.place is Residency.HOST:
+                if one.waiting:
+                    claims.append(one)
+            elif one.floor < one.floor_wanted:
+                lent.append(one)
+        for one in idle:
+            self._idle(one)
+        claims.sort(key=self._urgency)
+        for one in claims:
+            self._claim(one)
+        if self.waits:
+            self._look_when_others_may_give_way()
+        for one in lent:
+            self._give_back_floor(one)
+        return Plan(
+            tuple(self.actions),
+            tuple(self.refusals),
+            tuple(self.waits),
+            None if self.next_look == inf else self.next_look,
+        )
+
+    def _hold(self, one: Resident) -> None:
+        """Count a pinned model as there for good, as large as it will be when its motion is over."""
+        size = one.asleep if one.motion is Motion.SLEEPING else 0 if one.motion is Motion.UNLOADING else one.taken
+        for device in one.on:
+            if device in self.capacity:
+                self.capacity[device] -= size
+
+    def _limited(self) -> dict[str, float]:
+        """Devices on which so many gave way lately that nobody else may, and until when."""
+        since, limited = self.now - self.rules.switch_window, {}
+        for device in self.snapshot.devices:
+            if len(device.gave_way) >= self.rules.switches:
+                lately = sorted(at for at in device.gave_way if at > since)
+                if len(lately) >= self.rules.switches:
+                    limited[device.id] = lately[-self.rules.switches] + self.rules.switch_window
+        return limited
+
+    def _look(self, at: float) -> None:
+        if self.now < at < self.next_look:
+            self.next_look = at
+
+    # Idle models
+
+    def _idle(self, one: Resident) -> None:
+        if one.name in self.ways.gone:
+            return
+        since = max(one.last_use, one.awake_since)
+        never = one.keep_alive is not None and one.keep_alive < 0
+        unload = inf if one.unload_after is None or never else since + one.unload_after
+        leave = inf
+        if one.place is Residency.GPU and (limit := one.leaves_after) is not None:
+            leave = since + limit
+        if min(unload, leave) > self.now:
+            self._look(min(unload, leave))
+            return
+        idle = f"idle {_ago(self.now - since)}"
+        if unload <= self.now:
+            self._unload(one, f"{one.name} is unloaded: {idle}")
+            return
+        self._look(unload)
+        if one.can_sleep:
+            self._sleep(one, f"{one.name} sleeps: {idle}", f"{one.name} is unloaded: {idle}")
+        else:
+            self._unload(one, f"{one.name} is unloaded: {idle}, and its engine cannot sleep")
+
+    # Leaving
+
+    def _sleep(self, one: Resident, reason: str, instead: str, to: str = "") -> None:
+        """Have it sleep, or where the host has no room for it, be unloaded with the reason `instead`."""
+        need = 0 if one.copied else one.host
+        if need > 0 and not self._make_host_room(one, need):
+            budget = format_bytes(self.snapshot.host_budget)
+            self._unload(
+                one, f"{instead}; the host's {budget} for sleeping models have no room for its {format_bytes(need)}", to
+            )
+            return
+        after = self.books.after(need, (HOST,)) if need else ()
+        assert after is not None
+        self.books.take(need, (HOST,))
+        self._go(one, Kind.SLEEP, reason, after, to)
+
+    def _unload(self, one: Resident, reason: str, to: str = "") -> None:
+        self._go(one, Kind.UNLOAD, reason, (), to)
+
+    def _go(self, one: Resident, kind: Kind, reason: str, after: tuple[str, ...], to: str) -> None:
+        self.ways.gone.add(one.name)
+        self.books.leaves(one, kind)
+        self.ways.changed(one.on)
+        self.actions.append(Action(kind, one.name, one.on, reason, after, to))
+
+    def _make_host_room(self, one: Resident, need: int) -> bool:
+        """Have others leave the host's memory so that `need` bytes come free; False, and nothing done, if none may."""
+        short = need - self.books.room(HOST)
+        if short <= 0:
+            return True
+        if self.sleepers is None:
+            held = (r for r in self.snapshot.residents if r.host_taken and r.motion is None and not r.pinned)
+            self.sleepers = sorted(held, key=lambda r: (r.place is Residency.HOST, r.last_use, r.name))
+        chosen = []
+        for other in self.sleepers:
+            asleep = other.place is Residency.HOST
+            if other.name in self.ways.gone or other.name in self.spared or other.name == one.name:
+                continue
+            if asleep and (other.waiting or other.last_use > one.last_use):
+                continue
+            chosen.append(other)
+            short -= other.host_taken
+            if short <= 0:
+                break
+        if short > 0:
+            return False
+        for other in chosen:
+            lately = f"was last used {_ago(self.now - other.last_use)} ago"
+            why = f"the host's memory is full, {one.name} goes to sleep, and {other.name} {lately}"
+            if other.place is Residency.HOST:
+                self._unload(other, f"{other.name} is unloaded: {why}")
+            else:
+                self._forget(other, f"the host copy of {other.name} is dropped: {why}")
+        return True
+
+    def _forget(self, one: Resident, reason: str) -> None:
+        self.books.comes_at_once(one.host, (HOST,))
+        self._at_once(Action(Kind.FORGET, one.name, one.on, reason))
+
+    def _at_once(self, action: Action) -> None:
+        """Note an action without a motion. Nothing else is done with its model before it is looked at anew."""
+        self.actions.append(action)
+        self.ways.gone.add(action.name)
+        self.ways.changed(action.devices)
+        self.next_look = self.now
+
+    # Claims
+
+    def _urgency(self, one: Resident) -> tuple[bool, float, int, float, str]:
+        since = self.now if one.waiting_since is None else one.waiting_since
+        if self._overdue(one):
+            return False, since, 0, since, one.name
+        return True, 0.0, -one.priority, since, one.name
+
+    def _overdue(self, one: Resident) -> bool:
+        return one.waiting_since is not None and self.now >= one.waiting_since + self.rules.patience
+
+    def _claim(self, one: Resident) -> None:
+        if one.name in self.ways.gone:
+            return
+        asleep = one.place is Residency.HOST
+        need = max(0, one.awake - one.asleep) if asleep else one.awake
+        devices: Sequence[str] = one.on if asleep else one.usable or self.everywhere
+        why = self._never(one, devices)
+        if why:
+            if asleep and self._never(one, one.usable or self.everywhere) is None:
+                self._unload(one, f"{one.name} is unloaded and loads elsewhere: {why}")
+            else:
+                self.refusals.append(Refusal(one.name, why))
+            return
+        overdue = self._overdue(one)
+        if self.closed:
+            devices = [device for device in devices if device not in self.closed]
+        found = self._where(one, need, devices, overdue=overdue)
+        if found is not None:
+            self._come(one, need, found)
+            return
+        if not overdue:
+            self._look((self.now if one.waiting_since is None else one.waiting_since) + self.rules.patience)
+        else:
+            self._close(one, need)
+        self.waits.append(Refusal(one.name, f"{one.name} waits for {format_bytes(need)} on {_words(devices)}"))
+
+    def _where(self, one: Resident, need: int, devices: Sequence[str], *, overdue: bool) -> Way | None:
+        """Where it goes now and who gives way: free memory first, then what comes free, then others'."""
+        if len(devices) < one.width or need > self._bound(overdue=overdue):
+            return None
+        for room in (self.books.free.__getitem__, self.books.room):
+            rooms = [(size, device) for device in devices if (size := room(device)) >= need]
+            if len(rooms) >= one.width:
+                return Way(tuple(most(rooms, one.width)), (), (False, 0, 0.0, 0.0, ()))
+        if self.left <= 0:
+            self.next_look = self.now  # some have given way to others, so that the next look finds another state
+            return None
+        way = self.ways.best(one, need, devices, busy=overdue)
+        if way is not None:
+            self.left -= 1
+        return way
+
+    def _bound(self, *, overdue: bool) -> int:
+        """No device has more than this for a claim. Spares looking at each where there is nothing to be had."""
+        return self.ways.most(self.everywhere, busy=overdue)
+
+    def _come(self, one: Resident, need: int, way: Way) -> None:
+        place = _words(way.devices)
+        self.spared = {option.resident.name for option in way.options}
+        for option in way.options:
+            self._give_way(option, f"{one.name} needs {format_bytes(need)} on {place}", one.name)
+        after = self.books.after(need, way.devices)
+        assert after is not None
+        self.books.take(need, way.devices)
+        self.ways.gone.add(one.name)
+        self.ways.changed(way.devices)
+        kind = Kind.WAKE if one.place is Residency.HOST else Kind.LOAD
+        verb = "wakes" if kind is Kind.WAKE else "loads"
+        count = f"{one.waiting} request{'s' if one.waiting != 1 else ''} wait{'s' if one.waiting == 1 else ''}"
+        self.actions.append(Action(kind, one.name, way.devices, f"{one.name} {verb} on {place}: {count}", after))
+
+    def _give_way(self, option: Option, need: str, to: str) -> None:
+        one = option.resident
+        used = "has requests" if one.busy else f"was last used {_ago(self.now - one.last_use)} ago"
+        patience = f"; {to} has waited {_ago(self.rules.patience)} or more" if option.in_use else ""
+        reason = f"{one.name} gives way: {need}, {one.name} has priority {one.priority} and {used}{patience}"
+        if option.kind is Kind.FLOOR:
+            floor = one.floor_least or 0
+            self.books.comes_at_once(one.floor - floor, one.on)
+            self._at_once(
+                Action(Kind.FLOOR, one.name, one.on, f"the floor of {one.name} is lent: {need}", (), to, floor)
+            )
+        elif option.kind is Kind.SLEEP:
+            self._sleep(one, reason, reason, to)
+        else:
+            self._unload(one, reason, to)
+
+    def _never(self, one: Resident, devices: Sequence[str]) -> str | None:
+        """Why it can never have its memory on any of `devices` as things are, with the numbers."""
+        mine = one.taken if one.pinned else 0
+        fit = 0
+        for device in devices:
+            if self.capacity.get(device, -1) + (mine if device in one.on else 0) >= one.awake:
+                fit += 1
+                if fit >= one.width:
+                    return None
+        missing = [device for device in devices if device not in self.devices]
+        if missing and len(devices) - len(missing) < one.width:
+            return f"{one.name} needs {', '.join(missing)}, which this machine does not have"
+        if len(devices) < one.width:
+            return f"{one.name} needs {one.width} devices, and this machine has {len(devices)}"
+        known = [device for device in devices if device in self.devices]
+        best = max(known, key=lambda device: self.capacity[device])
+        budget = self.devices[best].budget
+        pinned = budget - self.capacity[best]
+        beside = f", of which {format_bytes(pinned)} are pinned" if pinned else ""
+        on = f"each of {one.width} devices" if one.width > 1 else "a device" if len(known) > 1 else best
+        most_ = f"; {best} has {format_bytes(budget)}{beside}"
+        do = "unpin a model, or give it less memory" if one.awake <= budget else "give it less memory or more devices"
+        return f"{one.name} needs {format_bytes(one.awake)} on {on}{most_}; {do}"
+
+    def _close(self, one: Resident, need: int) -> None:
+        """Keep later claims off the devices that this one can have first."""
+        if self.closings <= 0:
+            return
+        self.closings -= 1
+        asleep = one.place is Residency.HOST
+        devices = one.on if asleep else one.usable or self.everywhere
+        when = sorted(
+            (self._ready(device, need), device)
+            for device in devices
+            if device not in self.closed and self.capacity.get(device, -1) >= (0 if one.pinned else need)
+        )
+        self.closed.update(device for _, device in when[: one.width])
+
+    def _ready(self, device: str, need: int) -> float:
+        """When enough of those on a device may give way."""
+        have = self.books.room(device)
+        stays = sorted((self.rules.stays(one), one.taken) for one in self.ways.on(device))
+        for at, size in stays:
+            if have >= need:
+                break
+            have += size
+            if have >= need:
+                return at
+        return self.now if have >= need else inf
+
+    def _look_when_others_may_give_way(self) -> None:
+        for at in self.limited.values():
+            self._look(at)
+        for one in self.snapshot.residents:
+            if one.place is Residency.GPU and one.motion is None and not one.pinned:
+                self._look(self.rules.stays(one))
+                if not one.busy:
+                    self._look(self.rules.quiet_at(one))
+
+    # Floors
+
+    def _give_back_floor(self, one: Resident) -> None:
+        size = one.floor_wanted - one.floor
+        if one.name in self.ways.gone or any(d in self.closed or self.books.free[d] < size for d in one.on):
+            return
+        self.books.take(size, one.on)
+        reason = f"the floor of {one.name} is {format_bytes(one.floor_wanted)} again: there is room"
+        self.actions.append(Action(Kind.FLOOR, one.name, one.on, reason, floor=one.floor_wanted))
+
+
+def _words(devices: Iterable[str]) -> str:
+    names = list(devices)
+    return ", ".join(names) if len(names) <= 4 else f"one of {len(names)} devices"
+
+
+def _ago(seconds: float) -> str:
+    return format_seconds(max(0.0, seconds))
