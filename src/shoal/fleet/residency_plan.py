@@ -19,7 +19,8 @@ least recently used sleeping model is unloaded; if that is the model itself, or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from math import inf
 
 from shoal.fleet.residency import Action, Kind, Motion, Plan, Refusal, Residency, Resident, Rules, Snapshot
@@ -27,7 +28,7 @@ from shoal.fleet.residency_books import HOST, Books, most
 from shoal.fleet.residency_ways import Option, Way, Ways
 from shoal.units import format_bytes, format_seconds
 
-_ARRIVING = (Motion.LOADING, Motion.WAKING)
+_GPU, _DISK = Residency.GPU, Residency.DISK
 
 
 def decide(snapshot: Snapshot, rules: Rules | None = None) -> Plan:
@@ -52,31 +53,29 @@ class _Decision:
         self.left = self.closings = rules.claims_at_once
         self.sleepers: list[Resident] | None = None
         self.spared: set[str] = set()
+        self.bounds: dict[str, int] = {}
         self.limited = self._limited()
         self.ways = Ways(self.now, rules, self.books, set(self.limited))
 
     def plan(self) -> Plan:
-        claims, idle, lent = [], [], []
+        claims, due, lent = [], [], []
         for one in self.snapshot.residents:
             if one.pinned:
                 self._hold(one)
             if one.motion is not None:
                 continue
-            if one.place is Residency.DISK:
-                if one.waiting:
-                    claims.append(one)
+            if one.waiting and one.place is not _GPU:
+                claims.append(one)
+            if one.place is _DISK:
                 continue
             if not one.pinned:
                 self.ways.add(one)
-                if not one.running and not one.waiting:
-                    idle.append(one)
-            if one.place is Residency.HOST:
-                if one.waiting:
-                    claims.append(one)
-            elif one.floor < one.floor_wanted:
+                if not one.running and not one.waiting and self._is_due(one):
+                    due.append(one)
+            if one.floor < one.floor_wanted and one.place is _GPU:
                 lent.append(one)
-        for one in idle:
-            self._idle(one)
+        for one in due:
+            self._leave(one)
         claims.sort(key=self._urgency)
         for one in claims:
             self._claim(one)
@@ -114,19 +113,31 @@ class _Decision:
 
     # Idle models
 
-    def _idle(self, one: Resident) -> None:
+    def _is_due(self, one: Resident) -> bool:
+        """Whether it has been idle too long for where it is; if not yet, look again when it will have been."""
+        keep = one.keep_alive
+        if keep is not None and keep < 0:
+            return False
+        limit = one.unload_after
+        if one.place is _GPU:
+            leave = one.sleep_after if keep is None else keep
+            if limit is None or (leave is not None and leave < limit):
+                limit = leave
+        if limit is None:
+            return False
+        at = limit + (max(one.awake_since, one.last_use))
+        if at > self.now:
+            if at < self.next_look:
+                self.next_look = at
+            return False
+        return True
+
+    def _leave(self, one: Resident) -> None:
         if one.name in self.ways.gone:
             return
         since = max(one.last_use, one.awake_since)
-        never = one.keep_alive is not None and one.keep_alive < 0
-        unload = inf if one.unload_after is None or never else since + one.unload_after
-        leave = inf
-        if one.place is Residency.GPU and (limit := one.leaves_after) is not None:
-            leave = since + limit
-        if min(unload, leave) > self.now:
-            self._look(min(unload, leave))
-            return
         idle = f"idle {_ago(self.now - since)}"
+        unload = inf if one.unload_after is None else since + one.unload_after
         if unload <= self.now:
             self._unload(one, f"{one.name} is unloaded: {idle}")
             return
@@ -158,7 +169,7 @@ class _Decision:
     def _go(self, one: Resident, kind: Kind, reason: str, after: tuple[str, ...], to: str) -> None:
         self.ways.gone.add(one.name)
         self.books.leaves(one, kind)
-        self.ways.changed(one.on)
+        self._changed(one.on)
         self.actions.append(Action(kind, one.name, one.on, reason, after, to))
 
     def _make_host_room(self, one: Resident, need: int) -> bool:
@@ -199,7 +210,7 @@ class _Decision:
         """Note an action without a motion. Nothing else is done with its model before it is looked at anew."""
         self.actions.append(action)
         self.ways.gone.add(action.name)
-        self.ways.changed(action.devices)
+        self._changed(action.devices)
         self.next_look = self.now
 
     # Claims
@@ -237,27 +248,39 @@ class _Decision:
             self._look((self.now if one.waiting_since is None else one.waiting_since) + self.rules.patience)
         else:
             self._close(one, need)
-        self.waits.append(Refusal(one.name, f"{one.name} waits for {format_bytes(need)} on {_words(devices)}"))
+        self.waits.append(Refusal(one.name, f"{one.name} waits for {_bytes(need)} on {_words(devices)}"))
 
     def _where(self, one: Resident, need: int, devices: Sequence[str], *, overdue: bool) -> Way | None:
         """Where it goes now and who gives way: free memory first, then what comes free, then others'."""
-        if len(devices) < one.width or need > self._bound(overdue=overdue):
+        if len(devices) < one.width:
             return None
-        for room in (self.books.free.__getitem__, self.books.room):
-            rooms = [(size, device) for device in devices if (size := room(device)) >= need]
-            if len(rooms) >= one.width:
-                return Way(tuple(most(rooms, one.width)), (), (False, 0, 0.0, 0.0, ()))
+        if need <= self._bound("room"):
+            for room in (self.books.free.__getitem__, self.books.room):
+                rooms = [(size, device) for device in devices if (size := room(device)) >= need]
+                if len(rooms) >= one.width:
+                    return Way(tuple(most(rooms, one.width)), (), (False, 0, 0.0, 0.0, ()))
         if self.left <= 0:
             self.next_look = self.now  # some have given way to others, so that the next look finds another state
+            return None
+        if need > self._bound("overdue" if overdue else "idle"):
             return None
         way = self.ways.best(one, need, devices, busy=overdue)
         if way is not None:
             self.left -= 1
         return way
 
-    def _bound(self, *, overdue: bool) -> int:
-        """No device has more than this for a claim. Spares looking at each where there is nothing to be had."""
-        return self.ways.most(self.everywhere, busy=overdue)
+    def _bound(self, what: str) -> int:
+        """No device has more for a claim. Spares looking at each where there is nothing to be had."""
+        if what not in self.bounds:
+            if what == "room":
+                self.bounds[what] = max(map(self.books.room, self.everywhere), default=0)
+            else:
+                self.bounds[what] = self.ways.most(self.everywhere, busy=what == "overdue")
+        return self.bounds[what]
+
+    def _changed(self, devices: Sequence[str]) -> None:
+        self.ways.changed(devices)
+        self.bounds.clear()
 
     def _come(self, one: Resident, need: int, way: Way) -> None:
         place = _words(way.devices)
@@ -268,7 +291,7 @@ class _Decision:
         assert after is not None
         self.books.take(need, way.devices)
         self.ways.gone.add(one.name)
-        self.ways.changed(way.devices)
+        self._changed(way.devices)
         kind = Kind.WAKE if one.place is Residency.HOST else Kind.LOAD
         verb = "wakes" if kind is Kind.WAKE else "loads"
         count = f"{one.waiting} request{'s' if one.waiting != 1 else ''} wait{'s' if one.waiting == 1 else ''}"
@@ -322,32 +345,16 @@ class _Decision:
         asleep = one.place is Residency.HOST
         devices = one.on if asleep else one.usable or self.everywhere
         when = sorted(
-            (self._ready(device, need), device)
+            (self.ways.ready(device, need), device)
             for device in devices
             if device not in self.closed and self.capacity.get(device, -1) >= (0 if one.pinned else need)
         )
         self.closed.update(device for _, device in when[: one.width])
 
-    def _ready(self, device: str, need: int) -> float:
-        """When enough of those on a device may give way."""
-        have = self.books.room(device)
-        stays = sorted((self.rules.stays(one), one.taken) for one in self.ways.on(device))
-        for at, size in stays:
-            if have >= need:
-                break
-            have += size
-            if have >= need:
-                return at
-        return self.now if have >= need else inf
-
     def _look_when_others_may_give_way(self) -> None:
+        self._look(self.ways.next_change)
         for at in self.limited.values():
             self._look(at)
-        for one in self.snapshot.residents:
-            if one.place is Residency.GPU and one.motion is None and not one.pinned:
-                self._look(self.rules.stays(one))
-                if not one.busy:
-                    self._look(self.rules.quiet_at(one))
 
     # Floors
 
@@ -360,10 +367,12 @@ class _Decision:
         self.actions.append(Action(Kind.FLOOR, one.name, one.on, reason, floor=one.floor_wanted))
 
 
-def _words(devices: Iterable[str]) -> str:
-    names = list(devices)
-    return ", ".join(names) if len(names) <= 4 else f"one of {len(names)} devices"
+def _words(devices: Sequence[str]) -> str:
+    return ", ".join(devices) if len(devices) <= 4 else f"one of {len(devices)} devices"
 
 
 def _ago(seconds: float) -> str:
     return format_seconds(max(0.0, seconds))
+
+
+_bytes = lru_cache(1024)(format_bytes)  # a thousand models that wait have a few sizes

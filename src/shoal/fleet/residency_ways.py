@@ -18,23 +18,28 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from math import exp
+from math import exp, inf
+from operator import attrgetter
+from typing import NamedTuple
 
 from shoal.fleet.residency import Kind, Residency, Resident, Rules
 from shoal.fleet.residency_books import Books, frees
 
-LOOKED_AT = 4
+LOOKED_AT = 3
 """Of many devices, for so many the ways are worked out in full: those whose first guess is best."""
 
 Score = tuple[bool, int, float, float, tuple[str, ...]]
+_HOST, _SLEEP, _UNLOAD, _FLOOR = Residency.HOST, Kind.SLEEP, Kind.UNLOAD, Kind.FLOOR
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One model that could give way, how, what that frees on each of its devices, and the waiting that it causes."""
+class Option(NamedTuple):
+    """One model that could give way, how, what that frees on each of its devices, and the waiting that it causes.
 
+    `order` sorts those that are missed least for what they free first.
+    """
+
+    order: tuple[bool, int, float, float, str]
     resident: Resident
     kind: Kind
     size: int
@@ -42,8 +47,7 @@ class Option:
     harm: float
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(NamedTuple):
     """Devices for a model, who gives way there, and how this compares: less is better."""
 
     devices: tuple[str, ...]
@@ -87,39 +91,52 @@ class Ways:
 
     def __init__(self, now: float, rules: Rules, books: Books, limited: set[str]) -> None:
         self._now, self._rules, self._books, self._limited = now, rules, books, limited
-        self._on: dict[str, list[Resident]] = {}
+        self._residents: list[Resident] = []
+        self._awake: dict[str, list[tuple[Resident, float, float]]] | None = None
+        self._asleep: dict[str, list[Resident]] = {}
         self._options: dict[tuple[str, bool], list[Option]] = {}
         self._sums: dict[tuple[str, bool], tuple[list[int], list[float]]] = {}
-        self._harms: dict[tuple[str, Kind], float] = {}
-        self._most: dict[bool, int] = {}
+        self._bounds: dict[tuple[str, bool], int] = {}
+        self._made: dict[tuple[str, Kind], Option] = {}
         self.gone: set[str] = set()
+        self.next_change = inf
+        """When the next of those that may not give way yet may; known once somebody was looked for."""
 
     def add(self, resident: Resident) -> None:
         """One that is on its devices, at rest, and not pinned."""
-        for device in resident.on:
-            self._on.setdefault(device, []).append(resident)
-
-    def on(self, device: str) -> Iterable[Resident]:
-        """Those that were added and have not gone, on a device."""
-        return (one for one in self._on.get(device, ()) if one.name not in self.gone)
+        self._residents.append(resident)
 
     def changed(self, devices: Iterable[str]) -> None:
         """What is on `devices` or promised of them has changed."""
         for device in devices:
-            for busy in (False, True):
-                self._options.pop((device, busy), None)
-                self._sums.pop((device, busy), None)
-        self._most.clear()
+            for key in ((device, False), (device, True)):
+                self._options.pop(key, None)
+                self._sums.pop(key, None)
+                self._bounds.pop(key, None)
 
     def could_have(self, device: str, *, busy: bool) -> int:
         """The most bytes that could be had on a device, if all gave way that may now; `busy`: those in use too."""
-        return self._books.room(device) + sum(self._everything(option) for option in self._listed(device, busy=busy))
+        key = device, busy
+        if key not in self._bounds:
+            size = self._books.room(device) + sum(option.resident.awake for option in self._listed(device, busy=busy))
+            self._bounds[key] = size + sum(one.asleep for one in self._remains(device, busy=busy))
+        return self._bounds[key]
 
     def most(self, devices: Sequence[str], *, busy: bool) -> int:
-        """The most that could be had on any device; an upper bound, kept until something changes."""
-        if busy not in self._most:
-            self._most[busy] = max((self.could_have(device, busy=busy) for device in devices), default=0)
-        return self._most[busy]
+        """The most that could be had on any of `devices`."""
+        return max((self.could_have(device, busy=busy) for device in devices), default=0)
+
+    def ready(self, device: str, need: int) -> float:
+        """When enough of those on a device have stayed long enough to give way for `need` bytes."""
+        have = self._books.room(device)
+        stays = [(stays, one.awake) for one, stays, _ in self._grouped().get(device, ()) if one.name not in self.gone]
+        stays += [(self._now, one.asleep) for one in self._remains(device, busy=True)]
+        at = self._now
+        for then, size in sorted(stays):
+            if have >= need:
+                break
+            have, at = have + size, max(at, then)
+        return at if have >= need else inf
 
     def best(self, resident: Resident, need: int, devices: Sequence[str], *, busy: bool) -> Way | None:
         """The best way to have `need` bytes on each of `resident.width` of `devices`. None: there is none now."""
@@ -135,45 +152,59 @@ class Ways:
         names = [device for _, device in guesses]
         sets = [(name,) for name in names[:LOOKED_AT]] if width == 1 else [tuple(sorted(names[:width]))]
         found = [way for one in sets if (way := self._joint(resident, need, one, busy=busy)) is not None]
-        return min(found, key=lambda way: way.score, default=None)
+        return min(found, key=_score, default=None)
 
     def _guess(self, device: str, need: int, *, busy: bool) -> tuple[bool, int, float] | None:
         """What the first models in order would cost that make enough room on one device, from sums kept for all."""
         short = need - self._books.room(device)
         if short <= 0:
             return (False, 0, 0.0)
+        if self.could_have(device, busy=busy) < need:
+            return None
         options = self._listed(device, busy=busy)
-        if (device, busy) not in self._sums:
+        key = device, busy
+        if key not in self._sums:
             sizes = list(accumulate(option.size for option in options))
-            self._sums[device, busy] = sizes, list(accumulate(option.harm for option in options))
-        sizes, harms = self._sums[device, busy]
+            self._sums[key] = sizes, list(accumulate(option.harm for option in options))
+        sizes, harms = self._sums[key]
         last = bisect_left(sizes, short)
         if last < len(sizes):
             return options[last].in_use, options[last].resident.priority, harms[last]
-        if self.could_have(device, busy=busy) < need:
-            return None
-        return options[-1].in_use, options[-1].resident.priority, harms[-1] * 2
+        return (options[-1].in_use, options[-1].resident.priority, inf) if options else (False, 0, inf)
 
     def _joint(self, resident: Resident, need: int, devices: tuple[str, ...], *, busy: bool) -> Way | None:
+        """The best way on just these devices: floors are lent, or else models sleep, or else they are unloaded."""
         shorts = {device: need - self._books.room(device) for device in devices}
         if all(short <= 0 for short in shorts.values()):
-            return Way(devices, (), self._score(resident, (), devices))
-        found = {o.resident.name: o for device in devices for o in self._listed(device, busy=busy)}
-        found.pop(resident.name, None)
-        options = sorted(found.values(), key=_order)
-        for kinds in (_lend, _as_they_are, _unload):
-            offered = [option for one in options for option in kinds(self, one)]
+            return Way(devices, (), self._judge(resident, (), devices))
+        listed = {o.resident.name: o for device in devices for o in self._listed(device, busy=busy)}.values()
+        floors = [
+            self._option(o.resident, _FLOOR) for o in listed if not o.in_use and o.resident.floor_least is not None
+        ]
+        if floors and (chosen := _enough(sorted(floors), shorts)) is not None:
+            return Way(devices, chosen, self._judge(resident, chosen, devices))
+        for offered in (lambda: listed, lambda: self._all_unloaded(resident, devices, listed, busy=busy)):
             ways = []
             for order in (_order, _latest, _largest):
-                chosen = _enough(sorted(offered, key=order), shorts)
+                chosen = _enough(sorted(offered(), key=order), shorts)
                 if chosen is None:
                     break
-                ways.append(Way(devices, chosen, self._score(resident, chosen, devices)))
+                ways.append(Way(devices, chosen, self._judge(resident, chosen, devices)))
+                if len(chosen) == 1 and len(listed) == 1:
+                    break
             if ways:
-                return min(ways, key=lambda way: way.score)
+                return min(ways, key=_score)
         return None
 
-    def _score(self, resident: Resident, options: tuple[Option, ...], devices: tuple[str, ...]) -> Score:
+    def _all_unloaded(
+        self, resident: Resident, devices: Iterable[str], listed: Iterable[Option], *, busy: bool
+    ) -> list[Option]:
+        """Options for when sleep leaves too much behind: those awake are unloaded, and those that sleep already."""
+        asleep = {one.name: one for device in devices for one in self._remains(device, busy=busy)}
+        asleep.pop(resident.name, None)
+        return [self._option(one, _UNLOAD) for one in (*(o.resident for o in listed), *asleep.values())]
+
+    def _judge(self, resident: Resident, options: tuple[Option, ...], devices: tuple[str, ...]) -> Score:
         return (
             any(one.in_use for one in options),
             max((one.resident.priority for one in options), default=0),
@@ -183,59 +214,60 @@ class Ways:
         )
 
     def _listed(self, device: str, *, busy: bool) -> list[Option]:
-        """Who may give way on a device now, those that are missed least first."""
-        if (device, busy) not in self._options:
-            self._options[device, busy] = sorted(self._may_give_way(device, busy=busy), key=_order)
-        return self._options[device, busy]
+        """Who is awake on a device and may give way now, those that are missed least first."""
+        key = device, busy
+        if key not in self._options:
+            now, gone = self._now, self.gone
+            self._options[key] = [] if device in self._limited else sorted(
+                self._option(one, _SLEEP if one.sleep_level else _UNLOAD)
+                for one, stays, quiet in self._grouped().get(device, ())
+                if stays <= now and (busy or (quiet <= now and not one.busy)) and one.name not in gone
+            )  # fmt: skip
+        return self._options[key]
 
-    def _may_give_way(self, device: str, *, busy: bool) -> Iterable[Option]:
+    def _remains(self, device: str, *, busy: bool) -> Iterable[Resident]:
+        """Who sleeps on a device and may be unloaded for what it takes there; those that are asked for only if `busy`,
+        because what sleeping models leave on a device must not keep all of them from waking."""
+        self._grouped()
         if device in self._limited:
-            return
-        now, rules = self._now, self._rules
-        for one in self.on(device):
-            if one.place is Residency.HOST:
-                # What sleeping models leave on a device must not keep all of them from waking.
-                if one.asleep and (busy or not one.waiting):
-                    yield Option(one, Kind.UNLOAD, one.asleep, one.waiting > 0, self._harm(one, Kind.UNLOAD))
-                continue
-            in_use = rules.in_use(one, now)
-            if now < rules.stays(one) or (in_use and not busy):
-                continue
-            kind = Kind.SLEEP if one.can_sleep else Kind.UNLOAD
-            yield Option(one, kind, frees(one, kind), in_use, self._harm(one, kind))
+            return ()
+        return (
+            one
+            for one in self._asleep.get(device, ())
+            if one.asleep and (busy or not one.waiting) and one.name not in self.gone
+        )
 
-    def as_unload(self, option: Option) -> Option:
-        """The same model, unloaded instead of asleep."""
-        one = option.resident
-        return Option(one, Kind.UNLOAD, one.taken, option.in_use, self._harm(one, Kind.UNLOAD))
+    def _option(self, one: Resident, kind: Kind) -> Option:
+        key = one.name, kind
+        if key not in self._made:
+            in_use = one.waiting > 0 if one.place is _HOST else self._rules.in_use(one, self._now)
+            size = frees(one, kind)
+            cost = 0.0 if kind is _FLOOR else harm(one, kind, self._now, self._rules.horizon)
+            order = in_use, one.priority, cost / max(1, size), one.last_use, one.name
+            self._made[key] = Option(order, one, kind, size, in_use, cost)
+        return self._made[key]
 
-    def _harm(self, resident: Resident, kind: Kind) -> float:
-        if (resident.name, kind) not in self._harms:
-            self._harms[resident.name, kind] = harm(resident, kind, self._now, self._rules.horizon)
-        return self._harms[resident.name, kind]
-
-    @staticmethod
-    def _everything(option: Option) -> int:
-        return option.resident.taken
-
-
-def _lend(_: Ways, option: Option) -> Iterable[Option]:
-    one = option.resident
-    if one.place is Residency.GPU and not option.in_use and (size := frees(one, Kind.FLOOR)):
-        yield Option(one, Kind.FLOOR, size, in_use=False, harm=0.0)
-
-
-def _as_they_are(_: Ways, option: Option) -> Iterable[Option]:
-    yield option
+    def _grouped(self) -> dict[str, list[tuple[Resident, float, float]]]:
+        """Those awake by device, with the times from which they may give way and count as idle."""
+        if self._awake is None:
+            self._awake = {}
+            now, rules = self._now, self._rules
+            for one in self._residents:
+                if one.place is _HOST:
+                    for device in one.on:
+                        self._asleep.setdefault(device, []).append(one)
+                    continue
+                entry = one, rules.stays(one), rules.quiet_at(one)
+                for at in entry[1:]:
+                    if now < at < self.next_change:
+                        self.next_change = at
+                for device in one.on:
+                    self._awake.setdefault(device, []).append(entry)
+        return self._awake
 
 
-def _unload(ways: Ways, option: Option) -> Iterable[Option]:
-    yield ways.as_unload(option)
-
-
-def _order(option: Option) -> tuple[bool, int, float, float, str]:
-    one = option.resident
-    return option.in_use, one.priority, option.harm / max(1, option.size), one.last_use, one.name
+_score = attrgetter("score")
+_order = attrgetter("order")
 
 
 def _latest(option: Option) -> tuple[bool, int, float, str]:
