@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from shoal.engines.base import Engine, Environment
 from shoal.engines.environments import RECORD, Environments
 from shoal.engines.vllm.adapter import CONTROLLED, VllmEngine
-from shoal.engines.vllm.sizing import CPU_OVERHEAD, GIB, KV_DEFAULT, MIB
+from shoal.engines.vllm.overhead import CPU_OVERHEAD, GIB, MIB
+from shoal.engines.vllm.sizing import KV_DEFAULT
 from shoal.engines.vllm.sources import is_local, read_source
 from shoal.errors import ShoalError
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device
+from tests.engines.checkpoints import safetensors
 
 LOGS = Path(__file__).parent / "logs"
 CONFIG = {
@@ -60,8 +62,7 @@ def model(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / "model"
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
-        with (folder / "model.safetensors").open("wb") as file:
-            file.truncate(weights)
+        safetensors(folder / "model.safetensors", BF16=weights)
         return folder
 
     return make
@@ -253,8 +254,8 @@ def test_needs_are_weights_and_cache_and_overhead(engine: VllmEngine, model: Cal
 
 def test_the_default_cache_holds_one_context(engine: VllmEngine, model: Callable[..., Path]) -> None:
     per_token = 2 * 2 * 30 * 3 * 64
-    needs = engine.needs(spec(model(weights=1, max_position_embeddings=65536), elastic="off"))
-    assert needs == 1 + per_token * (65536 + 256) + CPU_OVERHEAD
+    needs = engine.needs(spec(model(weights=2, max_position_embeddings=65536), elastic="off"))
+    assert needs == 2 + per_token * (65536 + 256) + CPU_OVERHEAD
 
 
 def test_a_hub_id_in_the_local_cache_is_known(
@@ -271,7 +272,7 @@ def test_a_hub_id_in_the_local_cache_is_known(
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
     for name, size in (("one", 100), ("two", 50), ("consolidated", 999)):
-        (snapshot / f"{name}.safetensors").write_bytes(bytes(size))
+        safetensors(snapshot / f"{name}.safetensors", U8=size)
     assert engine.needs(spec("org/name", kv_cache_memory=1)) == 151 + CPU_OVERHEAD
     with pytest.raises(ShoalError, match="8192"):
         engine.check(spec("org/name", context_length=10000))

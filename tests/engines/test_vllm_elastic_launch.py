@@ -15,7 +15,8 @@ from shoal.engines.base import Environment, Launch
 from shoal.engines.environments import Environments
 from shoal.engines.vllm import elastic
 from shoal.engines.vllm.adapter import VllmEngine
-from shoal.engines.vllm.sizing import CPU_OVERHEAD, FIXED_BY, GIB, KV_DEFAULT, MIB, virtual_kv, why_fixed
+from shoal.engines.vllm.overhead import CPU_OVERHEAD, GIB, MIB
+from shoal.engines.vllm.sizing import FIXED_BY, KV_DEFAULT, virtual_kv, why_fixed
 from shoal.errors import ShoalError
 from shoal.fleet.spec import WORKING_SET, ModelSpec
 from shoal.fleet.state import Device

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from shoal.fleet.needs import Needs
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure
 from shoal.memory.elastic import ElasticTerms
@@ -99,7 +100,14 @@ class Engine(Protocol):
         """Refuse what cannot start, before anything starts: raises ShoalError (`source_not_found`, …)."""
         ...
 
-    def needs(self, spec: ModelSpec) -> int | None:
+    def estimate(self, spec: ModelSpec, devices: Sequence[Device] = ()) -> Needs:
+        """What one of `devices` needs for its share of a model, part by part, as far as that is known before a load.
+
+        Without `devices` as for small ones. Raises ShoalError for files that cannot be read.
+        """
+        ...
+
+    def needs(self, spec: ModelSpec, devices: Sequence[Device] = ()) -> int | None:
         """Bytes that one device has to have free for a share of this model, or None if unknown.
 
         Of an elastic KV cache only what has to be there from the start counts.

@@ -15,6 +15,7 @@ from shoal.engines.simulated.options import MAX_NUM_SEQS, PROGRAM, Options, pars
 from shoal.engines.vllm.failures import explain
 from shoal.engines.vllm.milestones import MILESTONES
 from shoal.errors import ShoalError
+from shoal.fleet.needs import KvCost, KvLayers, Needs
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure
 from shoal.memory.elastic import ElasticTerms
@@ -49,7 +50,26 @@ class SimulatedEngine:
                 param="source",
             )
 
-    def needs(self, spec: ModelSpec) -> int | None:
+    def estimate(self, spec: ModelSpec, devices: Sequence[Device] = ()) -> Needs:
+        """What its arguments say; weights are unknown if they cannot be read."""
+        options = _options(spec)
+        kv = spec.first_kv if spec.may_be_elastic else spec.kv_cache_memory or 0
+        if options is None:
+            return Needs(None, 0, kv, notes=("its arguments cannot be read",))
+        # A block is one layer here: the simulated cache has no others.
+        cost = KvCost((KvLayers(1, -(-options.simulated_block_bytes // options.block_size)),))
+        return Needs(
+            weights=max(options.device_memory, options.memory),
+            overhead=0,
+            kv=kv,
+            elastic=spec.may_be_elastic,
+            cost=cost,
+            longest=spec.context_length or options.max_model_len,
+            concurrency=self.capacity(spec, devices),
+            notes=("the simulated engine takes what its arguments say",),
+        )
+
+    def needs(self, spec: ModelSpec, devices: Sequence[Device] = ()) -> int | None:  # noqa: ARG002
         """Bytes of `--device-memory` or of `--memory`, the larger, and the model's `kv_cache_memory` on top.
 
         None if the arguments cannot be read: the process will say what is wrong with them.

@@ -25,18 +25,11 @@ from shoal.engines.vllm import elastic
 from shoal.engines.vllm.architectures import surely_unsupported
 from shoal.engines.vllm.failures import explain
 from shoal.engines.vllm.milestones import MILESTONES
-from shoal.engines.vllm.sizing import (
-    CPU_OVERHEAD,
-    CUDA_OVERHEAD,
-    GIB,
-    fixed_kv,
-    python_path,
-    virtual_kv,
-    why_fixed,
-    why_fixed_with,
-)
+from shoal.engines.vllm.overhead import CPU_OVERHEAD, CUDA_OVERHEAD, GIB, default_sequences
+from shoal.engines.vllm.sizing import estimate, fixed_kv, python_path, virtual_kv, why_fixed, why_fixed_with
 from shoal.engines.vllm.sources import Source, is_local, read_source
 from shoal.errors import ShoalError
+from shoal.fleet.needs import Needs
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure
 from shoal.memory.elastic import ElasticTerms
@@ -56,8 +49,6 @@ CONTROLLED = {
 
 CUDA_MARGIN = GIB
 """Bytes of a GPU left alone: vLLM refuses to start if its own CUDA context (0.5 GiB) eats into its share."""
-LARGE_GPU = 70 * GIB
-"""From here on vLLM counts a GPU as large."""
 
 
 class VllmEngine:
@@ -127,25 +118,31 @@ class VllmEngine:
             )
         self._refuse_fixed(spec, environments)
 
-    def needs(self, spec: ModelSpec) -> int | None:
-        """Weights over tensor parallel ranks, KV cache, and vLLM's own processes.
+    def estimate(self, spec: ModelSpec, devices: Sequence[Device] = ()) -> Needs:
+        """From headers of weights, the configuration and the settings; see `sizing.estimate`."""
+        variant = self._variant(spec)
+        kind = "host" if variant == "cpu" else "cuda"
+        usable = [d for d in devices if d.kind == kind and (spec.devices == "auto" or d.id in spec.devices)]
+        found = estimate(spec, _source_or_none(spec), variant, usable, elastic=self._may_be_elastic(spec))
+        return replace(found, concurrency=self.capacity(spec, usable))
 
-        Of an elastic KV cache only the floor counts, and at least a small working set. Weights that are not here yet
-        count as nothing: what is sure to be needed. None if that too is unknown.
+    def needs(self, spec: ModelSpec, devices: Sequence[Device] = ()) -> int | None:
+        """Weights over tensor parallel ranks, KV cache, and vLLM's own processes, as `estimate` has them.
+
+        Weights that are not here yet count as nothing: what is sure to be needed. None if the KV cache has no size
+        either.
         """
-        source = _source_or_none(spec)
-        weights = self.weights(spec)
-        if source is None or weights is None:
-            known = spec.kv_cache_memory if spec.kv_cache_memory is not None else spec.floor or None
-            return None if known is None else known + self._overhead(spec)
-        kv = spec.first_kv if self._may_be_elastic(spec) else fixed_kv(spec, source)
-        return weights + kv + self._overhead(spec)
+        found = self.estimate(spec, devices)
+        if found.total is not None:
+            return found.total
+        known = spec.kv_cache_memory if spec.kv_cache_memory is not None else spec.floor or None
+        return None if known is None else known + found.overhead
 
     def weights(self, spec: ModelSpec) -> int | None:
-        """What the weights' files hold, over tensor parallel ranks."""
+        """What the weights take once they are loaded, over tensor parallel ranks."""
         source = _source_or_none(spec)
         weights = source.weight_bytes(spec.dtype) if source is not None else None
-        return None if weights is None else weights // spec.tensor_parallel
+        return None if weights is None else -(-weights // spec.tensor_parallel)
 
     def capacity(self, spec: ModelSpec, devices: Sequence[Device]) -> int | None:
         """`--max-num-seqs` and, where that is left out, what `vllm serve` takes for it on such devices.
@@ -153,7 +150,7 @@ class VllmEngine:
         That is `EngineArgs.get_batch_defaults`, the same from 0.24 to 0.33: 128 for each rank on the CPU, 1024 on GPUs
         of 70 GiB and more other than the A100, else 256; for each of the engines of `--data-parallel-size`.
         """
-        count = read_count(spec.args, "--max-num-seqs", _default_sequences(spec, devices))
+        count = read_count(spec.args, "--max-num-seqs", default_sequences(spec, devices))
         copies = read_count(spec.args, "--data-parallel-size", 1)
         return None if count is None else count * (copies or 1)
 
@@ -222,9 +219,6 @@ class VllmEngine:
         """Why it ended; see `failures`."""
         return explain(spec, log, exit)
 
-    def _overhead(self, spec: ModelSpec) -> int:
-        return CPU_OVERHEAD if self._variant(spec) == "cpu" else CUDA_OVERHEAD
-
     def _may_be_elastic(self, spec: ModelSpec) -> bool:
         try:
             candidates = self._candidates(spec)
@@ -256,15 +250,6 @@ class VllmEngine:
         if spec.environment is not None:
             return [self._environments.get(spec.environment)]
         return [environment for environment in self._environments.ls() if environment.kind == self.kind]
-
-
-def _default_sequences(spec: ModelSpec, devices: Sequence[Device]) -> int:
-    """Sequences that `vllm serve` runs at once unless told otherwise."""
-    if any(device.kind == "host" for device in devices):
-        return 128 * spec.tensor_parallel
-    large = bool(devices) and all(device.memory_total >= LARGE_GPU for device in devices)
-    slow = any(word in device.name.lower() for device in devices for word in ("a100", "gb10"))
-    return 1024 if large and not slow else 256
 
 
 def _not_elastic(spec: ModelSpec, reason: str) -> ShoalError:

@@ -1,22 +1,17 @@
-"""How much KV cache an instance of vLLM gets: whether it can be elastic, and the sizes either way. Pure."""
+"""What an instance of vLLM needs, and how much KV cache it gets: whether that can be elastic, and the sizes. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from shoal.engines.arguments import values_of
 from shoal.engines.vllm.elastic import UnsupportedVersionError, check_version
+from shoal.engines.vllm.overhead import GIB, MIB, overhead
+from shoal.engines.vllm.shapes import KV_BYTES, longest_context, read_widths
 from shoal.engines.vllm.sources import Source
+from shoal.fleet.needs import KvCost, Needs
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device
-
-GIB = 2**30
-MIB = 2**20
-
-CPU_OVERHEAD = 1900 * MIB
-"""Resident bytes of vLLM's three CPU processes beyond weights and KV cache: 1.8 GB with a 135M model in 0.32."""
-
-CUDA_OVERHEAD = 2 * GIB
-"""About what a CUDA context, activations and graphs take on a device; models with long batches take more."""
 
 KV_DEFAULT = 512 * MIB
 KV_DEFAULT_MOST = 4 * GIB
@@ -81,13 +76,63 @@ def fixed_kv(spec: ModelSpec, source: Source | None) -> int:
     """KV cache of one device. By default one whole context, within limits: the CPU build would take 92 % of RAM."""
     if spec.kv_cache_memory is not None:
         return spec.kv_cache_memory
-    per_token = source.kv_bytes_per_token() if source is not None else None
-    tokens = spec.context_length or (source.text_config.get("max_position_embeddings") if source is not None else None)
-    if per_token is None or not isinstance(tokens, int):
+    cost = kv_cost(spec, source)
+    tokens = spec.context_length or (longest_context(source.text_config) if source is not None else None)
+    if cost is None or tokens is None:
         return GIB
     # vLLM takes whole blocks of up to 128 tokens and keeps one for itself.
-    whole = per_token * (tokens + 256) // spec.tensor_parallel
-    return min(KV_DEFAULT_MOST, max(KV_DEFAULT, whole))
+    return min(KV_DEFAULT_MOST, max(KV_DEFAULT, cost.per_token * (tokens + 256)))
+
+
+def kv_cost(spec: ModelSpec, source: Source | None) -> KvCost | None:
+    """What requests take of the KV cache on each device; None if shape or `--kv-cache-dtype` are not known."""
+    if source is None:
+        return None
+    named = (values_of(spec.args, "--kv-cache-dtype") or ["auto"])[-1]
+    element = KV_BYTES.get(named)
+    if named == "auto" and source.computes_in(spec.dtype) == "float32":
+        element = 4
+    return None if element is None else source.kv(element=element, tensor_parallel=spec.tensor_parallel)
+
+
+def estimate(
+    spec: ModelSpec, source: Source | None, variant: str, devices: Sequence[Device], *, elastic: bool
+) -> Needs:
+    """What one of `devices` needs for its share of a model that has never been loaded. `variant`: `cpu` or `cuda`.
+
+    Raises ShoalError (`weights_unreadable`, `bad_config`) for files that no engine could load.
+    """
+    notes: list[str] = []
+    weights = widths = cost = longest = None
+    if source is None or source.folder is None:
+        notes.append(f"{spec.source} is not on this machine: weights and shape are not known before it is fetched")
+    else:
+        stored = source.weights()
+        widths, cost = read_widths(source.text_config), kv_cost(spec, source)
+        longest = longest_context(source.text_config)
+        if stored is None:
+            notes.append(f"{source.folder} holds no weights, so their size is not known")
+        else:
+            whole = source.weight_bytes(spec.dtype) or 0
+            weights = -(-whole // spec.tensor_parallel)
+            split = f", split over {spec.tensor_parallel} devices" if spec.tensor_parallel > 1 else ""
+            notes.append(f"weights are {stored.words()}{split}")
+        if cost is None:
+            notes.append("what a token takes of its KV cache is not known from its configuration")
+        elif cost.note:
+            notes.append(cost.note)
+    notes.append(
+        "overhead is estimated from its shape" if widths is not None else "overhead is a guess: its shape is not known"
+    )
+    return Needs(
+        weights=weights,
+        overhead=overhead(spec, widths, variant, devices),
+        kv=spec.first_kv if elastic else fixed_kv(spec, source),
+        elastic=elastic,
+        cost=cost,
+        longest=spec.context_length or longest,
+        notes=tuple(notes),
+    )
 
 
 def virtual_kv(spec: ModelSpec, source: Source | None, devices: Sequence[Device], beside: int) -> int:

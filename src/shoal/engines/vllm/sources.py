@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoal.engines.vllm.shapes import read_kv
+from shoal.engines.vllm.weights import Weights, read_weights
 from shoal.errors import ShoalError
+from shoal.fleet.needs import KvCost
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +38,38 @@ class Source:
         names = self.config.get("architectures")
         return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
-    def weight_bytes(self, dtype: str = "auto") -> int | None:
-        """Bytes of the weights as loaded; None if no weight file is here."""
-        if self.folder is None:
-            return None
-        size = sum(path.stat().st_size for path in _weight_files(self.folder))
-        stored = self.config.get("dtype", self.config.get("torch_dtype"))
-        if dtype in _DTYPE_BYTES and stored in _DTYPE_BYTES and "quantization_config" not in self.config:
-            size = size * _DTYPE_BYTES[dtype] // _DTYPE_BYTES[stored]
-        return size or None
+    def weights(self) -> Weights | None:
+        """The weights as stored; None if none are here. Raises ShoalError (`weights_unreadable`)."""
+        return None if self.folder is None else read_weights(self.folder, complete=self.local)
 
-    def kv_bytes_per_token(self) -> int | None:
-        """Bytes of KV cache that a token takes over all layers in 16 bits; None for shapes that are not plain."""
-        config = self.text_config
-        if "kv_lora_rank" in config or "layer_types" in config:
+    def weight_bytes(self, dtype: str = "auto") -> int | None:
+        """Bytes of the weights as loaded; None if no weight file is here. Raises ShoalError (`weights_unreadable`)."""
+        weights = self.weights()
+        if weights is None:
             return None
-        try:
-            heads = int(config["num_attention_heads"])
-            size = config.get("head_dim") or int(config["hidden_size"]) // heads
-            kv_heads = config.get("num_key_value_heads") or heads
-            return 2 * 2 * int(config["num_hidden_layers"]) * int(kv_heads) * int(size)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            return None
+        return weights.loaded(self.computes_in(dtype), self._stored, quantised=self.quantised) or None
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the weights are stored quantised."""
+        return any("quantization_config" in config for config in (self.config, self.text_config))
+
+    @property
+    def _stored(self) -> str:
+        """The data type that the configuration gives; empty if it gives none."""
+        found = (config.get(key) for config in (self.config, self.text_config) for key in ("dtype", "torch_dtype"))
+        return next((name for name in found if isinstance(name, str)), "")
+
+    def computes_in(self, dtype: str) -> str:
+        """The data type that vLLM loads floats as: the one asked for, else the configuration's, but 16 bits for 32
+        (vLLM's `_resolve_auto_dtype`)."""
+        if dtype != "auto":
+            return dtype
+        return self._stored if self._stored in ("bfloat16", "float16") else "bfloat16"
+
+    def kv(self, *, element: int = 2, tensor_parallel: int = 1) -> KvCost | None:
+        """What requests take of the KV cache on each device; None for shapes that are not known. See `read_kv`."""
+        return read_kv(self.text_config, element=element, tensor_parallel=tensor_parallel)
 
     def longest_context(self) -> int | None:
         """The tokens that the model's positions reach; None unless certain (scaled positions reach further)."""
@@ -105,25 +117,13 @@ def cached_snapshot(hub_id: str) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return [folder / name for name in names if (folder / name).is_file()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    # Some repositories hold the same weights twice, once as "consolidated".
-    files = [path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated")]
-    return files or list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _not_found(f"{path} cannot be read ({error}); fetch the model again") from error
     if not isinstance(config, dict):
         raise _not_found(f"{path} is not a JSON object; fetch the model again")
