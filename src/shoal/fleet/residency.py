@@ -163,7 +163,7 @@ class Rules:
     switch_window: float = 60.0
     horizon: float = 300.0
     """How far ahead a plan is judged: a model not needed within this is not missed."""
-    claims_at_once: int = 8
+    claims_at_once: int = 4
     """For so many claims at most others give way in one decision; the next look is at once. This bounds its time."""
 
     def stays(self, resident: Resident) -> float:

@@ -54,6 +54,7 @@ class _Decision:
         self.sleepers: list[Resident] | None = None
         self.spared: set[str] = set()
         self.bounds: dict[str, int] = {}
+        self.failed = False
         self.limited = self._limited()
         self.ways = Ways(self.now, rules, self.books, set(self.limited))
 
@@ -234,6 +235,7 @@ class _Decision:
         if why:
             if asleep and self._never(one, one.usable or self.everywhere) is None:
                 self._unload(one, f"{one.name} is unloaded and loads elsewhere: {why}")
+                self.bounds.clear()
             else:
                 self.refusals.append(Refusal(one.name, why))
             return
@@ -262,15 +264,21 @@ class _Decision:
         if self.left <= 0:
             self.next_look = self.now  # some have given way to others, so that the next look finds another state
             return None
-        if need > self._bound("overdue" if overdue else "idle"):
+        if self.failed and need > self._bound("overdue" if overdue else "idle"):
             return None
         way = self.ways.best(one, need, devices, busy=overdue)
-        if way is not None:
+        if way is None:
+            self.failed = True
+            self.bounds.clear()
+        else:
             self.left -= 1
         return way
 
     def _bound(self, what: str) -> int:
-        """No device has more for a claim. Spares looking at each where there is nothing to be had."""
+        """No device has more for a claim. Spares looking at each where there is nothing to be had.
+
+        What models could give way for is not worked out anew at each change, because that makes it no more.
+        """
         if what not in self.bounds:
             if what == "room":
                 self.bounds[what] = max(map(self.books.room, self.everywhere), default=0)
@@ -280,7 +288,7 @@ class _Decision:
 
     def _changed(self, devices: Sequence[str]) -> None:
         self.ways.changed(devices)
-        self.bounds.clear()
+        self.bounds.pop("room", None)
 
     def _come(self, one: Resident, need: int, way: Way) -> None:
         place = _words(way.devices)

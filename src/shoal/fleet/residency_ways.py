@@ -159,10 +159,8 @@ class Ways:
         short = need - self._books.room(device)
         if short <= 0:
             return (False, 0, 0.0)
-        if self.could_have(device, busy=busy) < need:
-            return None
-        options = self._listed(device, busy=busy)
         key = device, busy
+        options = self._listed(device, busy=busy)
         if key not in self._sums:
             sizes = list(accumulate(option.size for option in options))
             self._sums[key] = sizes, list(accumulate(option.harm for option in options))
@@ -170,6 +168,8 @@ class Ways:
         last = bisect_left(sizes, short)
         if last < len(sizes):
             return options[last].in_use, options[last].resident.priority, harms[last]
+        if self.could_have(device, busy=busy) < need:
+            return None
         return (options[-1].in_use, options[-1].resident.priority, inf) if options else (False, 0, inf)
 
     def _joint(self, resident: Resident, need: int, devices: tuple[str, ...], *, busy: bool) -> Way | None:
@@ -217,9 +217,9 @@ class Ways:
         """Who is awake on a device and may give way now, those that are missed least first."""
         key = device, busy
         if key not in self._options:
-            now, gone = self._now, self.gone
+            now, gone, kinds = self._now, self.gone, (_UNLOAD, _SLEEP)
             self._options[key] = [] if device in self._limited else sorted(
-                self._option(one, _SLEEP if one.sleep_level else _UNLOAD)
+                self._option(one, kinds[one.sleep_level > 0])
                 for one, stays, quiet in self._grouped().get(device, ())
                 if stays <= now and (busy or (quiet <= now and not one.busy)) and one.name not in gone
             )  # fmt: skip
