@@ -390,8 +390,12 @@ async def test_a_relay_without_a_list_has_no_requests(controller: Controller, ro
     assert await controller.next() == Cancelled(2, found=False)
 
 
-def usage(requests: int = 1, model: str = "m") -> Usage:
-    return Usage("k", model, "2026-01-31", requests, 10 * requests, requests, float(requests))
+def usage(tokens: int = 1, model: str = "m") -> Usage:
+    return Usage("k", model, "2026-01-31", 1, 10 * tokens, tokens, float(tokens))
+
+
+def use(link: Link, used: Usage) -> None:
+    link.used((used.key, used.model, used.day), used.prompt_tokens, used.completion_tokens, used.last_used)
 
 
 async def test_usage_is_sent_until_it_is_stored_and_what_comes_meanwhile_is_added_up(
@@ -400,15 +404,15 @@ async def test_usage_is_sent_until_it_is_stored_and_what_comes_meanwhile_is_adde
     monkeypatch.setattr(link_module, "USAGE_RETRY", 0.05)
     monkeypatch.setattr(link_module, "USAGE_INTERVAL", 0.0)
     async with linked(folder) as link:
-        link.used(usage(1))
+        use(link, usage(1))
         await controller.start()
         await controller.accept()
         await controller.send(table(ROUTE))
         first = await controller.until(UsageReport)
         assert first == UsageReport(link.name, 1, (usage(1),))
-        link.used(usage(1))
-        link.used(usage(2))
-        link.used(usage(4, "n"))
+        use(link, usage(1))
+        use(link, usage(2))
+        use(link, usage(4, "n"))
         assert await controller.until(UsageReport) == first, "not confirmed, so it is sent again, and nothing else"
         await controller.send(UsageStored(99))
         assert await controller.until(UsageReport) == first
@@ -421,7 +425,7 @@ async def test_usage_is_sent_until_it_is_stored_and_what_comes_meanwhile_is_adde
         second = await controller.until(UsageReport)
         while second == first:  # sent once more before the confirmation came
             second = await controller.until(UsageReport)
-        assert second == UsageReport(link.name, 2, (Usage("k", "m", "2026-01-31", 3, 30, 3, 2.0), usage(4, "n")))
+        assert second == UsageReport(link.name, 2, (Usage("k", "m", "2026-01-31", 2, 30, 3, 2.0), usage(4, "n")))
         assert not await link.flush(0.01)
         await controller.send(UsageStored(2))
         assert await link.flush(PATIENCE)
@@ -436,9 +440,9 @@ async def test_at_the_end_usage_is_sent_without_a_pause(
         await controller.start()
         await controller.accept()
         await controller.send(table(ROUTE))
-        link.used(usage(1))
+        use(link, usage(1))
         assert (await controller.until(UsageReport)).items == (usage(1),)
-        link.used(usage(2))
+        use(link, usage(2))
         ending = asyncio.create_task(link.flush(PATIENCE))
         await controller.send(UsageStored(1))
         assert (await controller.until(UsageReport)).items == (usage(2),)

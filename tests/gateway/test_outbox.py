@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from shoal.gateway import outbox
 from shoal.gateway.outbox import Outbox
-from shoal.messages import Usage, UsageReport
+from shoal.messages import UsageReport
 
 KEYS = st.sampled_from(["", "k1", "k2"])
 MODELS = st.sampled_from(["m", "n"])
@@ -29,7 +29,7 @@ class Books(RuleBasedStateMachine):
 
     @rule(key=KEYS, model=MODELS, day=DAYS, tokens=st.integers(0, 9))
     def use(self, key: str, model: str, day: str, tokens: int) -> None:
-        self.outbox.add(Usage(key, model, day, 1, tokens, 2 * tokens, 1.0))
+        self.outbox.add((key, model, day), tokens, 2 * tokens, 1.0)
         self.used[key, model, day] += tokens
 
     @rule(arrives=st.booleans(), confirmed=st.booleans())
@@ -73,7 +73,7 @@ def test_a_report_has_a_bounded_size_and_the_rest_follows(monkeypatch: pytest.Mo
     monkeypatch.setattr(outbox, "REPORT_ITEMS", 2)
     box = Outbox("r")
     for number in range(5):
-        box.add(Usage("k", f"m{number}", "2026-01-31", 1, 0, 0, 1.0))
+        box.add(("k", f"m{number}", "2026-01-31"), 0, 0, 1.0)
     seen = []
     while (report := box.report()) is not None:
         seen.append([item.model for item in report.items])
@@ -85,8 +85,8 @@ def test_memory_is_bounded_and_what_is_lost_is_counted(monkeypatch: pytest.Monke
     monkeypatch.setattr(outbox, "WAITING_ITEMS", 2)
     box = Outbox("r")
     for number in (0, 1, 2, 3, 0):
-        box.add(Usage("k", f"m{number}", "2026-01-31", 3, 0, 0, 1.0))
-    assert box.lost == 6
+        box.add(("k", f"m{number}", "2026-01-31"), 0, 0, 1.0)
+    assert box.lost == 2
     report = box.report()
     assert report is not None
-    assert [(item.model, item.requests) for item in report.items] == [("m0", 6), ("m1", 3)]
+    assert [(item.model, item.requests) for item in report.items] == [("m0", 2), ("m1", 1)]

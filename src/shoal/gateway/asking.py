@@ -99,7 +99,7 @@ class Asking(Passage):
         named = self._named = self._named or read_request(
             self.target,
             body or b"",
-            content_type=manner.content_type,
+            content_type=manner.content_type if manner.form else "",
             content_encoding=manner.content_encoding,
             model_header=manner.model,
         )
@@ -177,7 +177,7 @@ class Asking(Passage):
             self.tenant,
             self.priority,
             1.0 if self.key is None else self.key.weight,
-            min(max(1.0, named.cost), LARGEST),
+            named.cost if 1.0 <= named.cost <= LARGEST else min(max(1.0, named.cost), LARGEST),
             now + patience,
             self,
         )

@@ -33,6 +33,8 @@ class Framing(Protocol):
     """Whether the body has come to its end."""
     whole: bool
     """Whether a body that ends here because the connection does is complete."""
+    exact: bool
+    """Whether what was fed last is whole chunks and nothing else, and none of them the last one."""
 
     def feed(self, data: bytes) -> int:
         """Read `data`; the position after the last byte of the body, at most ``len(data)``."""
@@ -48,6 +50,7 @@ class Fixed:
 
     __slots__ = ("_taken", "done", "left")
     whole = False
+    exact = False
 
     def __init__(self, length: int) -> None:
         self.left = length
@@ -71,6 +74,7 @@ class UntilClose:
     __slots__ = ("_taken",)
     done = False
     whole = True
+    exact = False
 
     def feed(self, data: bytes) -> int:
         self._taken = data
@@ -83,11 +87,22 @@ class UntilClose:
 class Chunked:
     """A chunked body. `boundary` is the position in the last fed data after the last complete chunk, 0 if none."""
 
-    __slots__ = ("_content", "_in_trailers", "_left", "_partial", "_trailer_bytes", "boundary", "done", "trailers")
+    __slots__ = (
+        "_content",
+        "_in_trailers",
+        "_left",
+        "_partial",
+        "_trailer_bytes",
+        "boundary",
+        "done",
+        "exact",
+        "trailers",
+    )
     whole = False
 
     def __init__(self) -> None:
         self.done = False
+        self.exact = False
         self.boundary = 0
         self.trailers: list[bytes] = []
         """Trailer fields as they came, one line each, without its end."""
@@ -99,23 +114,41 @@ class Chunked:
 
     def feed(self, data: bytes) -> int:
         at, size = 0, len(data)
-        self.boundary = 0
+        self.exact = False
+        if not (self._left or self._partial or self._in_trailers):
+            # As most pieces of a stream are: one chunk, or a few, and nothing else.
+            match = _PLAIN.match(data)
+            if match is not None:
+                first = match.end()
+                last = first + int(match[1], 16)
+                if last + 2 == size and data.endswith(b"\r\n"):
+                    self._content.append(data[first:last])
+                    self.boundary = size
+                    self.exact = True
+                    return size
+            at = self.boundary = self._read_whole_chunks(data, 0)
+            if at == size:
+                self.exact = True
+                return at
+        else:
+            self.boundary = 0
         while at < size and not self.done:
             if self._left:
                 at = self._read_chunk(data, at, size)
             else:
-                if not self._partial and not self._in_trailers:
-                    at = self._read_whole_chunks(data, at)
+                if not self._partial and not self._in_trailers and (end := self._read_whole_chunks(data, at)) > at:
+                    at = self.boundary = end
                 if at < size:
                     at = self._read_line(data, at, size)
         return at
 
     def take(self) -> bytes:
         content = self._content
-        if not content:
-            return b""
-        self._content = []
-        return content[0] if len(content) == 1 else b"".join(content)
+        if len(content) == 1:
+            return content.pop()
+        taken = b"".join(content)
+        content.clear()
+        return taken
 
     @property
     def clean(self) -> bool:
@@ -124,16 +157,13 @@ class Chunked:
 
     def _read_whole_chunks(self, data: bytes, at: int) -> int:
         """Read the chunks that are all there and have no extensions, as nearly all are."""
-        begins = at
         while match := _PLAIN.match(data, at):
             first = match.end()
             last = first + int(match[1], 16)
-            if data[last : last + 2] != b"\r\n":
+            if not data.startswith(b"\r\n", last):
                 break
             self._content.append(data[first:last])
             at = last + 2
-        if at > begins:
-            self.boundary = at
         return at
 
     def _read_chunk(self, data: bytes, at: int, size: int) -> int:

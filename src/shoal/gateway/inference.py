@@ -14,7 +14,7 @@ from shoal.gateway.manner import REQUEST_ID_HEADER
 from shoal.gateway.reading import reader_for, tokens_in
 from shoal.gateway.routes import UNKNOWN
 from shoal.gateway.usage import UsageStripper
-from shoal.messages import Phase, RequestView, Usage
+from shoal.messages import Phase, RequestView
 
 if TYPE_CHECKING:
     from shoal.gateway.tracing import Tracing
@@ -74,7 +74,7 @@ class Inference(Asking):
     def passing(self, content: bytes) -> bytes:
         if not content:  # a chunk's head came without its body
             return content
-        now = monotonic()
+        now, reader = monotonic(), self._reader
         books = self._books
         assert books is not None
         if not self._bytes_out:
@@ -84,9 +84,9 @@ class Inference(Asking):
             books.inter_chunk.add(now - self._last_part)
         self._last_part = now
         self._bytes_out += len(content)
-        if self._relay.config.response_timeout:
+        if self._relay.timed and self._relay.config.response_timeout:
             self._relay.set_deadline(self)
-        return content if self._reader is None else self._reader.feed(content)
+        return content if reader is None else reader.feed(content)
 
     def remaining(self) -> bytes:
         return b"" if self._reader is None else self._reader.end()
@@ -162,7 +162,7 @@ class Inference(Asking):
         if self.outcome == "ok" or tokens is not None:
             prompt, completion = (0, 0) if tokens is None else (tokens.prompt, tokens.completion)
             of = "" if key is None else key.id
-            relay.link.used(Usage(of, self.model, relay.day, 1, prompt, completion, relay.wall))
+            relay.link.used((of, self.model, relay.day), prompt, completion, relay.wall)
         if relay.tracing is not None:
             self._end_trace(relay.tracing, now)
 

@@ -65,8 +65,7 @@ class Bucket:
         """Put back; with a negative `cost` take, whatever there is. What does not fit is lost."""
         if cost < 0:
             self.wait(0, now)  # what time has paid counts first, as far as there was room for it
-        level = self.level + cost
-        self.level = level if level < self.capacity else self.capacity
+        self.level = min(self.capacity, self.level + cost)
 
     def resized(self, capacity: float) -> Bucket:
         """One of another capacity from which as much was taken."""

@@ -43,19 +43,21 @@ class Known(Generic[H]):
         """The head of these bytes. Raises what `parse` raises."""
         match = _LENGTH.search(raw)
         if match is None:
-            book, key = self._plain, raw
-        else:
-            start, end = match.span(1)
-            book, key = self._sized, raw[:start] + raw[end:]
-        known = book.get(key)
+            known = self._plain.get(raw)
+            return self._learn(self._plain, raw, raw) if known is None else known.__copy__()
+        start, end = match.span(1)
+        key = raw[:start] + raw[end:]
+        known = self._sized.get(key)
         if known is None:
-            head = self._parse(raw)
-            if len(key) <= LARGEST:
-                if len(book) >= CAPACITY:
-                    book.clear()
-                book[key] = head
-            return head
+            return self._learn(self._sized, key, raw)
         head = known.__copy__()
-        if match is not None:
-            head.length = int(match[1])
+        head.length = int(raw[start:end])
+        return head
+
+    def _learn(self, book: dict[bytes, H], key: bytes, raw: bytes) -> H:
+        head = self._parse(raw)
+        if len(key) <= LARGEST:
+            if len(book) >= CAPACITY:
+                book.clear()
+            book[key] = head
         return head

@@ -31,7 +31,6 @@ from shoal.messages import (
     RoutingTable,
     ToController,
     ToRelay,
-    Usage,
     UsageStored,
     Wanted,
 )
@@ -138,11 +137,15 @@ class Link:
         """No request is held for `model` any more."""
         self.wanted.discard(model)
 
-    def used(self, usage: Usage) -> None:
-        """Have the controller store what a request used. It is sent until that is confirmed."""
-        self._outbox.add(usage)
-        self._usage_waits.set()
-        self._all_stored.clear()
+    def used(self, kind: tuple[str, str, str], prompt: int, completion: int, when: float) -> None:
+        """Have the controller store what a request used: tokens of the prompt and of the answer, at the Unix time
+        `when`, by the id of the key ("" without one), model and day (`YYYY-MM-DD`, UTC). It is sent until that is
+        confirmed."""
+        self._outbox.add(kind, prompt, completion, when)
+        if self._all_stored.is_set():
+            self._all_stored.clear()
+        if not self._usage_waits.is_set():
+            self._usage_waits.set()
         if self._outbox.lost and not self._losing:
             self._losing = True
             log.error("the controller stores no usage, and there is no room left to keep it: some is lost")

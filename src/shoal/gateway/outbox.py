@@ -43,20 +43,19 @@ class Outbox:
         """Whether all is stored."""
         return self._sent is None and not self._waiting
 
-    def add(self, usage: Usage) -> None:
-        """Keep what was used, added to what waits of the same key, model and day."""
-        kind = (usage.key, usage.model, usage.day)
+    def add(self, kind: tuple[str, str, str], prompt: int, completion: int, when: float) -> None:
+        """Keep what a request used at the Unix time `when`, added to what waits of the same key, model and day."""
         sums = self._waiting.get(kind)
         if sums is None:
             if len(self._waiting) >= WAITING_ITEMS:
-                self.lost += usage.requests
+                self.lost += 1
                 return
             sums = self._waiting[kind] = _Sums()
-        sums.requests += usage.requests
-        sums.prompt_tokens += usage.prompt_tokens
-        sums.completion_tokens += usage.completion_tokens
-        if usage.last_used > sums.last_used:
-            sums.last_used = usage.last_used
+        sums.requests += 1
+        sums.prompt_tokens += prompt
+        sums.completion_tokens += completion
+        if when > sums.last_used:
+            sums.last_used = when
 
     def report(self) -> UsageReport | None:
         """What to send: the report that is on its way, or else one of what waits, the oldest first; None if nothing."""

@@ -38,6 +38,9 @@ class Mode(Enum):
     """Without framing: its end is the connection's."""
 
 
+_AS_IT_CAME = Mode.AS_IT_CAME  # an Enum's members are slow to get at
+
+
 class Passage:
     """A request and its response. Subclasses say where it goes and what is learnt from it."""
 
@@ -55,7 +58,7 @@ class Passage:
     response: ResponseHead | None = None
     ended = False
     _give_up: Callable[[], object] | None = None
-    _mode = Mode.AS_IT_CAME
+    _mode = _AS_IT_CAME
     _keep_alive = True
     _events = False  # the body is an event stream that another event could be added to
     _partial = b""
@@ -237,17 +240,24 @@ class Passage:
 
     def on_body(self, data: bytes, framing: Framing) -> None:
         """A part of the body."""
-        if self._mode is Mode.AS_IT_CAME:
-            if self._events:
-                self.passing(self._note(framing.take()))
-                self._write_chunks(data, framing)
-            else:
-                self.passing(framing.take())
+        content = framing.take()
+        if self._events:
+            self._tail = content if len(content) >= 4 else (self._tail + content)[-4:]
+        passed = self.passing(content)
+        if self._mode is _AS_IT_CAME:
+            if not self._events:
                 self._write(data)
-            return
-        content = self.passing(self._note(framing.take()))
-        if content:
-            self.connection.write(chunk(content) if self._mode is Mode.CHUNKED else content)
+            elif framing.exact and not self._partial and not self._spilled:
+                self.connection.write(data)
+            else:
+                self._write_chunks(data, framing)
+        elif passed:
+            if self._mode is not Mode.CHUNKED:
+                self.connection.write(passed)
+            elif passed is content and framing.exact:
+                self.connection.write(data)  # its chunks do as they are
+            else:
+                self.connection.write(chunk(passed))
 
     def on_whole(self, head: ResponseHead, content: bytes) -> None:
         """All of the response at once: a head with a length, and a body of that length."""
@@ -301,10 +311,6 @@ class Passage:
         self.connection.exchange = None
         self.connection.write(content if self._mode is Mode.PLAIN else chunk(content))
         self.connection.close()
-
-    def _note(self, content: bytes) -> bytes:
-        self._tail = content[-4:] if len(content) >= 4 else (self._tail + content)[-4:]
-        return content
 
     def _write_chunks(self, data: bytes, framing: Framing) -> None:
         """Write whole chunks as they came; an incomplete one waits for its end, unless it is a large one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from shoal.gateway.http1 import ResponseHead
@@ -9,19 +10,18 @@ from shoal.gateway.usage import MAX_WHOLE, TAIL, SseReader, Tokens, UsageStrippe
 
 
 class Reader:
-    """Looks at a body as it comes. `events` is the reader of an event stream, None for another body."""
+    """Looks at a body as it comes. `events` is the reader of an event stream, None for another body. `feed` looks at
+    a part, and returns what goes on to the client."""
 
-    __slots__ = ("_kept", "_long", "events")
+    __slots__ = ("_kept", "_long", "events", "feed")
 
     def __init__(self, events: SseReader | None) -> None:
         self.events = events
+        self.feed: Callable[[bytes], bytes] = self._keep if events is None else events.feed
         self._kept: bytes | bytearray = b""
         self._long = False
 
-    def feed(self, content: bytes) -> bytes:
-        """Look at a part; returns what goes on to the client."""
-        if self.events is not None:
-            return self.events.feed(content)
+    def _keep(self, content: bytes) -> bytes:
         if not self._kept:
             self._kept = content
         elif isinstance(self._kept, bytearray):

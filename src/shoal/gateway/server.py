@@ -29,6 +29,7 @@ FLUSH = 30.0
 WRITE_LIMIT = 256 * 1024
 _HEADS = Known(parse_request)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_HEAD, _BUSY = State.HEAD, State.BUSY  # an Enum's members are slow to get at
 
 
 class ClientConnection(asyncio.Protocol):
@@ -101,7 +102,10 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            self._receive(data)
+            if self._state is _HEAD and not self.full:
+                self._read_head(data)
+            else:
+                self._receive(data)
         except ShoalError as error:
             self.refuse(error)
         except Exception as error:
@@ -124,9 +128,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _receive(self, data: bytes) -> None:
         state = self._state
-        if state is State.HEAD and not self.full:
-            self._read_head(data)
-        elif state is State.BODY:
+        if state is State.BODY:
             self._read_body(data)
         elif state is State.BUSY or state is State.HEAD:  # a client that reads no answers gets no further ones made
             self._buffer += data
@@ -138,7 +140,7 @@ class ClientConnection(asyncio.Protocol):
     def _read_head(self, data: bytes) -> None:
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
-        if data[:1] in (b"\r", b"\n"):  # RFC 9112, section 2.2: a client may send an empty line before its request
+        if data[0] in b"\r\n":  # RFC 9112, section 2.2: a client may send an empty line before its request
             data = data.lstrip(b"\r\n")
             if not data:
                 return
@@ -151,14 +153,13 @@ class ClientConnection(asyncio.Protocol):
         self._seen = 0
         head = self.head = _HEADS.read(data[:end])
         rest = data[end:]
-        if not (head.length or head.chunked):  # it is whole: if it is refused, the next one may come
-            self._state, self._buffer = State.BUSY, rest
-        exchange = self.front.open(self, head)
-        self.exchange = exchange
+        length = head.length
+        if not (length or head.chunked):  # it is whole: if it is refused, the next one may come
+            self._state, self._buffer = _BUSY, rest
+        exchange = self.exchange = self.front.open(self, head)
         if not head.has_body:
             self._complete(None, rest, [])
             return
-        length = head.length
         if length is not None and length > exchange.max_body:
             raise too_large(exchange.max_body)
         if b"expect" in head.fields and head.minor:
@@ -205,7 +206,7 @@ class ClientConnection(asyncio.Protocol):
             self._await_body()
 
     def _complete(self, body: bytes | bytearray | None, rest: bytes, trailers: list[bytes]) -> None:
-        self._state = State.BUSY
+        self._state = _BUSY
         self._framing = None
         self._buffer = rest
         if len(rest) > PIPELINED:
@@ -302,7 +303,7 @@ class ClientConnection(asyncio.Protocol):
         if not keep_alive or self.front.stopping:
             self.close()
             return
-        self._state = State.HEAD
+        self._state = _HEAD
         self.deadline = self._loop.time() + self.front.idle_timeout
         if self._paused or self._buffer:
             self._loop.call_soon(self._next)

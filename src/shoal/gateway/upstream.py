@@ -90,7 +90,8 @@ class EngineConnection(asyncio.Protocol):
         """Send a request. `keep`: whether another one may follow on this connection."""
         self._sender = sender
         self._reusable = keep
-        transport = self._transport_()
+        transport = self._transport
+        assert transport is not None
         if len(data) == 1:
             transport.write(data[0])
         else:
@@ -134,15 +135,19 @@ class EngineConnection(asyncio.Protocol):
             sender.on_broken(_reason(exc))
 
     def data_received(self, data: bytes) -> None:
-        sender = self._sender
+        sender, framing = self._sender, self._framing
         if sender is None:  # nobody asked
-            self._transport_().abort()
+            assert self._transport is not None
+            self._transport.abort()
             return
         try:
-            if self._raw:
+            if framing is not None:
+                end = framing.feed(data)
+                sender.on_body(data if end == len(data) else data[:end], framing)
+                if framing.done and self._sender is sender:
+                    self._complete(sender, clean=end == len(data))
+            elif self._raw:
                 sender.on_raw_back(data)
-            elif self._framing is not None:
-                self._read_body(sender, self._framing, data)
             else:
                 self._read_head(sender, data)
         except (BadResponseError, FramingError) as error:
@@ -161,8 +166,9 @@ class EngineConnection(asyncio.Protocol):
 
     def _read_head(self, sender: Sender, data: bytes) -> None:
         while True:
-            seen = max(0, len(self._head) - 3)
+            seen = 0
             if self._head:
+                seen = max(0, len(self._head) - 3)
                 data, self._head = self._head + data, b""
             end = data.find(END, seen) + 4
             if end < 4:
@@ -185,7 +191,8 @@ class EngineConnection(asyncio.Protocol):
             data = data[end:]
             if not data or self._sender is not sender:
                 return
-        self._reusable = self._reusable and head.keep_alive
+        if not head.keep_alive:
+            self._reusable = False
         if sender.whole and head.length is not None and len(data) == end + head.length and _has_body(head, sender):
             self._sender = None
             self._release(clean=True)
@@ -198,15 +205,9 @@ class EngineConnection(asyncio.Protocol):
         if framing.done:
             self._complete(sender, clean=end == len(data))
         elif end < len(data):
-            self._read_body(sender, framing, data[end:])
+            self.data_received(data[end:])
         else:
             sender.on_head_alone()
-
-    def _read_body(self, sender: Sender, framing: Framing, data: bytes) -> None:
-        end = framing.feed(data)
-        sender.on_body(data if end == len(data) else data[:end], framing)
-        if framing.done and self._sender is sender:
-            self._complete(sender, clean=end == len(data))
 
     def _complete(self, sender: Sender, *, clean: bool) -> None:
         self._sender = None
@@ -216,12 +217,14 @@ class EngineConnection(asyncio.Protocol):
 
     def _release(self, *, clean: bool) -> None:
         """The response is over; `clean`: nothing came after it."""
-        transport = self._transport_()
+        transport = self._transport
+        assert transport is not None
         # An engine that answers before it has read the whole request would take the rest for another one, and may
         # never read it.
         unsent = transport.get_write_buffer_size()
         if clean and self._reusable and not unsent:
-            self.pause(False)
+            if self._paused:
+                self.pause(False)
             self._pool.keep(self)
         elif unsent:
             transport.abort()
@@ -232,10 +235,6 @@ class EngineConnection(asyncio.Protocol):
         """Close it; it is idle."""
         if self._transport is not None:
             self._transport.close()
-
-    def _transport_(self) -> asyncio.Transport:
-        assert self._transport is not None
-        return self._transport
 
 
 class Pool:

@@ -198,7 +198,9 @@ class SseReader:
             return False
         if _KEY in payload and _OBJECT.search(payload) is not None:  # some engines have `"usage":null` everywhere
             return False
-        self.events += payload.count(b"\ndata:") + payload.startswith(b"data:")
+        self.events += payload.count(b"\ndata:")
+        if payload.startswith(b"data:"):
+            self.events += 1
         return True
 
     def _read(self, payload: bytes) -> bytes:
