@@ -98,10 +98,7 @@ class Client:
     def remove_model(self, name: str, *, unload: bool = False) -> None:
         """Forget a model; `unload` ends its instances first, and then the answer takes as long as that does."""
         path = f"{_API}/models/{_quoted(name)}"
-        if unload:
-            self._send("DELETE", path, params={"unload": "true"}, patient=True)
-        else:
-            self._send("DELETE", path)
+        self._send("DELETE", path, params={"unload": "true"} if unload else None, patient=unload)
 
     def load(self, name: str, *, instances: int | None = None) -> Json:
         """Start instances up to the number wanted. Answers at once; `events` tells how it goes on."""
@@ -113,6 +110,14 @@ class Client:
         return self._json("POST", f"/models/{_quoted(name)}/unload", body={"force": force})
 
     def instances(self, *, all_: bool = False) -> list[Json]:
+    def sleep(self, name: str, *, level: int = 1, force: bool = False) -> Json:
+        """Put a model's instances to sleep: after their running requests, or at once with `force`."""
+        return self._json("POST", f"/models/{_quoted(name)}/sleep", body={"level": level, "force": force})
+
+    def wake(self, name: str) -> Json:
+        """Wake a model's instances."""
+        return self._json("POST", f"/models/{_quoted(name)}/wake", body={})
+
         """The instances that live, or with `all_` also those that ended, as InstanceView."""
         return list(self._json("GET", "/instances", params={"all": "true"} if all_ else None)["instances"])
 

@@ -46,6 +46,10 @@ class FakeEffects:
     alive: set[str] = field(default_factory=set)
     held: dict[str, int | None] = field(default_factory=dict)
     terms: list[tuple[str, Terms]] = field(default_factory=list)
+    weighed: list[str] = field(default_factory=list)
+    suspended: list[str] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)
+    looked_at: list[str] = field(default_factory=list)
     terminated: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
@@ -78,6 +82,20 @@ class FakeEffects:
 
     def set_terms(self, instance: str, terms: Terms) -> None:
         self.terms.append((instance, terms))
+
+    def weigh(self, instance: Instance) -> None:
+        assert instance.id in self.alive
+        self.weighed.append(instance.id)
+
+    def suspend(self, instance: Instance) -> None:
+        assert self.instances[instance.id].rest == instance.rest, "what it answers has to be kept before it sleeps"
+        self.suspended.append(instance.id)
+
+    def resume(self, instance: Instance) -> None:
+        self.resumed.append(instance.id)
+
+    def look(self, instance: Instance) -> None:
+        self.looked_at.append(instance.id)
 
     def terminate(self, instance: str) -> None:
         self.terminated.append(instance)
@@ -145,8 +163,10 @@ class World:
         for instance in waiting:
             self.tell(facts.Prepared(instance, needs, kinds))
 
-    def spawned(self, instance: str) -> None:
-        self.tell(facts.Spawned(instance, f"unix:/run/{instance}.sock", "simulated", "1"))
+    def spawned(self, instance: str, *, can_sleep: bool = True) -> None:
+        because = "" if can_sleep else "it was built so"
+        address = f"unix:/run/{instance}.sock"
+        self.tell(facts.Spawned(instance, address, "simulated", "1", can_sleep=can_sleep, sleepless_because=because))
 
     def healthy(self, instance: str) -> None:
         self.tell(facts.Healthy(instance, 42, {"starting": 1.0}))
@@ -166,6 +186,23 @@ class World:
         self.spawned(id)
         self.healthy(id)
         assert self.only(name).state is InstanceState.READY
+        return id
+
+    def sleep(self, name: str = "m", level: int = 1, *, force: bool = False) -> None:
+        """Somebody puts a model to sleep."""
+        self.manager.handle(lambda: void(self.manager.sleep(name, level, force=force)))
+
+    def wake(self, name: str = "m") -> None:
+        """Somebody wakes a model."""
+        self.manager.handle(lambda: void(self.manager.wake(name)))
+
+    def asleep(self, name: str = "m", freed: int = GIB, level: int = 1) -> str:
+        """Add, load and put a model to sleep until it sleeps; the instance's id."""
+        id = self.ready(name)
+        self.sleep(name, level, force=True)
+        self.tell(facts.Weighed(id, 2 * GIB, 0, "text: Paris"))
+        self.tell(facts.Asleep(id, freed, 0))
+        assert self.get(id).state is InstanceState.SLEEPING
         return id
 
     def report(self, outstanding: dict[str, int] | None = None, connection: int = 1) -> None:

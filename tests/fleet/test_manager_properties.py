@@ -16,6 +16,7 @@ from shoal.fleet.state import Exit, Failure
 from shoal.fleet.state import InstanceState as S
 from tests.fleet.fakes import GIB, World, books, gpu, spec, void
 
+ENDED = (S.STOPPED, S.FAILED, S.QUEUED)
 NAMES = st.sampled_from(["a", "b", "c"])
 
 
@@ -52,11 +53,35 @@ class Fleet(RuleBasedStateMachine):
         """A relay wants a model, known or not, whatever its state."""
         fleet = self.world.manager.fleet
         before = len(fleet.of_model(name))
-        asked = name in fleet.models and fleet.may_be_asked_for(name)
+        sleeps = any(i.sleeps for i in fleet.of_model(name))
+        asked = name in fleet.models and fleet.may_be_asked_for(name) and not sleeps
         self.world.wanted(name)
         assert len(fleet.of_model(name)) == before + asked
         if name in fleet.models:
             assert not fleet.may_be_asked_for(name), "asked twice, it would be loaded twice"
+
+    @rule(name=NAMES, level=st.sampled_from([1, 2, 3]), force=st.booleans())
+    def sleep(self, name: str, level: int, force: bool) -> None:
+        self._command(lambda: void(self.world.manager.sleep(name, level, force=force)))
+
+    @rule(name=NAMES)
+    def wake(self, name: str) -> None:
+        self._command(lambda: void(self.world.manager.wake(name)))
+
+    @precondition(lambda self: self.world.effects.alive)
+    @rule(data=st.data(), freed=st.sampled_from([0, GIB, 70 * GIB]))
+    def slumber(self, data: st.DataObject, freed: int) -> None:
+        """An effect of sleep ends, or one that was given up long ago does."""
+        id = self._one(data)
+        ends: list[facts.Fact] = [
+            facts.Weighed(id, 2 * GIB, 0, "text: x"),
+            facts.Asleep(id, freed, 0),
+            facts.NotAsleep(id, "it kept its memory"),
+            facts.Awake(id),
+            facts.NotAwake(id, Failure("wake_failed", "it answers otherwise than before")),
+            facts.LookedAt(id, asleep=data.draw(st.sampled_from([None, True, False]))),
+        ]
+        self.world.tell(data.draw(st.sampled_from(ends)))
 
     @rule(name=NAMES, unload=st.booleans())
     def remove(self, name: str, unload: bool) -> None:
@@ -160,6 +185,14 @@ class Fleet(RuleBasedStateMachine):
             assert instance.state is not S.STOPPING or instance.id in told
 
     @invariant()
+    def only_what_sleeps_is_wanted_awake(self) -> None:
+        fleet = self.world.manager.fleet
+        for instance in fleet.instances.values():
+            assert instance.state is not S.SLEEPING or instance.rest.level in (1, 2)
+            assert instance.rest.level is None or instance.sleeps or instance.state in (S.WAKING, S.STOPPING, *ENDED)
+        assert all(fleet.instances[id].sleeps for id in fleet.rouse if id in fleet.instances)
+
+    @invariant()
     def one_start_a_device(self) -> None:
         starting = [
             device
@@ -181,8 +214,10 @@ class Fleet(RuleBasedStateMachine):
             assert {target.instance for target in route.targets} == ready
             assert route.targets or route.detail
             states = {i.state for i in fleet.of_model(route.model)}
-            if states & {S.READY, S.STARTING, S.QUEUED}:
+            if states & {S.READY, S.STARTING, S.QUEUED, S.WAKING}:
                 assert route.comes
+            elif any(i.sleeps for i in fleet.of_model(route.model)):
+                assert route.comes or fleet.closing or route.model in fleet.leaving
             elif S.FAILED in states:
                 assert not route.comes
 

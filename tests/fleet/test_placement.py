@@ -130,7 +130,7 @@ def test_one_start_a_device_and_nobody_waits_for_nothing(all: list[Instance]) ->
             for other in all
             if other.id != instance.id
             and (
-                other.state in (S.STARTING, S.STOPPING)
+                other.state in (S.STARTING, S.WAKING, S.STOPPING)
                 or (other.state is S.QUEUED and (other.created_at, other.id) < (instance.created_at, instance.id))
             )
             for d in other.devices

@@ -1,4 +1,4 @@
-"""Instances: look at, end, and read their logs."""
+"""Instances: look at, end, put to sleep, wake, and read their logs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel
 
 from shoal.api.context import Context
+from shoal.api.models import SleepRequest
 from shoal.errors import NotFoundError
 from shoal.fleet.logs import Follower, chunks, tail
 from shoal.fleet.snapshot import InstanceView
@@ -57,6 +58,29 @@ async def stop_instance(controller: Context, instance: str, response: Response, 
     if not changed:
         response.status_code = 200
     return controller.manager.fleet.instance_view(ended)
+
+
+@router.post("/instances/{instance}/sleep", status_code=202)
+async def sleep_instance(
+    controller: Context, instance: str, response: Response, request: SleepRequest | None = None
+) -> InstanceView:
+    """Put one instance to sleep, after its running requests unless forced; 200 if it sleeps or will."""
+    how = request or SleepRequest(level=1)
+    found, changed = await controller.do(
+        lambda: controller.manager.sleep_instance(instance, how.level, force=how.force)
+    )
+    if not changed:
+        response.status_code = 200
+    return controller.manager.fleet.instance_view(found)
+
+
+@router.post("/instances/{instance}/wake", status_code=202)
+async def wake_instance(controller: Context, instance: str, response: Response) -> InstanceView:
+    """Wake one instance; 200 if it serves or is about to."""
+    found, changed = await controller.do(lambda: controller.manager.wake_instance(instance))
+    if not changed:
+        response.status_code = 200
+    return controller.manager.fleet.instance_view(found)
 
 
 @router.get("/instances/{instance}/logs", response_class=PlainTextResponse)

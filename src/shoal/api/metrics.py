@@ -31,6 +31,7 @@ _ENGINE_HELP = {
     "prefix_queries_total": "Prompt tokens looked up in the prefix cache",
     "prefix_hits_total": "Prompt tokens found in the prefix cache",
     "steps_total": "Steps of the engine",
+    "device_memory": "Bytes that the engine says it holds on its devices",
 }
 
 
@@ -63,6 +64,7 @@ class _Fleet:
                 models.add_metric([name, state.value], count)
         yield models
 
+        yield from self._naps()
         restarts = GaugeMetricFamily("shoal_instance_restarts", "Crashes in a row", labels=["model", "instance"])
         memory = GaugeMetricFamily(
             "shoal_instance_memory_bytes", "Memory that an instance holds", labels=["model", "instance", "kind"]
@@ -85,6 +87,16 @@ class _Fleet:
         watchers = GaugeMetricFamily("shoal_event_watchers", "Open event streams")
         watchers.add_metric([], self._controller.hub.watchers)
         yield watchers
+
+    def _naps(self) -> Iterator[Metric]:
+        labels = ["model", "outcome"]
+        count = CounterMetricFamily("shoal_naps", "Sleeps and wakes that ended, by how", labels=labels)
+        took = CounterMetricFamily("shoal_nap_seconds", "What they took together, without draining", labels=labels)
+        for (model, outcome), (times, seconds) in self._controller.manager.fleet.naps.items():
+            count.add_metric([model, outcome], times)
+            took.add_metric([model, outcome], seconds)
+        yield count
+        yield took
 
     def _devices(self) -> Iterator[Metric]:
         total = GaugeMetricFamily("shoal_device_memory_total_bytes", "Size of a device", labels=["device", "kind"])

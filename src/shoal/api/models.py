@@ -1,10 +1,10 @@
-"""Models: declare, look at, change, remove, load, unload."""
+"""Models: declare, look at, change, remove, load, unload, put to sleep, wake."""
 
 from __future__ import annotations
 
 import asyncio
 import unicodedata
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -43,6 +43,14 @@ class UnloadRequest(BaseModel):
     """Whether running requests are ended at once."""
 
     model_config = ConfigDict(extra="forbid")
+    force: bool = False
+
+
+class SleepRequest(BaseModel):
+    """How deeply to sleep, and whether running requests are ended at once."""
+
+    model_config = ConfigDict(extra="forbid")
+    level: Literal[1, 2] = Field(1, description="1 keeps the weights in host memory, 2 drops them.")
     force: bool = False
 
 
@@ -87,6 +95,30 @@ async def unload_model(
     """End every instance, after their running requests unless forced; 200 if none runs."""
     force = request is not None and request.force
     outcome = await controller.do(lambda: controller.manager.unload(name, force=force))
+    if not outcome.changed:
+        response.status_code = 200
+    return outcome.model
+
+
+@router.post("/models/{name:path}/sleep", status_code=202)
+async def sleep_model(
+    controller: Context, name: Name, response: Response, request: SleepRequest | None = None
+) -> ModelView:
+    """Put every instance to sleep, after their running requests unless forced; 200 if they sleep or will.
+
+    409 with what to do instead where the engine cannot, or while an instance starts or wakes.
+    """
+    how = request or SleepRequest(level=1)
+    outcome = await controller.do(lambda: controller.manager.sleep(name, how.level, force=how.force))
+    if not outcome.changed:
+        response.status_code = 200
+    return outcome.model
+
+
+@router.post("/models/{name:path}/wake", status_code=202)
+async def wake_model(controller: Context, name: Name, response: Response) -> ModelView:
+    """Wake every instance that sleeps; 200 if none does. 409 with the numbers if there is no room for it."""
+    outcome = await controller.do(lambda: controller.manager.wake(name))
     if not outcome.changed:
         response.status_code = 200
     return outcome.model

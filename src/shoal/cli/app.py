@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal.cli import chat, doctor, keys, loading, looking, models, requests, settings, usage, virtual
+from shoal.cli import chat, doctor, keys, loading, looking, models, requests, settings, sleeping, usage, virtual
 from shoal.cli.shell import EPILOG, Lazy, Root
 
 _RUN, _LOOK, _MACHINE = "Run models", "Look", "Machine and settings"
@@ -53,6 +53,8 @@ app.add_typer(models.app, name="models", rich_help_panel=_RUN)
 app.add_typer(virtual.app, name="virtual", rich_help_panel=_RUN)
 app.command(rich_help_panel=_RUN)(loading.load)
 app.command(rich_help_panel=_RUN)(loading.unload)
+app.command(rich_help_panel=_RUN)(sleeping.sleep)
+app.command(rich_help_panel=_RUN)(sleeping.wake)
 app.command(rich_help_panel=_RUN)(chat.chat)
 app.command(rich_help_panel=_LOOK)(looking.ps)
 app.add_typer(requests.app, name="requests", rich_help_panel=_LOOK)

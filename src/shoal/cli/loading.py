@@ -64,8 +64,8 @@ def unload(
     with connect(url) as client:
         view: View = client.unload(name, force=force)
         if wait and _live(view):
-            with _interruptible(f"{name} goes on stopping; see shoal ps"):
-                for view in _views(client, name):
+            with interruptible(f"{name} goes on stopping; see shoal ps"):
+                for view in views(client, name):
                     if not _live(view):
                         break
     from shoal.cli.output import print_json, stdout
@@ -98,8 +98,8 @@ def judge(view: View, tracked: list[View]) -> View | bool:
 def _follow(client: Client, name: str, before: set[str], *, quiet: bool) -> View:
     from shoal.cli.progress import Display
 
-    with _interruptible(f"{name} goes on loading; see shoal ps"), Display(quiet=quiet) as display:
-        for view in _views(client, name):
+    with interruptible(f"{name} goes on loading; see shoal ps"), Display(quiet=quiet) as display:
+        for view in views(client, name):
             tracked = [one for one in view["instances"] if one["id"] not in before]
             if len(tracked) < max(1, view["desired"]):  # ended ones may be left out of the view
                 tracked = [one for one in client.instances(all_=True) if one["model"] == name]
@@ -113,7 +113,7 @@ def _follow(client: Client, name: str, before: set[str], *, quiet: bool) -> View
     raise ShoalError(f"the event stream ended before {name} was loaded; see shoal ps", status=500, code="stream_ended")
 
 
-def _views(client: Client, name: str) -> Iterator[View]:
+def views(client: Client, name: str) -> Iterator[View]:
     """The model as it changes, from now on."""
     for event in client.events(patience=_PATIENCE):
         if event.kind == "snapshot":
@@ -146,7 +146,8 @@ def _failure(client: Client, name: str, instance: View) -> DetailedError:
 
 
 @contextmanager
-def _interruptible(words: str) -> Iterator[None]:
+def interruptible(words: str) -> Iterator[None]:
+    """Say `words` when Ctrl-C ends the wait for something that goes on without it."""
     try:
         yield
     except KeyboardInterrupt:

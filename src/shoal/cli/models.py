@@ -85,6 +85,9 @@ def add(
     elastic: Annotated[
         str | None, typer.Option(metavar="TEXT", help="auto, required or off: KV cache that grows and shrinks.")
     ] = None,
+    sleep: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="auto or off: whether it is started so that it can sleep.")
+    ] = None,
     floor: Floor = None,
     ceiling: Ceiling = None,
     priority: Priority = None,
@@ -120,6 +123,7 @@ def add(
         "dtype": dtype,
         "kv_cache_memory": kv_cache_memory,
         "elastic": elastic,
+        "sleep": sleep,
         "floor": floor,
         "ceiling": ceiling,
         "priority": priority,

@@ -38,13 +38,15 @@ class Launch:
     """How to start one engine process group.
 
     `env` is added to a small, scrubbed environment: an engine never inherits Shoal's secrets. `elastic` says that it
-    will lease its KV cache from the memory broker, `fixed_because` why not.
+    will lease its KV cache from the memory broker, `fixed_because` why not; so `can_sleep` and `sleepless_because`.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     elastic: bool = False
     fixed_because: str = ""
+    can_sleep: bool = False
+    sleepless_because: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class EngineMetrics:
     prefix_hits_total: float | None = None
     steps_total: float | None = None
     """Grows with every step of the engine; if it stands still while requests run, the engine hangs."""
+    device_memory: float | None = None
+    """Bytes that it holds on its devices, where the engine itself says so."""
 
 
 class Engine(Protocol):
@@ -116,6 +120,10 @@ class Engine(Protocol):
 
     def weights(self, spec: ModelSpec) -> int | None:
         """Bytes of the model's weights on one device, or None if unknown."""
+        ...
+
+    def sleep_frees(self, spec: ModelSpec) -> int | None:
+        """Bytes of one device that a sleep gives back at least, beside leased KV cache; None if that is not known."""
         ...
 
     def capacity(self, spec: ModelSpec, devices: Sequence[Device]) -> int | None:

@@ -21,4 +21,5 @@ def read_vllm_metrics(text: str) -> EngineMetrics:
         prefix_hits_total=samples.get("vllm:prefix_cache_hits_total"),
         # A histogram of tokens per step, despite its name: its count is the number of steps.
         steps_total=samples.get("vllm:iteration_tokens_total_count"),
+        device_memory=samples.get("simulated:device_memory_bytes"),  # vLLM itself does not say
     )

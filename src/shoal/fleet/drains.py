@@ -1,4 +1,4 @@
-"""Instances that end after their running requests: until when each may take, and which are done.
+"""Instances that end, or go to sleep, after their running requests: until when each may take, and which are done.
 
 No I/O and no clock of its own, as in `life.py`, of which it is a part.
 """
@@ -28,11 +28,11 @@ class Drains:
         self._until[instance_id] = until
 
     def ended(self, instance_id: str) -> None:
-        """Its process group is gone."""
+        """It drains no longer."""
         self._until.pop(instance_id, None)
 
     def take_done(self, now: float, *, table_is_out: bool) -> list[tuple[str, str]]:
-        """Take out those that are to end now: id, and why. `table_is_out`: the routes are as published last."""
+        """Take out those that have drained: id, and why. `table_is_out`: the routes are as published last."""
         done = []
         for instance_id, until in list(self._until.items()):
             instance = self._fleet.instances.get(instance_id)

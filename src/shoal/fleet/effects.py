@@ -47,6 +47,22 @@ class Effects(Protocol):
         """Tell the memory broker an instance's new terms → TermsRefused, if they cannot be."""
         ...
 
+    def weigh(self, instance: Instance) -> None:
+        """See what an instance holds that is to sleep, and what it answers to the canary → Weighed, NotAsleep."""
+        ...
+
+    def suspend(self, instance: Instance) -> None:
+        """Put it to sleep at its level, and see that its memory comes back → Asleep, NotAsleep."""
+        ...
+
+    def resume(self, instance: Instance) -> None:
+        """Wake it if it sleeps, and see that it answers the canary as before → Awake, NotAwake."""
+        ...
+
+    def look(self, instance: Instance) -> None:
+        """See whether an instance that was taken back sleeps, and watch it if it is not ready → LookedAt."""
+        ...
+
     def terminate(self, instance: str) -> None:
         """End the process group with grace → Exited."""
         ...

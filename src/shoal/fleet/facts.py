@@ -34,6 +34,8 @@ class Spawned:
     failure: Failure | None = None
     elastic: bool = False
     fixed_because: str = ""
+    can_sleep: bool = False
+    sleepless_because: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,61 @@ class Measured:
 
     instance: str
     metrics: EngineMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What an instance holds before its sleep, in bytes over all its devices, `kv` of them leased for its KV cache, and
+    what it answers to the canary (empty: it answers none). None: not asked, because it was known, or because it was
+    found asleep already."""
+
+    instance: str
+    held: int | None = None
+    kv: int = 0
+    canary: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asleep:
+    """It sleeps, and gave so many bytes back, `kv` of them leased for its KV cache."""
+
+    instance: str
+    freed: int
+    kv: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotAsleep:
+    """It would not sleep, or kept its memory."""
+
+    instance: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Awake:
+    """It is awake and answers the canary as before."""
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotAwake:
+    """It would not wake, or answers otherwise than before."""
+
+    instance: str
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class LookedAt:
+    """Whether an instance that was taken back sleeps; None: it did not say."""
+
+    instance: str
+    asleep: bool | None
+
+
+Slumber = Weighed | Asleep | NotAsleep | Awake | NotAwake | LookedAt
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +219,7 @@ Fact = (
     | Hung
     | Exited
     | Measured
+    | Slumber
     | DevicesRead
     | BooksRead
     | TermsRefused

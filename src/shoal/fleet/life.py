@@ -6,32 +6,25 @@ No I/O and no clock of its own: everything goes through `Effects`.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable
 
 from shoal.errors import NotFoundError
 from shoal.fleet import facts
 from shoal.fleet.drains import Drains
 from shoal.fleet.effects import Effects
-from shoal.fleet.lifecycle import WITH_PROCESS, Effect, Event, RestartPolicy, step
+from shoal.fleet.lifecycle import WITH_PROCESS, Effect, Event, Limits, step
 from shoal.fleet.placement import next_starts
 from shoal.fleet.records import Event as Note
 from shoal.fleet.room import Room
 from shoal.fleet.shares import Shares
+from shoal.fleet.slumber import Slumber
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.starts import Starts
-from shoal.fleet.state import Exit, Failure, Instance, Progress
+from shoal.fleet.state import Exit, Failure, Instance, Progress, Rest, slug
 from shoal.fleet.state import InstanceState as S
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Limits:
-    """The numbers that the fleet keeps to. Seconds, and a count of ended instances kept."""
-
-    restart: RestartPolicy = dataclasses.field(default_factory=RestartPolicy)
-    drain: float = 30.0
-    history: int = 200
+__all__ = ["Life", "Limits"]
 
 
 class Life:
@@ -48,6 +41,9 @@ class Life:
         self._why: dict[str, Failure] = {}
         self.drains = Drains(fleet)
         self.shares = Shares(fleet, effects, self._put, self.note)
+        self.slumber = Slumber(
+            fleet, effects, self.drains, self._room, limits.drain, self._put, self._apply, self._blame
+        )
 
     # -- what people ask for ------------------------------------------------------------------------------------------
 
@@ -91,6 +87,7 @@ class Life:
 
         Returns it as it is then: one that ends at once may be forgotten at once too.
         """
+        instance = self.slumber.give_up(instance)
         before = instance.state
         if before in WITH_PROCESS:
             self.fleet.after[instance.id] = Event.END
@@ -130,6 +127,8 @@ class Life:
                 environment=fact.environment,
                 elastic=fact.elastic,
                 fixed_because=fact.fixed_because,
+                can_sleep=fact.can_sleep,
+                sleepless_because=fact.sleepless_because,
             )
             self._put(started)
             if fact.fixed_because and instance.spec is not None and instance.spec.may_be_elastic:
@@ -177,13 +176,14 @@ class Life:
         self._apply(instance, Event.GIVE_UP, self._why[instance.id].message)
 
     def on_hung(self, fact: facts.Hung) -> None:
-        """A running engine stands still: end it and start it again."""
+        """A running engine stands still: end it, and start it again unless it was to sleep."""
         instance = self.fleet.instances.get(fact.instance)
-        if instance is None or instance.state is not S.READY:
+        if instance is None or not (instance.sleeps or instance.state in (S.READY, S.WAKING)):
             return
-        self._why[instance.id] = Failure("hung", f"{instance.model} hangs: {fact.reason}", "it is started again")
-        self.fleet.after[instance.id] = Event.END_RESTART
-        self._apply(instance, Event.HANG, f"hangs: {fact.reason}")
+        hint = "it is loaded when it is asked for" if instance.sleeps else "it is started again"
+        failure = Failure("hung", f"{instance.model} hangs: {fact.reason}", hint)
+        self._blame(instance, failure, again=not instance.sleeps)
+        self._apply(instance, Event.HANG, f"hangs: {fact.reason}; {hint}", level="warning")
 
     def on_exited(self, fact: facts.Exited) -> None:
         """A process group is gone, as told or by itself."""
@@ -191,6 +191,7 @@ class Life:
         if instance is None or instance.state in (S.QUEUED, S.STOPPED, S.FAILED):
             return
         self.drains.ended(instance.id)
+        self.slumber.ended(instance.id)
         self.shares.ended(instance)
         self._room.ended(instance)
         failure = self._why.pop(instance.id, fact.failure)
@@ -201,7 +202,10 @@ class Life:
             # the start is worth another try.
             served_for = 0.0
         instance = dataclasses.replace(instance, pid=None, memory={}, ready_at=None)
-        if instance.state is S.DRAINING or (instance.state is S.STOPPING and after is Event.END):
+        if instance.sleeps:
+            text = f"ended while it slept: {failure.message}; it is loaded when it is asked for"
+            self._apply(instance, Event.END, text, level="warning")
+        elif instance.state is S.DRAINING or (instance.state is S.STOPPING and after is Event.END):
             self._apply(instance, Event.END, "unloaded")
         elif instance.state is S.STOPPING and after is Event.END_FAILED:
             self._apply(dataclasses.replace(instance, failure=failure), after, failure.message)
@@ -210,15 +214,13 @@ class Life:
 
     def on_described(self, fact: facts.Described) -> None:
         """What the engine says of the model that it serves."""
-        instance = self.fleet.instances.get(fact.instance)
-        if instance is not None:
+        if (instance := self.fleet.instances.get(fact.instance)) is not None:
             self.fleet.context_lengths[instance.model] = fact.context_length
             self.routes_changed = True
 
     def on_measured(self, fact: facts.Measured) -> None:
         """An engine's readings."""
-        instance = self.fleet.instances.get(fact.instance)
-        if instance is not None and not instance.state.ended:
+        if (instance := self.fleet.instances.get(fact.instance)) is not None and not instance.state.ended:
             self.fleet.metrics[fact.instance] = fact.metrics
 
     def on_devices(self, fact: facts.DevicesRead) -> None:
@@ -226,12 +228,9 @@ class Life:
         now = self._effects.now()
         self._room.read(fact.devices, now)
         self.shares.judge(now)
-        for instance_id, used in fact.memory.items():
-            instance = self.fleet.instances.get(instance_id)
-            if instance is not None and not instance.state.ended:
-                self.fleet.instances[instance_id] = dataclasses.replace(
-                    instance, memory={**instance.memory, "host": used}
-                )
+        for id, used in fact.memory.items():
+            if (instance := self.fleet.instances.get(id)) is not None and not instance.state.ended:
+                self.fleet.instances[id] = dataclasses.replace(instance, memory={**instance.memory, "host": used})
 
     def adopt(self, instance: Instance) -> None:
         """Take back an instance whose process group was found alive; it goes on where it was."""
@@ -239,6 +238,7 @@ class Life:
         if instance.state is S.DRAINING:
             self.drains.put(instance.id, self._effects.now() + self._limits.drain)
         self._put(instance)
+        self.slumber.adopt(instance)
         self.routes_changed = True
         self.note(instance, "adopted", f"{instance.id} was found running and taken back as {instance.state.value}")
 
@@ -258,10 +258,15 @@ class Life:
     # -- what follows from the state ----------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Start whose turn it is, end what has drained, and say what the others wait for."""
+        """Start whose turn it is, end or put to sleep what has drained, and say what the others wait for."""
         now = self._effects.now()
         for instance_id, reason in self.drains.take_done(now, table_is_out=not self.routes_changed):
-            self._apply(self.fleet.instances[instance_id], Event.DRAINED, reason)
+            drained = self.fleet.instances[instance_id]
+            if drained.retires:
+                self.slumber.quiet(drained, reason)
+            else:
+                self._apply(drained, Event.DRAINED, reason)
+        self.slumber.settle()
         self._place_queued()
         placed = [i for i in self.fleet.instances.values() if i.state is not S.QUEUED or i.devices]
         starts, waits = next_starts(placed, now)
@@ -289,7 +294,8 @@ class Life:
 
     def _start(self, instance: Instance) -> None:
         self._starts.began(instance.id, self._effects.now())
-        starting = dataclasses.replace(instance, restart_at=None, progress=Progress("starting", 0), ready_at=None)
+        fresh = dataclasses.replace(instance, restart_at=None, ready_at=None, rest=Rest())
+        starting = dataclasses.replace(fresh, progress=Progress("starting", 0))
         self._apply(starting, Event.START, f"starts on {', '.join(instance.devices)}")
 
     def _place_queued(self) -> None:
@@ -328,7 +334,9 @@ class Life:
 
     def _apply(self, instance: Instance, event: Event, reason: str, *, level: str = "info") -> Instance:
         transition = step(instance.state, event)
-        if transition.state is instance.state:  # asked twice
+        if transition.state is instance.state:  # asked twice, or a step on the way out of it
+            for effect in transition.effects:
+                self._carry_out(effect, instance)
             return instance
         changed = dataclasses.replace(instance, state=transition.state, reason=reason, changed_at=self._effects.now())
         self._put(changed)
@@ -342,16 +350,23 @@ class Life:
         return changed
 
     def _carry_out(self, effect: Effect, instance: Instance) -> None:
-        if effect is Effect.SPAWN:
-            by_id = {device.id: device for device in self.fleet.devices}
-            devices = tuple(by_id[name] for name in instance.devices if name in by_id)
-            self._effects.spawn(instance, devices, self.fleet.needs.get(instance.id))
-        elif effect is Effect.ROUTE:
-            self.routes_changed = True
-        elif effect is Effect.TERMINATE:
-            self._effects.terminate(instance.id)
-        elif effect is Effect.KILL:
-            self._effects.kill(instance.id)
+        match effect:
+            case Effect.ROUTE:
+                self.routes_changed = True
+            case Effect.SPAWN:
+                by_id = {device.id: device for device in self.fleet.devices}
+                devices = tuple(by_id[name] for name in instance.devices if name in by_id)
+                self._effects.spawn(instance, devices, self.fleet.needs.get(instance.id))
+            case Effect.TERMINATE | Effect.KILL:
+                end = self._effects.terminate if effect is Effect.TERMINATE else self._effects.kill
+                end(instance.id)
+            case Effect.WEIGH | Effect.SUSPEND | Effect.RESUME:
+                self.slumber.carry_out(effect, instance)
+
+    def _blame(self, instance: Instance, failure: Failure, *, again: bool = True) -> None:
+        """It is about to be ended for that reason, in order to start again or not."""
+        self._why[instance.id] = failure
+        self.fleet.after[instance.id] = Event.END_RESTART if again else Event.END
 
     def _put(self, instance: Instance, *, save: bool = True) -> None:
         self.fleet.instances[instance.id] = instance
@@ -365,8 +380,7 @@ class Life:
             self.forget(instance.id)
 
     def _new_id(self, model: str) -> str:
-        slug = re.sub(r"[^a-z0-9]+", "-", model.rsplit("/", 1)[-1].lower()).strip("-")[:24].strip("-") or "model"
-        while (new := f"{slug}-{self._effects.token()}") in self.fleet.instances:
+        while (new := f"{slug(model)}-{self._effects.token()}") in self.fleet.instances:
             pass
         return new
 

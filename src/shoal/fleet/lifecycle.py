@@ -5,7 +5,7 @@ Pure. The manager looks a transition up, writes the new state down, and has the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shoal.errors import ConflictError
@@ -23,6 +23,14 @@ class Event(StrEnum):
     UNLOAD = "unload"  # somebody wants it gone
     DRAINED = "drained"  # no request runs any more, or the limit has passed
     RETRY = "retry"  # a failed one is asked for again
+    SLEEP = "sleep"  # somebody wants it asleep
+    QUIET = "quiet"  # no request runs any more, or the limit has passed, on the way to sleep
+    WEIGHED = "weighed"  # what it holds is known, and what it answers to the canary
+    ASLEEP = "asleep"  # it sleeps, and its memory has come back
+    NOT_ASLEEP = "not_asleep"  # it would not sleep, or kept its memory
+    WAKE = "wake"  # it is wanted awake, or was found to be
+    AWAKE = "awake"  # it is awake and answers as it did, or has not slept yet
+    NOT_AWAKE = "not_awake"  # it would not wake, or answers otherwise than before
     # The process has ended; which of these it is depends on what was meant to happen next:
     CRASH = "crash"  # by itself, and may be restarted
     EXHAUST = "exhaust"  # by itself, and has used up its restarts, or never served
@@ -36,6 +44,9 @@ class Effect(StrEnum):
 
     SPAWN = "spawn"  # start the process group
     ROUTE = "route"  # publish the routing table anew
+    WEIGH = "weigh"  # see what it holds, and what it answers to the canary
+    SUSPEND = "suspend"  # put the engine to sleep, and see that its memory comes back
+    RESUME = "resume"  # wake the engine if it sleeps, and see that it answers as before
     TERMINATE = "terminate"  # end the process group: SIGTERM, then SIGKILL
     KILL = "kill"  # end the process group at once
 
@@ -69,13 +80,35 @@ TABLE: dict[tuple[S, Event], Transition] = {
     (S.STOPPING, Event.END_FAILED): Transition(S.FAILED, (Effect.ROUTE,)),
     (S.FAILED, Event.RETRY): Transition(S.QUEUED, (Effect.ROUTE,)),
     (S.FAILED, Event.UNLOAD): Transition(S.STOPPED, (Effect.ROUTE,)),
+    # Sleep. Until it sleeps, an instance that is to drains; its `rest.level` says that it does so in order to sleep.
+    (S.READY, Event.SLEEP): Transition(S.DRAINING, (Effect.ROUTE,)),
+    (S.DRAINING, Event.QUIET): Transition(S.DRAINING, (Effect.WEIGH,)),
+    (S.DRAINING, Event.WEIGHED): Transition(S.DRAINING, (Effect.SUSPEND,)),
+    (S.DRAINING, Event.ASLEEP): Transition(S.SLEEPING, (Effect.ROUTE,)),
+    (S.DRAINING, Event.NOT_ASLEEP): Transition(S.WAKING, (Effect.RESUME, Effect.ROUTE)),
+    (S.DRAINING, Event.AWAKE): Transition(S.READY, (Effect.ROUTE,)),
+    (S.DRAINING, Event.HANG): Transition(S.STOPPING, (Effect.ROUTE, Effect.KILL)),
+    (S.SLEEPING, Event.WAKE): Transition(S.WAKING, (Effect.RESUME, Effect.ROUTE)),
+    (S.SLEEPING, Event.HANG): Transition(S.STOPPING, (Effect.ROUTE, Effect.KILL)),
+    (S.SLEEPING, Event.UNLOAD): Transition(S.STOPPING, (Effect.TERMINATE, Effect.ROUTE)),
+    # Nobody needs one that sleeps now: it is not started again, but loaded when it is asked for.
+    (S.SLEEPING, Event.END): Transition(S.STOPPED, (Effect.ROUTE,)),
+    (S.READY, Event.WAKE): Transition(S.WAKING, (Effect.RESUME, Effect.ROUTE)),  # found asleep
+    (S.WAKING, Event.AWAKE): Transition(S.READY, (Effect.ROUTE,)),
+    (S.WAKING, Event.NOT_AWAKE): Transition(S.STOPPING, (Effect.ROUTE, Effect.KILL)),
+    (S.WAKING, Event.HANG): Transition(S.STOPPING, (Effect.ROUTE, Effect.KILL)),
+    (S.WAKING, Event.UNLOAD): Transition(S.STOPPING, (Effect.TERMINATE, Effect.ROUTE)),
+    (S.WAKING, Event.CRASH): Transition(S.QUEUED, (Effect.ROUTE,)),
+    (S.WAKING, Event.EXHAUST): Transition(S.FAILED, (Effect.ROUTE,)),
     # Asked twice is asked once:
+    (S.SLEEPING, Event.SLEEP): Transition(S.SLEEPING),
+    (S.WAKING, Event.WAKE): Transition(S.WAKING),
     (S.DRAINING, Event.UNLOAD): Transition(S.DRAINING),
     (S.STOPPING, Event.UNLOAD): Transition(S.STOPPING),
     (S.STOPPED, Event.UNLOAD): Transition(S.STOPPED),
 }
 
-WITH_PROCESS = frozenset({S.STARTING, S.READY, S.DRAINING, S.STOPPING})
+WITH_PROCESS = frozenset({S.STARTING, S.READY, S.DRAINING, S.SLEEPING, S.WAKING, S.STOPPING})
 """States in which a process group exists, or may."""
 
 
@@ -109,3 +142,12 @@ class RestartPolicy:
         if restarts >= self.limit or (served_for is None and restarts == 0):
             return None
         return restarts + 1, min(self.delay_max, self.delay * 2.0**restarts)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The numbers that the fleet keeps to. Seconds, and a count of ended instances kept."""
+
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    drain: float = 30.0
+    history: int = 200

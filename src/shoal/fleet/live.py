@@ -18,6 +18,7 @@ from shoal.errors import ShoalError
 from shoal.fleet import facts
 from shoal.fleet.broker import Broker
 from shoal.fleet.devices import Devices
+from shoal.fleet.footprint import Footprints
 from shoal.fleet.hub import Hub
 from shoal.fleet.logs import tail
 from shoal.fleet.memory import Terms
@@ -26,8 +27,9 @@ from shoal.fleet.processes import Processes
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.relays import Relays
 from shoal.fleet.shim import BEGIN
+from shoal.fleet.sleeper import Sleeper
 from shoal.fleet.spec import ModelSpec
-from shoal.fleet.state import Device, Exit, Failure, Instance, Model
+from shoal.fleet.state import Device, Exit, Failure, Instance, InstanceState, Model
 from shoal.memory.elastic import ElasticTerms
 from shoal.messages import RoutingTable
 from shoal.net import TcpAddress, UnixAddress
@@ -77,6 +79,9 @@ class LiveEffects:
             grace=settings.stop_timeout,
             on_exit=self._on_exit,
         )
+        socket = settings.memory_socket or paths.memory_socket
+        footprints = Footprints(socket, self._read_devices, self.processes.memory, self.processes.engine_pid)
+        self._sleeper = Sleeper(engines, footprints, tell, partial(store.flush, STORE_PATIENCE))
         self._specs: dict[str, Instance] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._monitors: dict[str, asyncio.Task[None]] = {}
@@ -106,6 +111,20 @@ class LiveEffects:
 
     def set_terms(self, instance: str, terms: Terms) -> None:
         self._in_background(self._set_terms(instance, terms))
+
+    def weigh(self, instance: Instance) -> None:
+        self._sleeper.weigh(instance)
+
+    def suspend(self, instance: Instance) -> None:
+        self._sleeper.suspend(instance)
+
+    def resume(self, instance: Instance) -> None:
+        self._sleeper.resume(instance)
+
+    def look(self, instance: Instance) -> None:
+        if instance.state is not InstanceState.READY:
+            self.watch(instance)
+        self._sleeper.look(instance)
 
     def terminate(self, instance: str) -> None:
         self._end(instance, self.processes.terminate)
@@ -222,6 +241,7 @@ class LiveEffects:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._sleeper.close()
         await self.broker.close()
         self.processes.close()
 
@@ -312,6 +332,8 @@ class LiveEffects:
                     environment.version,
                     elastic=launch.elastic,
                     fixed_because=launch.fixed_because,
+                    can_sleep=launch.can_sleep,
+                    sleepless_because=launch.sleepless_because,
                 )
             )
             self.watch(dataclasses.replace(instance, address=address))
@@ -323,11 +345,13 @@ class LiveEffects:
         if (monitor := self._monitors.pop(instance, None)) is not None:
             monitor.cancel()
         self._spawning.discard(instance)
+        self._sleeper.stop(instance)
         end(instance)
 
     def _on_exit(self, instance_id: str, exit: Exit) -> None:
         if (monitor := self._monitors.pop(instance_id, None)) is not None:
             monitor.cancel()
+        self._sleeper.stop(instance_id)
         instance = self._specs.get(instance_id)
         if instance is not None:
             self._in_background(self._tell_exit(instance, exit))

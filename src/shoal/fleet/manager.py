@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
 
 import msgspec
 
@@ -15,6 +13,7 @@ from shoal.errors import ConflictError, NotFoundError, ShoalError
 from shoal.fleet import facts
 from shoal.fleet.effects import Effects
 from shoal.fleet.facts import Fact
+from shoal.fleet.inbox import Inbox
 from shoal.fleet.life import Life, Limits
 from shoal.fleet.memory import MemoryView, Terms
 from shoal.fleet.records import Event as Note
@@ -24,7 +23,6 @@ from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
 from shoal.messages import RoutingTable
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -36,26 +34,21 @@ class Outcome:
     changed: bool
 
 
-class Manager:
+class Manager(Inbox):
     """The fleet. `start` runs its loop; `do` runs a command inside it; `tell` hands it a fact."""
 
     def __init__(self, effects: Effects, limits: Limits, fleet: Fleet | None = None) -> None:
+        super().__init__()
         self.fleet = fleet if fleet is not None else Fleet(engines=effects.engines)
         self._effects = effects
         self._life = Life(self.fleet, effects, limits)
-        self._inbox: asyncio.Queue[Fact | Callable[[], None]] = asyncio.Queue()
         self._epoch = secrets.token_hex(8)
         self._version = 0
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Take one thing after the other out of the inbox, for ever. A fault in one does not end the loop."""
-        while True:
-            self.handle(await self._inbox.get())
-
     def handle(self, item: Fact | Callable[[], None]) -> None:
-        """Take one command or fact, and do all that follows from it."""
+        """Take one command or fact, and do all that follows from it. A fault in one does not end the loop."""
         try:
             if callable(item):
                 item()
@@ -69,31 +62,6 @@ class Manager:
             self._tell_all()
         except Exception:
             _log.exception("while telling what %r led to", item)
-
-    def tell(self, fact: Fact) -> None:
-        """Hand over a fact. Never blocks."""
-        self._inbox.put_nowait(fact)
-
-    async def do(self, command: Callable[[], T]) -> T:
-        """Run `command` (a bound method of this class with its arguments) inside the loop; its result or error."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-        def run() -> None:
-            try:
-                result = command()
-            except ShoalError as error:
-                if not future.done():
-                    future.set_exception(error)
-            except BaseException as error:
-                if not future.done():
-                    future.set_exception(error)
-                raise
-            else:
-                if not future.done():
-                    future.set_result(result)
-
-        self._inbox.put_nowait(run)
-        return await future
 
     # -- commands: call them through `do` -----------------------------------------------------------------------------
 
@@ -172,8 +140,11 @@ class Manager:
             )
         self.fleet.leaving.discard(name)
         present = self.fleet.of_model(name)
-        live = [i for i in present if i.state in (S.QUEUED, S.STARTING, S.READY) or self.fleet.comes_back(i)]
+        serving = (S.QUEUED, S.STARTING, S.READY, S.WAKING)
+        live = [i for i in present if i.state in serving or i.sleeps or self.fleet.comes_back(i)]
+        asleep = [i for i in live if i.sleeps]
         missing = max(0, wanted - len(live))
+        roused = [self._life.slumber.wake(i, "loaded") for i in asleep[: max(0, wanted - len(live) + len(asleep))]]
         if model.desired != max(wanted, len(live)):
             self._put_model(dataclasses.replace(model, desired=max(wanted, len(live))))
         failed = [i for i in present if i.state is S.FAILED]
@@ -181,12 +152,17 @@ class Manager:
             self._life.retry(instance, model.spec)
         for _ in range(missing - len(failed)):
             self._life.create(model.spec)
-        return Outcome(self.fleet.model_view(name), changed=missing > 0)
+        return Outcome(self.fleet.model_view(name), changed=missing > 0 or any(roused))
 
     def load_on_request(self, name: str) -> None:
-        """A relay holds requests for a model: load it, if it is not loaded and may be. One that comes already needs
-        nothing; one that failed would fail again, so that is left to `load`."""
-        if name in self.fleet.models and self.fleet.may_be_asked_for(name):
+        """A relay holds requests for a model: wake it if it sleeps; load it, if it is not loaded and may be. One that
+        comes already needs nothing; one that failed would fail again, so that is left to `load`."""
+        if name not in self.fleet.models or not self.fleet.may_be_asked_for(name):
+            return
+        if asleep := [i for i in self.fleet.of_model(name) if i.sleeps]:
+            for instance in asleep:
+                self._life.slumber.wake(instance, "a request asks for it")
+        else:
             self._life.say(self._note("load_on_request", f"{name} is loaded because a request asked for it", name))
             self.load(name)
 
@@ -198,6 +174,29 @@ class Manager:
             self._put_model(dataclasses.replace(model, desired=0))
         ended = self._life.end_all(self.fleet.of_model(name), force=force)
         return Outcome(self.fleet.model_view(name), changed=bool(ended))
+
+    def sleep(self, name: str, level: int = 1, *, force: bool = False) -> Outcome:
+        """Put every instance of a model to sleep; running requests may finish first unless forced. The next request
+        wakes it, unless its settings forbid that (`on_request`)."""
+        self._model(name)
+        changed = self._life.slumber.sleep_all(name, level, force=force)
+        return Outcome(self.fleet.model_view(name), changed)
+
+    def wake(self, name: str) -> Outcome:
+        """Wake every instance of a model that sleeps. Those that serve need nothing."""
+        self._model(name)
+        changed = self._life.slumber.wake_all(name)
+        return Outcome(self.fleet.model_view(name), changed)
+
+    def sleep_instance(self, instance_id: str, level: int = 1, *, force: bool = False) -> tuple[Instance, bool]:
+        """Put one instance to sleep; the instance as it is now, and whether anything was set in motion."""
+        changed = self._life.slumber.sleep(self._life.get(instance_id), level, force=force)
+        return self._life.get(instance_id), changed
+
+    def wake_instance(self, instance_id: str) -> tuple[Instance, bool]:
+        """Wake one instance; the instance as it is now, and whether anything was set in motion."""
+        changed = self._life.slumber.wake_now(self._life.get(instance_id))
+        return self._life.get(instance_id), changed
 
     def stop_instance(self, instance_id: str, *, force: bool = False) -> tuple[Instance, bool]:
         """End one instance; the instance as it is now, and whether anything was set in motion."""
@@ -296,6 +295,10 @@ class Manager:
                 self._life.on_exited(fact)
             case facts.Measured():
                 self._life.on_measured(fact)
+            case facts.Weighed() | facts.Asleep() | facts.NotAsleep() | facts.Awake() | facts.NotAwake():
+                self._life.slumber.take(fact)
+            case facts.LookedAt():
+                self._life.slumber.take(fact)
             case facts.DevicesRead():
                 before = self.fleet.device_views()
                 self._life.on_devices(fact)

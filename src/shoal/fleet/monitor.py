@@ -54,6 +54,18 @@ class Probe:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError):
             return None
 
+    async def ask(
+        self, method: str, path: str, body: Mapping[str, object] | None = None, *, limit: float = ANSWER
+    ) -> tuple[int, str] | None:
+        """Status and body of an answer that may take `limit` seconds, or None."""
+        try:
+            async with self._session.request(
+                method, self._base + path, json=body, timeout=aiohttp.ClientTimeout(total=limit)
+            ) as response:
+                return response.status, await response.text(errors="replace")
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError):
+            return None
+
     async def context_length(self) -> int | None:
         """The longest context that the engine serves, as its list of models says."""
         try:

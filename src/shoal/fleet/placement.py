@@ -10,6 +10,8 @@ from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Instance, InstanceState
 from shoal.units import format_bytes
 
+_BUSY = {InstanceState.STARTING: "start", InstanceState.WAKING: "wake", InstanceState.STOPPING: "stop"}
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -93,13 +95,14 @@ def next_starts(instances: Iterable[Instance], now: float) -> tuple[list[str], l
     """Which queued instances may start now, and what the others wait for.
 
     On one device one start at a time, in the order in which they were asked for, because engines measure free memory
-    while they start; on different devices side by side. A device on which an instance is still ending counts as taken.
+    while they start; on different devices side by side. A device on which an instance is still ending, or wakes, counts
+    as taken.
     """
     ordered = sorted(instances, key=lambda instance: (instance.created_at, instance.id))
     taken: dict[str, str] = {}
     for instance in ordered:
-        if instance.state in (InstanceState.STARTING, InstanceState.STOPPING):
-            verb = "start" if instance.state is InstanceState.STARTING else "stop"
+        verb = _BUSY.get(instance.state)
+        if verb is not None:
             for device in instance.devices:
                 taken.setdefault(device, f"waits for {instance.model} to {verb} on {device}")
     starts: list[str] = []

@@ -14,6 +14,7 @@ from shoal.fleet.placement import place
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.state import Device, Failure, Instance
 from shoal.fleet.state import InstanceState as S
+from shoal.units import format_bytes
 
 # A reading may have been under way when a process ended, so the next one may still show what that process held.
 READINGS_AFTER_AN_END = 2
@@ -67,6 +68,27 @@ class Room:
             return Failure(error.code, error.message)
         return tuple(device.id for device in devices)
 
+    @property
+    def grows(self) -> bool:
+        """Whether some instance is about to give memory back, or has and the readings do not show it yet."""
+        ending = (S.DRAINING, S.STOPPING)
+        return self._readings_to_wait > 0 or any(i.state in ending for i in self._fleet.instances.values())
+
+    def short_of(self, instance: Instance) -> str | None:
+        """What a sleeping instance lacks in order to wake, with the numbers; None if it fits."""
+        needs = _share(instance)
+        promised = self._promised()
+        devices = {device.id: device for device in self._fleet.devices}
+        for name in instance.devices:
+            device = devices.get(name)
+            if device is None:
+                return f"{name} is gone"
+            room = device.memory_free + self._fleet.ledger.spare(device) - promised.get(name, 0)
+            if needs > room:
+                free = format_bytes(max(0, room))
+                return f"it needs {format_bytes(needs)} on {name}, which has {free} free"
+        return None
+
     def _promised(self) -> Mapping[str, int]:
         """Bytes by device that placed instances will still take, or have taken since the devices were read."""
         kinds = {device.id: device.kind for device in self._fleet.devices}
@@ -74,11 +96,13 @@ class Room:
         ready = {instance.id for instance in self._fleet.instances.values() if instance.state is S.READY}
         promised = {device.id: self._fleet.ledger.owed_to_floors(device, ready) for device in self._fleet.devices}
         for instance in self._fleet.instances.values():
-            new = instance.state is S.READY and (instance.ready_at or 0.0) >= self._read_at
-            if not new and instance.state not in (S.QUEUED, S.STARTING):
+            new = instance.state is S.READY and instance.changed_at >= self._read_at
+            if not new and instance.state not in (S.QUEUED, S.STARTING, S.WAKING):
                 continue
             rest = max(0, (self._fleet.needs.get(instance.id) or 0) - instance.memory.get("host", 0))
-            shown = instance.state is S.STARTING and instance.changed_at < self._read_at
+            if instance.state is S.WAKING:
+                rest = _share(instance)
+            shown = instance.state in (S.STARTING, S.WAKING) and instance.changed_at < self._read_at
             for device in instance.devices:
                 if not (shown and kinds.get(device) == "simulated"):
                     promised[device] = promised.get(device, 0) + rest
@@ -91,6 +115,11 @@ class Room:
         used = sum(
             self._fleet.needs.get(i.id) or 0
             for i in self._fleet.instances.values()
-            if device.id in i.devices and i.state in (S.STARTING, S.READY, S.DRAINING, S.STOPPING)
+            if device.id in i.devices and i.state in (S.STARTING, S.READY, S.DRAINING, S.WAKING, S.STOPPING)
         )
         return dataclasses.replace(device, memory_used=used + self._fleet.ledger.backed(device))
+
+
+def _share(instance: Instance) -> int:
+    """Bytes that a sleeping instance takes of each of its devices when it wakes."""
+    return -(-instance.rest.freed // max(1, len(instance.devices)))

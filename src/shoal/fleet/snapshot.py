@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from shoal.engines.base import Engine, EngineMetrics
 from shoal.fleet.lifecycle import Event
@@ -13,12 +14,15 @@ from shoal.fleet.state import Device, Failure, Instance, InstanceState, Model, P
 from shoal.messages import Key, RelayReport, Route, Target, VirtualModel
 
 UNLOADED = "unloaded"
+NapKind = Literal["slept", "sleep_failed", "woke", "wake_failed"]
 LEASELESS = "the engine leases no memory: its log says why the model's KV cache cannot be elastic"
 # A model's state is that of its instance nearest to serving.
 _NEAREST = (
     InstanceState.READY,
+    InstanceState.WAKING,
     InstanceState.STARTING,
     InstanceState.QUEUED,
+    InstanceState.SLEEPING,
     InstanceState.DRAINING,
     InstanceState.STOPPING,
     InstanceState.FAILED,
@@ -48,6 +52,10 @@ class InstanceView:
     memory: MemoryView
     outdated: bool
     """The model's settings have changed since this instance started."""
+    can_sleep: bool
+    sleepless_because: str
+    sleep_level: int | None
+    """The level at which it sleeps, or is to; None: awake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,10 @@ class Fleet:
     access: Access = field(default_factory=Access)
     after: dict[str, Event] = field(default_factory=dict)
     """What the end of an instance's process will mean, where that was decided before; else `Event.END`."""
+    rouse: set[str] = field(default_factory=set)
+    """Instances that are to wake as soon as they can: they are being put to sleep now, or wait for room."""
+    naps: dict[tuple[str, NapKind], tuple[int, float]] = field(default_factory=dict)
+    """How often instances of a model slept and woke, or failed to, and the seconds that it took them together."""
     leaving: set[str] = field(default_factory=set)
     """Models that are to be removed once their instances have ended."""
     closing: bool = False
@@ -153,6 +165,9 @@ class Fleet:
             failure=instance.failure,
             memory=self.memory_view(instance),
             outdated=model is not None and not instance.state.ended and _runs_other(instance.spec, model.spec),
+            can_sleep=instance.can_sleep,
+            sleepless_because=instance.sleepless_because,
+            sleep_level=instance.rest.level,
         )
 
     def memory_view(self, instance: Instance) -> MemoryView:
@@ -222,13 +237,16 @@ class Fleet:
 
     def comes_by_itself(self, name: str) -> bool:
         """Whether an instance of the model is on its way to serving."""
-        states = (InstanceState.QUEUED, InstanceState.STARTING)
-        return any(i.state in states or self.comes_back(i) for i in self.of_model(name))
+        states = (InstanceState.QUEUED, InstanceState.STARTING, InstanceState.WAKING)
+        return any(i.state in states or i.id in self.rouse or self.comes_back(i) for i in self.of_model(name))
 
     def may_be_asked_for(self, name: str) -> bool:
-        """Whether a request may have the model loaded: it is not, and has not failed either."""
+        """Whether a request may have the model woken or loaded: it sleeps, or is not loaded and has not failed."""
         if self.closing or name in self.leaving or not self.models[name].spec.on_request:
             return False
+        if any(i.sleeps for i in self.of_model(name)):
+            serves = any(i.state is InstanceState.READY for i in self.of_model(name))
+            return not serves and not self.comes_by_itself(name)
         return all(
             i.state is InstanceState.DRAINING
             or (i.state is InstanceState.STOPPING and self.after.get(i.id, Event.END) is Event.END)
@@ -256,6 +274,8 @@ def _runs_other(running: ModelSpec | None, wanted: ModelSpec) -> bool:
 def _why_not(name: str, instances: list[Instance]) -> tuple[str, int | None]:
     """A sentence for the client, and the seconds after which it may try again (None: not by itself)."""
     by_state = {instance.state: instance for instance in instances}
+    if InstanceState.WAKING in by_state:
+        return f"{name} is waking; try again shortly", 1
     if (starting := by_state.get(InstanceState.STARTING)) is not None:
         progress = starting.progress
         if progress is None:
@@ -269,6 +289,9 @@ def _why_not(name: str, instances: list[Instance]) -> tuple[str, int | None]:
         reason = f": {queued.reason}" if queued.reason else ""
         wait_for = max(1, round(queued.restart_at - queued.changed_at)) if queued.restart_at else 5
         return f"{name} is queued{reason}; try again shortly", wait_for
+    if (sleeper := next((i for i in instances if i.sleeps), None)) is not None:
+        where = "asleep" if sleeper.state is InstanceState.SLEEPING else "going to sleep"
+        return f"{name} is {where} ({sleeper.reason}); wake it with `shoal wake {name}`", None
     if (failed := by_state.get(InstanceState.FAILED)) is not None:
         why = failed.failure.message if failed.failure else failed.reason
         return f"{name} could not be run: {why}; see `shoal logs {name}`, then `shoal load {name}`", None

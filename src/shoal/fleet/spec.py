@@ -11,6 +11,7 @@ from shoal.units import ByteSize, format_bytes
 
 EngineKind = Literal["vllm", "simulated"]
 Elastic = Literal["auto", "required", "off"]
+Sleep = Literal["auto", "off"]
 TERMS = ("floor", "ceiling", "priority")
 """Settings that running instances take over at once, through the memory broker."""
 LIVE = ("instances", "load_on_start", "on_request", "max_concurrency", *TERMS)
@@ -57,6 +58,10 @@ class ModelSpec(BaseModel):
     ceiling: ByteSize | None = Field(
         None, ge=1, le=2**50, description="Bytes of KV cache per device that it may never exceed. Default: the device."
     )
+    sleep: Sleep = Field(
+        "auto",
+        description="Whether it is started so that it can sleep: `auto` where its engine can (vLLM on GPUs), or `off`.",
+    )
     priority: int = Field(100, ge=1, le=1000, description="Its weight when models compete for memory.")
     instances: int = Field(1, ge=1, le=64, description="How many instances a load starts.")
     load_on_start: bool = Field(False, description="Load when `shoal serve` starts.")
@@ -88,7 +93,7 @@ class ModelSpec(BaseModel):
             _refuse_unpassable(text)
         return text
 
-    @field_validator("elastic", mode="before")
+    @field_validator("elastic", "sleep", mode="before")
     @classmethod
     def _yaml_off(cls, value: object) -> object:
         return "off" if value is False else value  # `off` without quotes is a boolean in YAML

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -15,6 +16,8 @@ class InstanceState(StrEnum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
+    SLEEPING = "sleeping"
+    WAKING = "waking"
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -57,6 +60,22 @@ class Exit:
         if self.signal is not None:
             return f"killed by signal {self.signal}"
         return f"exited with code {self.code}" if self.code is not None else "ended unseen"
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What is known of an instance's sleep. Sizes in bytes, over all its devices."""
+
+    level: int | None = None
+    """The level at which it sleeps or is to sleep: 1 keeps the weights in host memory, 2 drops them. None: awake."""
+    canary: str | None = None
+    """What it answered to the canary before its first sleep; empty: it answers none. None: not asked yet."""
+    held: int | None = None
+    """What it held before it went to sleep."""
+    kv: int = 0
+    """Of that, what its KV cache leased."""
+    freed: int = 0
+    """What its sleep gave back beside leased KV cache: what waking takes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +130,25 @@ class Instance:
     elastic: bool | None = None
     """Whether it was started to lease its KV cache; None before its start."""
     fixed_because: str = ""
+    can_sleep: bool = False
+    """Whether it was started so that it can sleep."""
+    sleepless_because: str = ""
+    rest: Rest = Rest()
+
+    @property
+    def retires(self) -> bool:
+        """Whether it is on its way to sleep: it drains, or is being put to sleep."""
+        return self.state is InstanceState.DRAINING and self.rest.level is not None
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it is asleep or on its way there."""
+        return self.state is InstanceState.SLEEPING or self.retires
+
+
+def slug(model: str) -> str:
+    """What an instance's id starts with: the model's name as far as it is letters and digits, at most 24 of them."""
+    return re.sub(r"[^a-z0-9]+", "-", model.rsplit("/", 1)[-1].lower()).strip("-")[:24].strip("-") or "model"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from shoal.config import explain
 from shoal.fleet.keys import Former, KeyRecord, KeySettings
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import ModelSpec
-from shoal.fleet.state import Failure, Instance, InstanceState, Model, Progress
+from shoal.fleet.state import Failure, Instance, InstanceState, Model, Progress, Rest
 from shoal.fleet.virtual import Virtual, VirtualSpec
 from shoal.messages import Usage
 
@@ -48,7 +48,7 @@ def instance_row(instance: Instance) -> dict[str, Any]:
     """The row of an instance: what is searched for in columns, the rest in `record`."""
     record = {item.name: getattr(instance, item.name) for item in fields(Instance) if item.name not in _COLUMNS}
     record["spec"] = None if instance.spec is None else instance.spec.model_dump(mode="json")
-    for name in ("progress", "failure"):
+    for name in ("progress", "failure", "rest"):
         if record[name] is not None:
             record[name] = {item.name: getattr(record[name], item.name) for item in fields(record[name])}
     columns: dict[str, Any] = {name: getattr(instance, name) for name in _COLUMNS}
@@ -78,6 +78,7 @@ def read_instance(row: Row) -> tuple[Instance, str | None]:
             "spec": spec,
             "progress": _part(Progress, record.get("progress")),
             "failure": _part(Failure, record.get("failure")),
+            "rest": _part(Rest, record.get("rest")) or Rest(),
         }
         return Instance(**known), problem
     except (KeyError, TypeError, ValueError) as error:

@@ -33,8 +33,7 @@ class SimulatedEngine:
 
     def capabilities(self, spec: ModelSpec) -> Capabilities:
         """Sleep and LoRA, if the model's arguments or variables ask for them."""
-        sleep = "--enable-sleep-mode" in spec.args or spec.env.get("VLLM_SERVER_DEV_MODE") == "1"
-        return Capabilities(sleep=sleep, lora="--enable-lora" in spec.args)
+        return Capabilities(sleep=not _why_sleepless(spec), lora="--enable-lora" in spec.args)
 
     def environment(self, spec: ModelSpec, devices: Sequence[Device]) -> Environment:  # noqa: ARG002
         """Shoal's own interpreter, whatever the model asks for."""
@@ -84,6 +83,10 @@ class SimulatedEngine:
         options = _options(spec)
         return None if options is None else max(options.device_memory, options.memory)
 
+    def sleep_frees(self, spec: ModelSpec) -> int | None:
+        """All that its arguments have it take."""
+        return self.weights(spec)
+
     def capacity(self, spec: ModelSpec, devices: Sequence[Device]) -> int | None:  # noqa: ARG002
         """`--max-num-seqs`, else the 256 that it defaults to; None if that cannot be read."""
         return read_count(spec.args, "--max-num-seqs", MAX_NUM_SEQS)
@@ -124,7 +127,8 @@ class SimulatedEngine:
                 own += [f"--simulated-device={device.key}", f"--simulated-device-size={device.memory_total}"]
         # Safe path: a folder called shoal where the engine happens to start must not be imported.
         argv = (str(environment.python), "-P", "-m", "shoal.engines.simulated", *spec.args, *own)
-        return Launch(argv, env, elastic=memory is not None, fixed_because=fixed)
+        sleepless = _why_sleepless(spec)
+        return Launch(argv, env, memory is not None, fixed, can_sleep=not sleepless, sleepless_because=sleepless)
 
     def read_metrics(self, text: str) -> EngineMetrics:
         """The readings under vLLM's names."""
@@ -137,6 +141,13 @@ class SimulatedEngine:
                 hint = f"Correct `args` of the model; `{PROGRAM} --help` lists what there is."
                 return Failure("bad_argument", f"The simulated engine refused an argument: {match[1]}.", hint)
         return explain(spec, log, exit)
+
+
+def _why_sleepless(spec: ModelSpec) -> str:
+    if spec.sleep == "off":
+        return "sleep is off"
+    asked = "--enable-sleep-mode" in spec.args or spec.env.get("VLLM_SERVER_DEV_MODE") == "1"
+    return "" if asked else "its arguments lack --enable-sleep-mode"
 
 
 def _options(spec: ModelSpec) -> Options | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import mmap
 import os
 import sys
 import time
@@ -21,6 +20,7 @@ from shoal.engines.simulated.core import Core, Sequence
 from shoal.engines.simulated.http import Reply, Request
 from shoal.engines.simulated.metrics import Metrics
 from shoal.engines.simulated.options import Options
+from shoal.engines.simulated.slumber import Slumber
 
 if TYPE_CHECKING:
     from shoal.engines.simulated.elastic import Elastic
@@ -70,8 +70,9 @@ class Api:
         self._requests = 0
         self._active = 0
         self._hung = False
-        self._sleep_level: int | None = None
-        self._memory = _occupy(options.memory)
+        self._slumber = Slumber(options, self.core, crash, log)
+        if self.elastic is not None:
+            self._slumber.on_sleep, self._slumber.on_wake = self.elastic.sleep, self.elastic.wake
         self._routes = self._table()
 
     def _table(self) -> dict[str, dict[str, Endpoint]]:
@@ -100,6 +101,7 @@ class Api:
                 "/sleep": {"POST": self._sleep},
                 "/wake_up": {"POST": self._wake_up},
                 "/is_sleeping": {"GET": self._is_sleeping},
+                "/collective_rpc": {"POST": self._collective_rpc},
             }
         if self._options.enable_lora:
             routes |= {
@@ -143,8 +145,8 @@ class Api:
             "vllm:num_requests_running": self.core.running,
             "vllm:num_requests_waiting": self.core.waiting,
             "vllm:kv_cache_usage_perc": self.core.kv_usage,
-            "simulated:device_memory_bytes": self._options.device_memory,
-            "simulated:sleep_level": self._sleep_level or 0,
+            "simulated:device_memory_bytes": self._slumber.device_memory,
+            "simulated:sleep_level": self._slumber.level or 0,
         }
         if self.elastic is not None:
             gauges |= {
@@ -165,6 +167,7 @@ class Api:
 
     async def _generate(self, dialect: _Dialect, request: Request, reply: Reply) -> None:
         generation = dialect.read(self._read(request), self._options.max_model_len)
+        generation.seed += self._slumber.spoiled
         async with self._running(generation) as sequences:
             if generation.stream:
                 await dialect.stream(generation, sequences, self.core, reply)
@@ -261,33 +264,20 @@ class Api:
         _json(reply, 200, {"prompt": self._vocabulary.decode(tokens)})
 
     async def _sleep(self, request: Request, reply: Reply) -> None:
-        level, mode = request.query.get("level", "1"), request.query.get("mode", "abort")
-        if level not in ("0", "1", "2") or mode not in ("abort", "wait", "keep"):
-            raise RequestError(400, "level has to be 0, 1 or 2, and mode abort, wait or keep", "Bad Request")
-        if mode == "abort":
-            self.core.abort_all()
-        while mode == "wait" and self.core.running + self.core.waiting:
-            await asyncio.sleep(0.01)
-        self.core.pause()
-        self._sleep_level = int(level)
-        if self._sleep_level and "sleep-keeps-memory" not in self._options.fail:
-            self._memory = None
-            self.core.discard()
-            if self.elastic is not None:
-                self.elastic.sleep()
-        _json(reply, 200, {"status": "sleeping", "level": self._sleep_level})
+        _json(reply, 200, await self._slumber.sleep(request))
 
-    async def _wake_up(self, _: Request, reply: Reply) -> None:
-        if self._memory is None:
-            self._memory = _occupy(self._options.memory)
-        self._sleep_level = None
-        if self.elastic is not None:
-            self.elastic.wake()
-        self.core.resume()
-        _json(reply, 200, {"status": "awake", "tags": None})
+    async def _wake_up(self, request: Request, reply: Reply) -> None:
+        _json(reply, 200, await self._slumber.wake_up(request))
+
+    async def _collective_rpc(self, request: Request, reply: Reply) -> None:
+        method = self._read(request, named=False).get("method")
+        if method != "reload_weights":
+            raise RequestError(400, f"the simulated engine has no {method!r}; it has reload_weights", "Bad Request")
+        self._slumber.reload()
+        _json(reply, 200, {"results": [None]})
 
     async def _is_sleeping(self, _: Request, reply: Reply) -> None:
-        _json(reply, 200, {"is_sleeping": self._sleep_level is not None})
+        _json(reply, 200, {"is_sleeping": self._slumber.level is not None})
 
     async def _load_adapter(self, request: Request, reply: Reply) -> None:
         data = self._read(request, named=False)
@@ -365,13 +355,3 @@ def _encode(vector: list[float], data: dict[str, Any]) -> list[float] | str:
     from array import array
 
     return base64.b64encode(array("f", vector).tobytes()).decode()
-
-
-def _occupy(size: int) -> mmap.mmap | None:
-    """Memory of the operating system, every page of it touched."""
-    if not size:
-        return None
-    memory = mmap.mmap(-1, size)
-    for offset in range(0, size, mmap.PAGESIZE):
-        memory[offset] = 1
-    return memory

@@ -28,8 +28,13 @@ FAILURES = {
     "ignore-sigterm": "stay up when asked to stop",
     "log-flood": "=N: print N lines while starting",
     "sleep-keeps-memory": "say that it sleeps and free nothing",
+    "sleep-fails": "answer /sleep with 500",
+    "wake-fails": "answer /wake_up with 500",
+    "wake-oom": "find no memory when waking, answer 500 and exit 1",
+    "canary-differs": "answer otherwise after a sleep than before",
+    "dies-asleep": "=N: exit 1 N seconds after it fell asleep",
 }
-_VALUED = {"crash-after", "hang-after", "hang-steps", "log-flood"}
+_VALUED = {"crash-after", "dies-asleep", "hang-after", "hang-steps", "log-flood"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class Options:
     tokens_per_second: float
     ttft: float
     start_seconds: float
+    sleep_seconds: float
     slow_shutdown: float
     memory: int
     device_memory: int
@@ -142,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tokens-per-second", type=_seconds, default=200.0, help="of one request; 0: as fast as it goes")
     add("--ttft", type=_seconds, default=0.01, help="seconds from admission to the first token")
     add("--start-seconds", type=_seconds, default=0.0, help="how long a start takes")
+    add("--sleep-seconds", type=_seconds, default=0.0, help="how long falling asleep and waking up take, each")
     add("--slow-shutdown", type=_seconds, default=0.0, help="seconds between SIGTERM and the exit")
     add("--memory", type=_bytes, default=0, help="bytes of host memory to really use; freed while asleep")
     add("--device-memory", type=_bytes, default=0, help="bytes of device memory to report only")

@@ -21,7 +21,7 @@ from shoal.engines.base import Capabilities, EngineMetrics, Environment, Launch,
 from shoal.engines.environments import Environments
 from shoal.engines.pythonpath import python_path as make_python_path
 from shoal.engines.readings import read_vllm_metrics
-from shoal.engines.vllm import elastic
+from shoal.engines.vllm import elastic, slumber
 from shoal.engines.vllm.architectures import surely_unsupported
 from shoal.engines.vllm.failures import explain
 from shoal.engines.vllm.milestones import MILESTONES
@@ -63,9 +63,10 @@ class VllmEngine:
         self._python_path = python_path or environments.directory / ".shoal-path"
 
     def capabilities(self, spec: ModelSpec) -> Capabilities:
-        """No sleep: on the CPU `/sleep` answers 200 and frees nothing. LoRA as the model's arguments ask for it."""
+        """Sleep on GPUs alone: on the CPU `/sleep` answers 200 and frees nothing. LoRA as its arguments ask for it."""
+        sleep = not slumber.why_sleepless(spec, self._variant(spec))
         lora = "--enable-lora" in spec.args and spec.env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1"
-        return Capabilities(lora=lora, elastic=not why_fixed(spec))
+        return Capabilities(sleep=sleep, lora=lora, elastic=not why_fixed(spec))
 
     def environment(self, spec: ModelSpec, devices: Sequence[Device]) -> Environment:
         """The environment that `spec` names, or the one installed for the kind of `devices`."""
@@ -120,7 +121,8 @@ class VllmEngine:
 
     def estimate(self, spec: ModelSpec, devices: Sequence[Device] = ()) -> Needs:
         """From headers of weights, the configuration and the settings; see `sizing.estimate`."""
-        variant = self._variant(spec)
+        kinds = {device.kind for device in devices}
+        variant = self._variant(spec) if len(kinds) != 1 else "cpu" if kinds == {"host"} else "cuda"
         kind = "host" if variant == "cpu" else "cuda"
         usable = [d for d in devices if d.kind == kind and (spec.devices == "auto" or d.id in spec.devices)]
         found = estimate(spec, _source_or_none(spec), variant, usable, elastic=self._may_be_elastic(spec))
@@ -143,6 +145,11 @@ class VllmEngine:
         source = _source_or_none(spec)
         weights = source.weight_bytes(spec.dtype) if source is not None else None
         return None if weights is None else -(-weights // spec.tensor_parallel)
+
+    def sleep_frees(self, spec: ModelSpec) -> int | None:
+        """Its weights, unless its arguments change their size; and a KV cache of fixed size."""
+        weights = self.weights(spec) if slumber.knows_weights(spec) else None
+        return None if weights is None else weights + (spec.kv_cache_memory or 0)
 
     def capacity(self, spec: ModelSpec, devices: Sequence[Device]) -> int | None:
         """`--max-num-seqs` and, where that is left out, what `vllm serve` takes for it on such devices.
@@ -200,6 +207,10 @@ class VllmEngine:
             env |= _cpu_env(spec)
         else:
             env |= _cuda_env(devices)
+        sleepless = slumber.why_sleepless(spec, variant)
+        if not sleepless:
+            argv += slumber.arguments(spec)
+            env |= slumber.environment()
         found = _source_or_none(spec)
         if memory is not None and not reason:
             beside = (self.weights(spec) or 0) + (CPU_OVERHEAD if variant == "cpu" else CUDA_OVERHEAD)
@@ -207,9 +218,17 @@ class VllmEngine:
             terms = replace(memory, fixed=fixed_kv(spec, found))
             env |= elastic.environment(terms, environment.version, variant)
             own = {"PYTHONPATH": python_path(str(make_python_path(self._python_path)), spec.env)}
-            return Launch((*argv, *spec.args), {**env, **spec.env, **own}, elastic=True)
+            env = {**env, **spec.env, **own}
+            return Launch((*argv, *spec.args), env, elastic=True, can_sleep=not sleepless, sleepless_because=sleepless)
         argv += ["--kv-cache-memory-bytes", str(fixed_kv(spec, found))] if variant == "cpu" else _cuda(spec, devices)
-        return Launch((*argv, *spec.args), {**env, **spec.env}, fixed_because=reason or "no memory broker was given")
+        fixed = reason or "no memory broker was given"
+        return Launch(
+            (*argv, *spec.args),
+            {**env, **spec.env},
+            fixed_because=fixed,
+            can_sleep=not sleepless,
+            sleepless_because=sleepless,
+        )
 
     def read_metrics(self, text: str) -> EngineMetrics:
         """Readings from vLLM's `/metrics`."""

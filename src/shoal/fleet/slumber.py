@@ -1,0 +1,298 @@
+"""Instances that go to sleep, sleep and wake: what people and requests ask for, and what becomes of it.
+
+No I/O and no clock of its own, as in `life.py`, of which it is a part. What leads where says `lifecycle.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+from shoal.errors import ConflictError
+from shoal.fleet import facts
+from shoal.fleet.drains import Drains
+from shoal.fleet.effects import Effects
+from shoal.fleet.lifecycle import Effect, Event, step
+from shoal.fleet.room import Room
+from shoal.fleet.snapshot import Fleet, NapKind
+from shoal.fleet.state import Failure, Instance
+from shoal.fleet.state import InstanceState as S
+from shoal.units import format_bytes, format_seconds
+
+_COMES = (S.QUEUED, S.STARTING, S.WAKING)
+LEVELS = (1, 2)
+"""1: the weights go to host memory. 2: they are dropped, and read anew when it wakes."""
+
+
+class Apply(Protocol):
+    """Take an instance through the lifecycle table; the instance as it is then."""
+
+    def __call__(self, instance: Instance, event: Event, reason: str, *, level: str = "info") -> Instance: ...
+
+
+class Slumber:
+    """Who sleeps. `drain` is how many seconds running requests get; `put` keeps an instance that has changed, `blame`
+    why one is ended in order to start anew."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        effects: Effects,
+        drains: Drains,
+        room: Room,
+        drain: float,
+        put: Callable[[Instance], None],
+        apply: Apply,
+        blame: Callable[[Instance, Failure], None],
+    ) -> None:
+        self._fleet = fleet
+        self._effects = effects
+        self._drains = drains
+        self._room = room
+        self._drain = drain
+        self._put = put
+        self._apply = apply
+        self._blame = blame
+        self._began: dict[str, float] = {}
+        self._suspending: set[str] = set()  # drained, and between the canary and the proof that memory came back
+
+    # -- what is asked for --------------------------------------------------------------------------------------------
+
+    def refuse(self, instance: Instance, level: int) -> None:
+        """Raise ConflictError if an instance cannot be put to sleep at that level, with what to do instead."""
+        if level not in LEVELS:
+            raise ConflictError(f"there is no sleep level {level}; it is 1 or 2", param="level")
+        if instance.state is S.READY and not instance.can_sleep:
+            why = instance.sleepless_because or "it was started without"
+            raise ConflictError(
+                f"{instance.model} cannot sleep: {why}; unload it instead with `shoal unload {instance.model}`",
+                code="cannot_sleep",
+            )
+        deeper = instance.sleeps and instance.rest.level != level
+        if deeper and (instance.state is S.SLEEPING or instance.id in self._suspending):
+            raise ConflictError(
+                f"{instance.model} sleeps at level {instance.rest.level}; wake it first, then put it to sleep at "
+                f"level {level}",
+                code="wrong_state",
+            )
+        if not instance.retires:
+            step(instance.state, Event.SLEEP)
+
+    def sleep(self, instance: Instance, level: int, *, force: bool) -> bool:
+        """Put an instance to sleep after its running requests, or at once if forced; whether that changed anything."""
+        self.refuse(instance, level)
+        wanted_awake = instance.id in self._fleet.rouse
+        self._fleet.rouse.discard(instance.id)
+        if instance.state is S.SLEEPING:
+            return wanted_awake
+        now = self._effects.now()
+        asleep_later = dataclasses.replace(instance, rest=dataclasses.replace(instance.rest, level=level))
+        if instance.retires:
+            self._put(asleep_later)
+            if force and instance.id not in self._suspending:
+                self._drains.put(instance.id, now)
+            return wanted_awake or force
+        self._apply(asleep_later, Event.SLEEP, f"is to sleep (level {level})")
+        self._drains.put(instance.id, now + (0.0 if force else self._drain))
+        return True
+
+    def wake(self, instance: Instance, why: str) -> bool:
+        """Wake an instance as soon as that is possible; whether that changed anything."""
+        if not instance.sleeps or instance.id in self._fleet.rouse:
+            return False
+        self._fleet.rouse.add(instance.id)
+        self._try_to_wake(instance, why)
+        return True
+
+    def sleep_all(self, name: str, level: int, *, force: bool) -> bool:
+        """Put a model to sleep; whether that changed anything. Raises ConflictError before anything is changed."""
+        live = [i for i in self._fleet.of_model(name) if not i.state.ended]
+        comes = next((i for i in live if i.state in _COMES or self._fleet.comes_back(i)), None)
+        if comes is not None:
+            raise ConflictError(
+                f"{name} is {comes.state.value}; put it to sleep once it is ready, or unload it", code="wrong_state"
+            )
+        sleepers = [i for i in live if i.sleeps or i.state is S.READY]
+        if not sleepers:
+            raise ConflictError(f"{name} is not loaded: there is nothing to put to sleep", code="not_loaded")
+        for instance in sleepers:
+            self.refuse(instance, level)
+        changed = [self.sleep(instance, level, force=force) for instance in sleepers]
+        return any(changed)
+
+    def wake_all(self, name: str) -> bool:
+        """Wake a model; whether that changed anything. Raises ConflictError if it is not loaded or does not fit."""
+        live = [i for i in self._fleet.of_model(name) if not i.state.ended]
+        sleepers = [i for i in live if i.sleeps]
+        if not sleepers and not any(i.state is S.READY or i.state in _COMES for i in live):
+            raise ConflictError(f"{name} is not loaded; load it with `shoal load {name}`", code="not_loaded")
+        changed = False
+        for instance in sleepers:
+            if changed:  # one wakes: the others may wait for room
+                self.wake(instance, "asked for")
+            else:
+                changed = self.wake_now(instance)
+        return changed
+
+    def wake_now(self, instance: Instance) -> bool:
+        """Wake an instance because somebody says so; whether that changed anything. Raises ConflictError with the
+        numbers if it does not fit, or if there is nothing to wake."""
+        if instance.state is S.READY or instance.state in _COMES:
+            return False
+        if not instance.sleeps:
+            step(instance.state, Event.WAKE)
+        if instance.state is S.SLEEPING and (short := self._room.short_of(instance)) and not self._room.grows:
+            raise ConflictError(
+                f"{instance.model} cannot wake now: {short}; put another model to sleep, or unload it",
+                code="too_little_memory",
+            )
+        return self.wake(instance, "asked for")
+
+    def give_up(self, instance: Instance) -> Instance:
+        """An instance on its way to sleep is to end instead; as it is then."""
+        self._fleet.rouse.discard(instance.id)
+        if not instance.retires:
+            return instance
+        if instance.id in self._suspending:  # it has drained already
+            self._suspending.discard(instance.id)
+            self._drains.put(instance.id, self._effects.now())
+        instance = dataclasses.replace(instance, rest=dataclasses.replace(instance.rest, level=None))
+        self._put(instance)
+        return instance
+
+    # -- what follows from the state ----------------------------------------------------------------------------------
+
+    def quiet(self, instance: Instance, reason: str) -> None:
+        """No request runs on it any more: put it to sleep now."""
+        self._suspending.add(instance.id)
+        self._began[instance.id] = self._effects.now()
+        self._apply(instance, Event.QUIET, reason)
+
+    def carry_out(self, effect: Effect, instance: Instance) -> None:
+        """Have done outside what the lifecycle table says."""
+        match effect:
+            case Effect.WEIGH:
+                self._effects.weigh(instance)
+            case Effect.SUSPEND:
+                self._effects.suspend(instance)
+            case _:
+                self._effects.resume(instance)
+
+    def settle(self) -> None:
+        """Wake who is wanted awake and fits."""
+        for instance_id in sorted(self._fleet.rouse):
+            instance = self._fleet.instances.get(instance_id)
+            if instance is None or not instance.sleeps:
+                self._fleet.rouse.discard(instance_id)
+            else:
+                self._try_to_wake(instance, "wanted again")
+
+    def adopt(self, instance: Instance) -> None:
+        """Go on with an instance that an earlier controller left; whether it sleeps, the engine knows."""
+        self._began[instance.id] = self._effects.now()
+        if instance.sleeps or instance.state is S.WAKING or (instance.state is S.READY and instance.can_sleep):
+            self._effects.look(instance)
+        if instance.state is S.WAKING:
+            self._effects.resume(instance)
+
+    def ended(self, instance_id: str) -> None:
+        """Its process group is gone."""
+        self._fleet.rouse.discard(instance_id)
+        self._suspending.discard(instance_id)
+        self._began.pop(instance_id, None)
+
+    # -- facts --------------------------------------------------------------------------------------------------------
+
+    def take(self, fact: facts.Slumber) -> None:
+        """What became of an effect. A fact that comes too late, because something else was wanted since, is nothing."""
+        instance = self._fleet.instances.get(fact.instance)
+        if instance is None:
+            return
+        suspending = instance.retires and instance.id in self._suspending
+        match fact:
+            case facts.Weighed() if suspending:
+                self._weighed(instance, fact)
+            case facts.Asleep() if suspending:
+                self._fell_asleep(instance, fact)
+            case facts.NotAsleep() if suspending:
+                self._stayed_awake(instance, fact)
+            case facts.Awake() if instance.state is S.WAKING:
+                self._woke(instance)
+            case facts.NotAwake() if instance.state is S.WAKING:
+                self._did_not_wake(instance, fact)
+            case facts.LookedAt(asleep=True) if instance.state is S.READY:
+                self._begin_to_wake(instance, "was found asleep although it should serve", level="warning")
+            case facts.LookedAt(asleep=False) if instance.state is S.SLEEPING:
+                self._begin_to_wake(instance, "was found awake although it should sleep", level="warning")
+            case _:
+                pass
+
+    def _weighed(self, instance: Instance, fact: facts.Weighed) -> None:
+        rest = instance.rest
+        if fact.held is not None:
+            rest = dataclasses.replace(rest, held=fact.held, kv=fact.kv)
+        if fact.canary is not None:
+            rest = dataclasses.replace(rest, canary=fact.canary)
+        # Kept before the engine is told to sleep: after a crash of this process nobody else could say it.
+        instance = dataclasses.replace(instance, rest=rest)
+        self._put(instance)
+        self._apply(instance, Event.WEIGHED, "")
+
+    def _fell_asleep(self, instance: Instance, fact: facts.Asleep) -> None:
+        self._suspending.discard(instance.id)
+        took = self._count(instance, "slept")
+        rest = dataclasses.replace(instance.rest, freed=max(0, fact.freed - fact.kv))
+        self._room.ended(instance)  # readings of the devices still show what it held
+        text = f"slept after {format_seconds(took)}, {format_bytes(fact.freed)} came back (level {rest.level})"
+        self._apply(dataclasses.replace(instance, rest=rest), Event.ASLEEP, text)
+
+    def _stayed_awake(self, instance: Instance, fact: facts.NotAsleep) -> None:
+        self._suspending.discard(instance.id)
+        self._count(instance, "sleep_failed")
+        self._fleet.rouse.discard(instance.id)
+        self._began[instance.id] = self._effects.now()
+        self._apply(instance, Event.NOT_ASLEEP, f"did not sleep: {fact.reason}; it is woken", level="warning")
+
+    def _woke(self, instance: Instance) -> None:
+        took = self._count(instance, "woke")
+        rest = dataclasses.replace(instance.rest, level=None, freed=0)
+        checked = " and answers as before" if rest.canary else ""
+        text = f"awake after {format_seconds(took)}{checked}"
+        self._apply(dataclasses.replace(instance, rest=rest), Event.AWAKE, text)
+
+    def _did_not_wake(self, instance: Instance, fact: facts.NotAwake) -> None:
+        self._count(instance, "wake_failed")
+        self._blame(instance, fact.failure)
+        text = f"did not wake: {fact.failure.message}; it is started again"
+        self._apply(instance, Event.NOT_AWAKE, text, level="error")
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def _try_to_wake(self, instance: Instance, why: str) -> None:
+        if instance.id in self._suspending:
+            return  # as soon as it sleeps
+        if instance.retires:
+            self._fleet.rouse.discard(instance.id)
+            self._drains.ended(instance.id)
+            rest = dataclasses.replace(instance.rest, level=None)
+            self._apply(dataclasses.replace(instance, rest=rest), Event.AWAKE, f"serves on before it slept: {why}")
+            return
+        short = self._room.short_of(instance)
+        if short is None:
+            self._begin_to_wake(instance, why)
+        elif instance.reason != (text := f"wanted, and waits for room: {short}"):
+            self._put(dataclasses.replace(instance, reason=text))
+
+    def _begin_to_wake(self, instance: Instance, why: str, *, level: str = "info") -> None:
+        self._fleet.rouse.discard(instance.id)
+        self._began[instance.id] = self._effects.now()
+        self._apply(instance, Event.WAKE, f"is woken: {why}", level=level)
+
+    def _count(self, instance: Instance, kind: NapKind) -> float:
+        """Count one, with the seconds that it took."""
+        now = self._effects.now()
+        took = max(0.0, now - self._began.pop(instance.id, now))
+        count, seconds = self._fleet.naps.get((instance.model, kind), (0, 0.0))
+        self._fleet.naps[(instance.model, kind)] = (count + 1, seconds + took)
+        return took

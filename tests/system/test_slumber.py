@@ -1,0 +1,242 @@
+"""Sleep and wake in a whole Shoal: what comes back, what is held meanwhile, and what is said of engines that fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from shoal.errors import ShoalError
+from tests.system.harness import Shoal, until
+from tests.system.test_break_controller import engines, kill_controller
+
+MIB = 2**20
+SLEEPS = ("--enable-sleep-mode", "--memory", "96MiB")
+
+
+def history(shoal: Shoal, kind: str) -> list[str]:
+    """What was said of one kind of event, the newest first."""
+    with shoal.client as client:
+        return [event["message"] for event in client.history() if event["kind"] == kind]
+
+
+def resident(shoal: Shoal) -> int:
+    """Bytes of memory that the only engine really holds."""
+    (pid,) = [pid for pid, command in shoal.fleet_processes().items() if "-m shoal.engines.simulated" in command]
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024 + int(fields["RssShmem"].split()[0]) * 1024
+
+
+def text_of(answer: httpx2.Response) -> Any:
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_model_sleeps_gives_its_memory_back_and_is_woken_by_a_request(shoal: Shoal, level: int) -> None:
+    shoal.add("m", *SLEEPS)
+    shoal.load("m")
+    before, answer = resident(shoal), text_of(shoal.chat("m"))
+    with shoal.client as client:
+        client.sleep("m", level=level)
+        (instance,) = shoal.wait("m", "sleeping")
+        assert instance["sleep_level"] == level
+        assert client.model("m")["state"] == "sleeping"
+        assert resident(shoal) < before - 90 * MIB
+        assert "MiB came back" in instance["reason"]
+        with shoal.http() as http:
+            assert {m["id"] for m in http.get("/v1/models").json()["data"]} == {"m"}
+            assert 'shoal_model_instances{model="m",state="sleeping"} 1.0' in http.get("/metrics").text
+        assert text_of(shoal.chat("m")) == answer, "it was held until the model was awake"
+        (awake,) = shoal.wait("m", "ready")
+        assert awake["id"] == instance["id"]
+        assert "answers as before" in awake["reason"]
+        assert resident(shoal) > before - 8 * MIB
+        client.sleep("m", level=level)
+        shoal.wait("m", "sleeping")
+        client.wake("m")
+        shoal.wait("m", "ready")
+    with shoal.http() as http:
+        assert 'shoal_naps_total{model="m",outcome="woke"} 2.0' in http.get("/metrics").text
+    assert shoal.stop() == 0
+
+
+def test_running_requests_finish_first_and_new_ones_wait(shoal: Shoal) -> None:
+    shoal.add("m", *SLEEPS, "--tokens-per-second", "20", on_request=False)
+    shoal.load("m")
+    answers: list[httpx2.Response] = []
+    running = threading.Thread(target=lambda: answers.append(shoal.chat("m", max_tokens=30, ignore_eos=True)))
+    running.start()
+    with shoal.client as client:
+        until(lambda: client.requests()["requests"], "the request")
+        client.sleep("m")
+        assert client.model("m")["state"] == "draining"
+        shoal.wait("m", "sleeping")
+        running.join()
+        assert answers[0].json()["usage"]["completion_tokens"] == 30
+        refused = shoal.chat("m")
+        assert refused.status_code == 503
+        assert "shoal wake m" in refused.json()["error"]["message"]
+        client.wake("m")
+        shoal.wait("m", "ready")
+    assert shoal.chat("m").status_code == 200
+
+
+def test_an_engine_that_cannot_sleep_says_so(shoal: Shoal) -> None:
+    shoal.add("m")
+    shoal.load("m")
+    with shoal.client as client, pytest.raises(ShoalError, match=r"cannot sleep.*shoal unload m") as caught:
+        client.sleep("m")
+    assert (caught.value.status, caught.value.code) == (409, "cannot_sleep")
+    assert shoal.chat("m").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("sleep-keeps-memory", "says that it sleeps, but"), ("sleep-fails", "answered /sleep with 500")],
+)
+def test_a_sleep_that_is_none_is_undone_and_told(shoal: Shoal, fault: str, said: str) -> None:
+    shoal.add("m", *SLEEPS, "--fail", fault)
+    shoal.load("m")
+    with shoal.client as client:
+        client.sleep("m")
+    until(lambda: history(shoal, "waking"), "the wake")
+    assert said in history(shoal, "waking")[0]
+    shoal.wait("m", "ready")
+    assert shoal.chat("m").status_code == 200
+    assert history(shoal, "sleeping") == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("wake-fails", "answered /wake_up with 500"),
+        ("wake-oom", "out of memory"),
+        ("canary-differs", "answers the canary with"),
+    ],
+)
+def test_a_wake_that_is_none_ends_in_a_restart_and_requests_wait_for_it(shoal: Shoal, fault: str, said: str) -> None:
+    shoal.add("m", *SLEEPS, "--fail", fault)
+    shoal.load("m")
+    answer = text_of(shoal.chat("m"))
+    with shoal.client as client:
+        client.sleep("m")
+        shoal.wait("m", "sleeping")
+    assert text_of(shoal.chat("m")) == answer
+    (instance,) = shoal.wait("m", "ready")
+    assert instance["restarts"] == 1
+    told = " ".join([*history(shoal, "stopping"), *history(shoal, "queued")])
+    assert said in told or (fault == "wake-oom" and "exited" in told)
+    assert engines(shoal) == 1
+
+
+def test_one_that_dies_asleep_is_loaded_again_when_it_is_asked_for(shoal: Shoal) -> None:
+    shoal.add("m", *SLEEPS, "--fail", "dies-asleep=1")
+    shoal.load("m")
+    with shoal.client as client:
+        client.sleep("m")
+    shoal.wait("m", "sleeping")
+    until(lambda: shoal.model("m")["state"] == "unloaded", "its end")
+    assert "while it slept" in history(shoal, "stopped")[0]
+    assert not engines(shoal)
+    assert shoal.chat("m").status_code == 200
+
+
+def test_an_unload_ends_one_that_sleeps(shoal: Shoal) -> None:
+    shoal.add("m", *SLEEPS)
+    shoal.load("m")
+    with shoal.client as client:
+        client.sleep("m")
+        shoal.wait("m", "sleeping")
+        client.unload("m")
+    until(lambda: not shoal.model("m")["instances"], "the end")
+    until(lambda: not shoal.fleet_processes(), "the processes' end")
+
+
+def test_a_controller_that_was_killed_takes_a_sleeping_model_back_as_sleeping(shoal: Shoal) -> None:
+    shoal.add("m", *SLEEPS)
+    shoal.load("m")
+    answer = text_of(shoal.chat("m"))
+    with shoal.client as client:
+        client.sleep("m")
+    (before,) = shoal.wait("m", "sleeping")
+    kill_controller(shoal)
+    (after,) = shoal.wait("m", "sleeping")
+    assert (after["id"], after["sleep_level"]) == (before["id"], 1)
+    assert text_of(shoal.chat("m")) == answer
+    assert shoal.stop() == 0
+
+
+def test_one_that_died_asleep_while_the_controller_was_away_is_unloaded(shoal: Shoal) -> None:
+    shoal.add("m", *SLEEPS)
+    shoal.load("m")
+    with shoal.client as client:
+        client.sleep("m")
+    shoal.wait("m", "sleeping")
+    controller = shoal.pid("shoal.controller")
+    os.kill(controller, signal.SIGSTOP)
+    for pid, command in shoal.fleet_processes().items():
+        if "-m shoal.engines.simulated" in command:
+            os.kill(pid, signal.SIGKILL)
+    os.kill(controller, signal.SIGKILL)
+    with shoal.http() as http:
+        until(lambda: http.get("/api/v1/models").status_code == 200, "the next controller")
+    until(lambda: shoal.model("m")["state"] == "unloaded", "its end")
+    assert shoal.chat("m").status_code == 200
+
+
+@pytest.mark.parametrize("moment", ["asked", "draining", "falling asleep", "asleep unknown"])
+def test_a_sleep_goes_on_although_the_controller_is_killed(shoal: Shoal, moment: str) -> None:
+    slow = ("--sleep-seconds", "1") if moment in ("falling asleep", "asleep unknown") else ()
+    shoal.add("m", *SLEEPS, *slow, "--tokens-per-second", "20", on_request=False)
+    shoal.load("m")
+    answer = text_of(shoal.chat("m"))
+    if moment == "draining":
+        threading.Thread(target=lambda: shoal.chat("m", max_tokens=40, ignore_eos=True)).start()
+        with shoal.client as client:
+            until(lambda: client.requests()["requests"], "the request")
+    with shoal.client as client:
+        client.sleep("m")
+    if slow:
+        until(lambda: "falling asleep" in log(shoal), "the engine's sleep")
+    if moment == "asleep unknown":
+        os.kill(shoal.pid("shoal.controller"), signal.SIGSTOP)
+        until(lambda: resident(shoal) < 90 * MIB, "the engine's sleep")
+    kill_controller(shoal)
+    shoal.wait("m", "sleeping")
+    assert resident(shoal) < 90 * MIB
+    with shoal.client as client:
+        client.wake("m")
+    shoal.wait("m", "ready")
+    until(lambda: shoal.chat("m").status_code == 200, "an answer")
+    assert text_of(shoal.chat("m")) == answer
+    assert engines(shoal) == 1
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("again", [1, 3])
+def test_a_wake_goes_on_although_the_controller_is_killed(shoal: Shoal, level: int, again: int) -> None:
+    shoal.add("m", *SLEEPS, "--sleep-seconds", "1")
+    shoal.load("m")
+    answer = text_of(shoal.chat("m"))
+    with shoal.client as client:
+        client.sleep("m", level=level)
+        shoal.wait("m", "sleeping")
+        client.wake("m")
+    until(lambda: "waking up" in log(shoal), "the engine's wake")
+    for _ in range(again):
+        kill_controller(shoal)
+    shoal.wait("m", "ready")
+    until(lambda: shoal.chat("m").status_code == 200, "an answer")
+    assert text_of(shoal.chat("m")) == answer
+    assert engines(shoal) == 1
+
+
+def log(shoal: Shoal) -> str:
+    """What the engines have printed."""
+    return "".join(file.read_text() for file in (shoal.state / "logs").glob("*/engine.log"))
