@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import httpx2
 
+from shoal.client_fit import Fitting
 from shoal.errors import ShoalError
 
 Json = dict[str, Any]
@@ -43,7 +44,7 @@ class Event:
     id: str = ""
 
 
-class Client:
+class Client(Fitting):
     """Talks to a running Shoal at `url`; default: `SHOAL_URL`, then http://127.0.0.1:8000.
 
     `timeout` bounds, in seconds, how long an answer may keep one waiting; streams may be silent for longer.

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal.cli import chat, doctor, keys, loading, looking, models, requests, settings, sleeping, usage, virtual
+from shoal.cli import chat, doctor, fit, keys, loading, looking, models, requests, settings, sleeping, usage, virtual
 from shoal.cli.shell import EPILOG, Lazy, Root
 
 _RUN, _LOOK, _MACHINE = "Run models", "Look", "Machine and settings"
@@ -57,6 +57,7 @@ app.command(rich_help_panel=_RUN)(sleeping.sleep)
 app.command(rich_help_panel=_RUN)(sleeping.wake)
 app.command(rich_help_panel=_RUN)(chat.chat)
 app.command(rich_help_panel=_LOOK)(looking.ps)
+app.command(rich_help_panel=_LOOK)(fit.fit)
 app.add_typer(requests.app, name="requests", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(looking.status)
 app.command(rich_help_panel=_LOOK)(looking.devices)

@@ -1,0 +1,34 @@
+"""The part of the client that asks whether models fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+Json = dict[str, Any]
+
+
+class Asking(Protocol):
+    """What this part needs of the client."""
+
+    def _json(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
+    ) -> Json: ...
+
+
+class Fitting:
+    """A part of `Client`."""
+
+    def fit(
+        self: Asking,
+        models: Sequence[str | Mapping[str, Any]],
+        *,
+        devices: Sequence[str] | None = None,
+        load: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> Json:
+        """Whether models fit: names, folders, hub ids, or settings to be tried. Nothing is loaded.
+
+        `load` by model, or `*`: `concurrency`, `tokens`, and `spread` of what it is asked for at once.
+        """
+        body: Json = {"models": list(models), "load": dict(load or {})}
+        return self._json("POST", "/fit", body=body if devices is None else {**body, "devices": list(devices)})
