@@ -41,11 +41,16 @@ class Known(Generic[H]):
 
     def read(self, raw: bytes) -> H:
         """The head of these bytes. Raises what `parse` raises."""
-        match = _LENGTH.search(raw)
-        if match is None:
-            known = self._plain.get(raw)
-            return self._learn(self._plain, raw, raw) if known is None else known.__copy__()
-        start, end = match.span(1)
+        start = raw.find(b"\r\nContent-Length: ") + 18
+        if start < 18:
+            start = raw.find(b"\r\ncontent-length: ") + 18
+        end = raw.find(b"\r\n", start) if start >= 18 else -1
+        if not (0 < end - start <= 18 and raw[start:end].isdigit()):  # not as nearly all write it
+            match = _LENGTH.search(raw)
+            if match is None:
+                known = self._plain.get(raw)
+                return self._learn(self._plain, raw, raw) if known is None else known.__copy__()
+            start, end = match.span(1)
         key = raw[:start] + raw[end:]
         known = self._sized.get(key)
         if known is None:
