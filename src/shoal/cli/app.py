@@ -21,7 +21,9 @@ class Shoal(Root):
         engines = Lazy("engines", "shoal.cli.engines:app", "Install, list and check engine environments.", _MACHINE)
         memory = Lazy("memory", "shoal.cli.memory:app", "Elastic memory: run the broker, see it and steer it.", _LOOK)
         demo = Lazy("demo", "shoal.cli.demo:demo", "Serve two real models on this machine's CPU.", _RUN)
+        simulate = Lazy("simulate", "shoal.cli.simulate:simulate", "Try traffic on a fleet, without one.", _LOOK)
         self.commands = {"serve": serve, "demo": demo, **self.commands, "memory": memory, "engines": engines}
+        self.commands["simulate"] = simulate
 
 
 app = typer.Typer(
