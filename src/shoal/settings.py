@@ -96,7 +96,9 @@ class Settings(BaseSettings):
     relay: Literal["native", "aiohttp"] = Field("native", description="Which relay carries the requests.")
     relay_workers: int = Field(1, ge=1, le=64, description="Relay processes that share the port.")
 
-    drain_timeout: float = Field(30, ge=0, description="Seconds that an unload gives to running requests.")
+    drain_timeout: float = Field(
+        30, ge=0, description="Seconds that an unload, or the end of Shoal, gives to running requests."
+    )
     stop_timeout: float = Field(10, ge=0, description="Seconds between SIGTERM and SIGKILL to an engine.")
     health_interval: float = Field(2, gt=0, description="Seconds between two looks at a running engine.")
     hang_timeout: float = Field(

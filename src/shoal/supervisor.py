@@ -36,9 +36,8 @@ from shoal.settings import Settings
 
 PR_SET_CHILD_SUBREAPER = 36
 BACKLOG = 2048
-RELAY_GRACE = 10.0
-RELAY_END = 20.0
-"""Seconds that relays may take to stop beyond what running requests get: for their ends, usage and traces."""
+RELAY_END = 30.0
+"""Seconds that relays may take to stop beyond `drain_timeout`: for the ends of requests, usage and traces."""
 BROKER_GRACE = 5.0
 CONTROLLER_GRACE = 30.0
 """Seconds that the controller may take to stop beyond what draining and ending engines takes."""
@@ -103,6 +102,7 @@ class Supervisor:
     ) -> None:
         self._handover = handover
         self._settings = handover.settings
+        self._listeners = listeners
         self._address = listeners[0].getsockname()
         self._paths = paths
         self._on_ready = on_ready
@@ -119,6 +119,8 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
         self._told = False
+        self._ending: set[Child] = set()
+        """Those that are not started again."""
 
     @property
     def url(self) -> str:
@@ -140,13 +142,9 @@ class Supervisor:
             for child in self._children:
                 self._launch(child)
             while not self._stop_asked():
-                self._wait(wake_r)
-                self._reap()
-                for child in self._children:
-                    if child.due is not None and child.due <= time.monotonic():
-                        self._launch(child)
+                self._tend(wake_r)
+            self._stop_relays(wake_r)
             self._stop_controller(wake_r)
-            self._stop(self._relays, wake_r, RELAY_GRACE + RELAY_END)
             if self._broker is not None:  # last: engines that end give back what they have
                 self._stop((self._broker,), wake_r, BROKER_GRACE)
         finally:
@@ -172,6 +170,15 @@ class Supervisor:
                 self._controller.signal(signal.SIGHUP)
         return asked
 
+    def _stop_relays(self, wake: int) -> None:
+        """Relays end before all others: the engines that their requests run at are there until then, and so is the
+        controller, which stores what was used to the last request."""
+        for listener in self._listeners:
+            listener.close()  # the relays have theirs; once those are closed too, clients are refused and wait for none
+        if self._controller.process is None:
+            self._launch(self._controller)
+        self._stop(self._relays, wake, self._settings.drain_timeout + RELAY_END)
+
     def _stop_controller(self, wake: int) -> None:
         """The controller ends the engines. One that is down just now, or dies over it, gets a successor for that."""
         grace = self._settings.drain_timeout + self._settings.stop_timeout + CONTROLLER_GRACE
@@ -185,7 +192,8 @@ class Supervisor:
         _log.error("the controller could not end in order; engines may still run, the next `shoal serve` finds them")
 
     def _stop(self, children: Sequence[Child], wake: int, grace: float) -> None:
-        """End them, all at once."""
+        """End them, all at once; the others are kept running."""
+        self._ending.update(children)
         for child in children:
             child.due = None
             child.signal(signal.SIGTERM)
@@ -194,11 +202,18 @@ class Supervisor:
             if time.monotonic() >= deadline:
                 for child in running:
                     child.signal(signal.SIGKILL)
-            self._wait(wake, limit=0.5)
+            self._tend(wake, limit=0.5)
             if self._stop_asked():  # again: more urgent
                 for child in running:
                     child.signal(signal.SIGTERM)
-            self._reap(restart=False)
+
+    def _tend(self, wake: int, limit: float | None = None) -> None:
+        """Wait for something to happen, at most `limit` seconds, and start again what has ended."""
+        self._wait(wake, limit)
+        self._reap()
+        for child in self._children:
+            if child.due is not None and child.due <= time.monotonic():
+                self._launch(child)
 
     def _wait(self, wake: int, limit: float | None = None) -> None:
         dues = [child.due - time.monotonic() for child in self._children if child.due is not None]
@@ -216,7 +231,7 @@ class Supervisor:
             self._told = True
             self._on_ready(self.url)
 
-    def _reap(self, *, restart: bool = True) -> None:
+    def _reap(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -228,7 +243,7 @@ class Supervisor:
                 if child.process is not None and child.process.pid == pid:
                     self._unwatch(child)
                     code = child.ended(status)
-                    if restart:
+                    if child not in self._ending:
                         child.restart(code)
 
     def _launch(self, child: Child) -> None:
@@ -269,7 +284,7 @@ class Supervisor:
             *("--relay-socket", str(self._paths.relay_socket)),
             *("--table", str(self._paths.routing_table)),
             *("--settings", json.dumps(relay_settings(settings))),
-            *("--relay", settings.relay, "--grace", str(RELAY_GRACE)),
+            *("--relay", settings.relay, "--grace", str(settings.drain_timeout)),
         ]
         return popen(argv, (fd, notify))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from shoal.gateway import relay_native
 from tests.gateway.harness import World
 from tests.gateway.native import NativeWorld
 
@@ -44,6 +45,12 @@ async def native_world(folder: Path) -> AsyncIterator[NativeWorld]:
     world = NativeWorld(folder)
     yield world
     await world.end()
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relays here end after their controllers: none of those comes back to store what was used."""
+    monkeypatch.setattr(relay_native, "STORING", 0.1)
 
 
 @pytest.fixture(autouse=True)

@@ -450,6 +450,25 @@ async def test_at_the_end_usage_is_sent_without_a_pause(
         assert await ending
 
 
+async def test_at_the_end_a_controller_that_was_there_is_waited_for(controller: Controller, folder: Path) -> None:
+    async with linked(folder) as link:
+        use(link, usage(1))
+        assert not await link.flush(10 * PATIENCE), "there never was one"
+        await controller.start()
+        await controller.accept()
+        await controller.send(table(ROUTE))
+        await controller.until(UsageReport)
+        await controller.stop()
+        ending = asyncio.create_task(link.flush(PATIENCE))
+        await controller.start()
+        await controller.accept()
+        await controller.send(table(ROUTE))
+        report = await controller.until(UsageReport)
+        assert (report.seq, report.items) == (1, (usage(1),))
+        await controller.send(UsageStored(1))
+        assert await ending
+
+
 @pytest.mark.parametrize("callback", ["requests", "report"])
 async def test_a_fault_in_a_callback_does_not_leave_the_relay_deaf(
     controller: Controller, folder: Path, callback: str, caplog: pytest.LogCaptureFixture

@@ -63,7 +63,21 @@ async def serve(arguments: argparse.Namespace) -> None:
             os.write(arguments.notify_fd, b"ready\n")
         os.close(arguments.notify_fd)
     await stopping
-    await relay.stop(arguments.grace)
+    await _stop(relay, arguments.grace, stop)
+
+
+async def _stop(relay: Relay, grace: float, asked: asyncio.Event) -> None:
+    """Stop it; if that is asked for once more, without waiting for running requests."""
+    asked.clear()
+    stopping = asyncio.create_task(relay.stop(grace))
+    again = asyncio.create_task(asked.wait())
+    await asyncio.wait((stopping, again), return_when=asyncio.FIRST_COMPLETED)
+    again.cancel()
+    if not stopping.done():
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        stopping = asyncio.create_task(relay.stop(0))
+    await stopping
 
 
 def _relay(kind: str, config: RelayConfig) -> Relay:

@@ -121,6 +121,7 @@ class Link:
         self._all_stored.set()
         self._hurry = asyncio.Event()
         self._losing = False
+        self._met = False
 
     def changed(self) -> None:
         """The numbers of the report are other ones now; cheap, to be called at every change."""
@@ -157,9 +158,13 @@ class Link:
             self._on_table()
 
     async def flush(self, patience: float) -> bool:
-        """Before an end: wait, at most `patience` seconds, until all usage is stored. Says whether it is."""
+        """Before an end: wait, at most `patience` seconds, until all usage is stored. Says whether it is.
+
+        A controller that is away may be back in time; one that never was there is not waited for.
+        """
         self._hurry.set()
-        await _within(patience, self._all_stored)
+        if self._met:
+            await _within(patience, self._all_stored)
         return self._outbox.empty
 
     async def run(self) -> None:
@@ -185,6 +190,7 @@ class Link:
                 message = self._decoder.decode(line)
                 if isinstance(message, RoutingTable):
                     await self._take(_check(message), writer)
+                    self._met = True
                     if len(tasks) == 1:  # they understand each other
                         tasks.append(self._beside(self._send_usage, writer))
                 else:

@@ -63,5 +63,6 @@ class Relay(Protocol):
         ...
 
     async def stop(self, grace: float) -> None:
-        """Accept nothing more, let running requests end for up to `grace` seconds, then end them."""
+        """Accept nothing more, let running requests end for up to `grace` seconds, then end them; have what they used
+        stored. One that was cancelled over this may be followed by another, with less grace."""
         ...

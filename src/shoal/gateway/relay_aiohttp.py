@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 HEALTH_TIMEOUT = 2.0
 """Seconds after which a controller that does not answer a health probe counts as away."""
 BACKLOG = 2048
+ERRANDS = 0.5
+"""Seconds that requests to the controller have in a stop once no others run."""
 _KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 
 
@@ -64,6 +66,7 @@ class AiohttpRelay:
         self._stopping = False
         self._ending = False
         self._running: set[asyncio.Task[object]] = set()
+        self._errands: set[asyncio.Task[object]] = set()  # of those that run, the ones to the controller
 
     async def start(self, sock: socket.socket) -> None:
         self.routes = Routes(changed=self._on_change)
@@ -84,8 +87,10 @@ class AiohttpRelay:
         self._server.close_idle()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
-        while self._running and (left := deadline - loop.time()) > 0:
-            await asyncio.wait(set(self._running), timeout=left)
+        while (requests := self._running - self._errands) and (left := deadline - loop.time()) > 0:
+            await asyncio.wait(requests, timeout=left)
+        if self._errands:  # streams of events among them would never end
+            await asyncio.wait(set(self._errands), timeout=min(grace, ERRANDS))
         self._ending = True
         for task in set(self._running):
             task.cancel()
@@ -129,6 +134,7 @@ class AiohttpRelay:
             )
         finally:
             self._running.discard(task)
+            self._errands.discard(task)
         if self._stopping:
             response.force_close()
         return response
@@ -150,6 +156,9 @@ class AiohttpRelay:
                 status=403,
                 code="local_only",
             )
+        task = asyncio.current_task()
+        assert task is not None
+        self._errands.add(task)
         return await self._administer(request, target, path)
 
     def _models(self, request: web.BaseRequest, path: str) -> web.StreamResponse:

@@ -51,7 +51,11 @@ RETRY_HELD = 5
 SWEEP = 0.1
 """Seconds between two looks at what has lasted too long."""
 ENDING = 5.0
-"""Seconds for writing the ends of responses that were broken off, and again for saying what was used."""
+"""Seconds for writing the ends of responses that were broken off, and again for sending spans."""
+STORING = 15.0
+"""Seconds for having stored what was used: long enough for a controller that has just been started anew."""
+ERRANDS = 0.5
+"""Seconds that requests to the controller have in a stop once no others run: streams of events would never end."""
 _log = logging.getLogger(__name__)
 
 
@@ -120,15 +124,15 @@ class NativeRelay:
         stopping = ShoalError("The relay is stopping; send the request again.", status=503, code="relay_stopping")
         for request in [request for request in self.requests.values() if request.phase == "held"]:
             request.break_off(stopping)  # what may take minutes is not worth the wait
-        await self._while(lambda: self.requests or self.errands, grace)
+        await self._while(lambda: self.requests, grace)
+        await self._while(lambda: self.errands, min(grace, ERRANDS))
         for passage in [*self.requests.values(), *self.errands]:
             passage.break_off(stopping)
         await self._while(lambda: self.connections, ENDING)
         for connection in list(self.connections):
             connection.abort()
         self._sweep_task.cancel()
-        if self.link.connected:
-            await self.link.flush(ENDING)
+        await self.link.flush(STORING)
         if self.tracing is not None:
             await self.tracing.stop(ENDING)
         self._link_task.cancel()
