@@ -29,7 +29,7 @@ def instance(id_: str, model: str, state: str, **fields: Any) -> View:
         "id": id_, "model": model, "engine": "simulated", "state": state, "reason": "", "devices": ["cuda:0"],
         "created_at": now, "changed_at": now, "ready_at": None, "pid": 4242, "address": f"unix:/run/{id_}.sock",
         "environment": "simulated", "restarts": 0, "restart_at": None, "progress": None, "failure": None,
-        "memory": memory(), "outdated": False,
+        "memory": memory(), "outdated": False, "can_sleep": True, "sleepless_because": "", "sleep_level": None,
     }  # fmt: skip
     return view | fields
 
@@ -77,6 +77,10 @@ class ScriptedShoal:
             {"state": "starting", "progress": {"phase": "loading weights", "percent": 40, "seconds_left": 3.0}},
             {"state": "ready"},
         ]
+        self.naps: dict[str, list[View]] = {
+            "sleep": [{"state": "draining"}, {"state": "sleeping", "reason": "slept after 0.3 s, 4.1 GiB came back"}],
+            "wake": [{"state": "waking"}, {"state": "ready", "reason": "awake after 0.5 s and answers as before"}],
+        }
         self.requests: list[tuple[str, str, Any]] = []
         self.answer: list[str] = ["Hel", "lo ", "[b]you[/b]"]
         self.warning = ""
@@ -104,7 +108,7 @@ class ScriptedShoal:
         """Tell every watcher how a model is now."""
         with self.lock:
             model = self.models[name]
-            order = ["ready", "starting", "queued", "draining", "stopping", "failed"]
+            order = ["ready", "waking", "starting", "queued", "sleeping", "draining", "stopping", "failed"]
             states = [one["state"] for one in model["instances"]]
             model["state"] = next((state for state in order if state in states), "unloaded")
             self.tell("model", json.loads(json.dumps(model)))
@@ -153,6 +157,18 @@ class ScriptedShoal:
             threading.Thread(target=self._walk, args=(name, stages), daemon=True).start()
             for one in live:
                 one["state"] = "draining"
+            return 202, model
+
+    def nap(self, name: str, stages: list[View]) -> tuple[int, View]:
+        """Have a model's instances go through `stages`; nothing changes without any."""
+        with self.lock:
+            model = self.models[name]
+            if not stages:
+                return 200, model
+            for one in model["instances"]:
+                one |= stages[0]
+            self.publish(name)
+            threading.Thread(target=self._walk, args=(name, stages[1:]), daemon=True).start()
             return 202, model
 
     def _walk(self, name: str, stages: list[View]) -> None:
@@ -248,6 +264,10 @@ def _handler(shoal: ScriptedShoal) -> type[BaseHTTPRequestHandler]:
                 case ("POST", "models", name, "unload"):
                     self._model(name)
                     status, view = shoal.unload(name)
+                    self._json(view, status)
+                case ("POST", "models", name, ("sleep" | "wake") as what):
+                    self._model(name)
+                    status, view = shoal.nap(name, shoal.naps[what])
                     self._json(view, status)
                 case ("GET", "instances"):
                     self._json({"instances": shoal.instances() + (shoal.stopped if "all" in query else [])})

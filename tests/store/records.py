@@ -8,9 +8,10 @@ from typing import Any
 from hypothesis import strategies as st
 
 from shoal.fleet.keys import Former, KeyRecord, KeySettings
+from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import Elastic, ModelSpec
-from shoal.fleet.state import Failure, Instance, InstanceState, Model, Progress
+from shoal.fleet.state import Failure, Instance, InstanceState, Model, Progress, Rest
 from shoal.fleet.virtual import Virtual, VirtualSpec
 from shoal.messages import PRIORITIES, Usage, UsageReport
 
@@ -49,6 +50,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         dtype=draw(st.sampled_from(["auto", "bfloat16"])),
         kv_cache_memory=fixed,
         elastic=elastic,
+        sleep=draw(st.sampled_from(["auto", "off"])),
         floor=floor,
         ceiling=draw(st.none() | st.integers(max(1, floor), 2**50)) if may_grow else None,
         priority=draw(st.integers(1, 1000)),
@@ -80,6 +82,16 @@ instances = st.builds(
     ready_at=st.none() | times,
     elastic=st.none() | st.booleans(),
     fixed_because=texts,
+    can_sleep=st.booleans(),
+    sleepless_because=texts,
+    rest=st.builds(
+        Rest,
+        st.none() | st.integers(1, 2),
+        st.none() | texts,
+        st.none() | st.integers(0, 2**60),
+        st.integers(0, 2**60),
+        st.integers(0, 2**60),
+    ),
     restarts=st.integers(0, 10**6),
     restart_at=st.none() | times,
     progress=st.none() | st.builds(Progress, texts, st.integers(0, 100), st.none() | numbers),
@@ -110,6 +122,27 @@ loads = st.builds(
     outcome=words,
     phases=st.dictionaries(texts, st.floats(0, 1e6), max_size=3),
     memory=st.dictionaries(texts, st.integers(0, 2**60), max_size=3),
+)
+
+_seconds = st.none() | st.floats(0, 1e6)
+_bytes = st.integers(0, 2**60)
+
+profiles = st.builds(
+    Profile,
+    model=words,
+    settings=st.from_regex(r"[0-9a-f]{16}", fullmatch=True),
+    device=words,
+    weights=st.none() | _bytes,
+    measured_at=times,
+    loads=st.integers(1, 10**6),
+    overheads=st.lists(_bytes, max_size=5).map(tuple),
+    kv_token=st.none() | st.floats(0, 1e9),
+    load_seconds=_seconds,
+    phases=st.dictionaries(texts, st.floats(0, 1e6), max_size=3),
+    version=texts,
+    sleep_seconds=_seconds,
+    wake_seconds=_seconds,
+    asleep=st.none() | _bytes,
 )
 
 _limits = st.none() | st.integers(1, 10**12)

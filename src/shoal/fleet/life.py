@@ -266,7 +266,7 @@ class Life:
                 self.slumber.quiet(drained, reason)
             else:
                 self._apply(drained, Event.DRAINED, reason)
-        self.slumber.settle()
+        self.routes_changed |= self.slumber.settle()
         self._place_queued()
         placed = [i for i in self.fleet.instances.values() if i.state is not S.QUEUED or i.devices]
         starts, waits = next_starts(placed, now)

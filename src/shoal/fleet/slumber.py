@@ -179,14 +179,19 @@ class Slumber:
             case _:
                 self._effects.resume(instance)
 
-    def settle(self) -> None:
-        """Wake who is wanted awake and fits."""
+    def settle(self) -> bool:
+        """Wake who is wanted awake and fits; whether others wait for other room than before."""
+        changed = False
         for instance_id in sorted(self._fleet.rouse):
             instance = self._fleet.instances.get(instance_id)
             if instance is None or not instance.sleeps:
                 self._fleet.rouse.discard(instance_id)
-            else:
-                self._try_to_wake(instance, "wanted again")
+            elif (short := self._try_to_wake(instance, "wanted")) is not None:
+                reason = f"wanted, and waits for room: {short}"
+                if instance.reason != reason:
+                    self._put(dataclasses.replace(instance, reason=reason))
+                    changed = True
+        return changed
 
     def adopt(self, instance: Instance) -> None:
         """Go on with an instance that an earlier controller left; whether it sleeps, the engine knows."""
@@ -269,20 +274,20 @@ class Slumber:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def _try_to_wake(self, instance: Instance, why: str) -> None:
+    def _try_to_wake(self, instance: Instance, why: str) -> str | None:
+        """Wake it if that is possible; what it lacks if it does not fit."""
         if instance.id in self._suspending:
-            return  # as soon as it sleeps
+            return None  # as soon as it sleeps
         if instance.retires:
             self._fleet.rouse.discard(instance.id)
             self._drains.ended(instance.id)
             rest = dataclasses.replace(instance.rest, level=None)
             self._apply(dataclasses.replace(instance, rest=rest), Event.AWAKE, f"serves on before it slept: {why}")
-            return
+            return None
         short = self._room.short_of(instance)
         if short is None:
             self._begin_to_wake(instance, why)
-        elif instance.reason != (text := f"wanted, and waits for room: {short}"):
-            self._put(dataclasses.replace(instance, reason=text))
+        return short
 
     def _begin_to_wake(self, instance: Instance, why: str, *, level: str = "info") -> None:
         self._fleet.rouse.discard(instance.id)
