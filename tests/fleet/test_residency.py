@@ -1,0 +1,295 @@
+"""The residency policy, case by case: who leaves, who comes, who gives way, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from shoal.fleet.residency import NEVER, Action, Device, Kind, Motion, Plan, Resident, Rules, Snapshot
+from shoal.fleet.residency_plan import decide
+from tests.fleet.residency import NOW, RULES, asleep, awake, snapshot, unloaded, wanted
+
+
+def plan(*residents: Resident, rules: Rules = RULES, **more: object) -> Plan:
+    return decide(snapshot(*residents, **more), rules)  # type: ignore[arg-type]
+
+
+def done(found: Plan) -> list[tuple[str, str]]:
+    return [(action.kind.value, action.name) for action in found.actions]
+
+
+def only(found: Plan) -> Action:
+    (action,) = found.actions
+    return action
+
+
+# Idle
+
+
+def test_who_is_idle_long_enough_sleeps_and_later_is_unloaded() -> None:
+    one = awake("qwen", sleep_after=600.0, unload_after=3600.0, last_use=NOW - 599)
+    found = plan(one)
+    assert found.actions == () and found.next_look == NOW + 1
+    found = plan(dataclasses.replace(one, last_use=NOW - 600))
+    assert only(found).reason == "qwen sleeps: idle 10 min 0 s"
+    assert found.next_look == NOW + 3000
+    found = plan(asleep("qwen", sleep_after=600.0, unload_after=3600.0, last_use=NOW - 3600, awake_since=-9e9))
+    assert (only(found).kind, only(found).reason) == (Kind.UNLOAD, "qwen is unloaded: idle 1 h 0 min")
+
+
+def test_who_was_woken_and_not_used_counts_from_then() -> None:
+    assert plan(awake("a", sleep_after=60.0, last_use=0.0, awake_since=NOW - 59)).next_look == NOW + 1
+
+
+def test_an_engine_that_cannot_sleep_is_unloaded_instead() -> None:
+    action = only(plan(awake("a", sleep_level=0, sleep_after=10.0)))
+    assert action.kind is Kind.UNLOAD and "cannot sleep" in action.reason
+
+
+@pytest.mark.parametrize("busy", [{"running": 1}, {"waiting": 1, "waiting_since": NOW}, {"pinned": True}])
+def test_who_has_requests_or_is_pinned_does_not_leave_for_being_idle(busy: dict[str, object]) -> None:
+    one = dataclasses.replace(awake("a", sleep_after=0.0, unload_after=0.0), **busy)  # type: ignore[arg-type]
+    assert plan(one) == Plan()
+
+
+def test_keep_alive_goes_before_the_settings() -> None:
+    assert done(plan(awake("a", keep_alive=0.0, last_use=NOW, awake_since=NOW - 9))) == [("sleep", "a")]
+    assert plan(awake("a", keep_alive=NEVER, sleep_after=0.0, unload_after=0.0)) == Plan()
+    assert plan(awake("a", keep_alive=90.0, sleep_after=0.0)).next_look == NOW + 30
+    assert done(plan(awake("a", keep_alive=500.0, unload_after=60.0))) == [("unload", "a")]
+
+
+# Room
+
+
+def test_who_is_asked_for_comes_where_there_is_most_room() -> None:
+    found = plan(wanted(unloaded("a", 6)), awake("b", 3), sizes=(10, 10), host=100)
+    assert only(found).devices == ("d1",)
+    assert only(found).reason == "a loads on d1: 1 request waits"
+    assert done(plan(wanted(asleep("a", 6)))) == [("wake", "a")]
+
+
+def test_memory_of_one_that_goes_to_sleep_counts_until_it_sleeps() -> None:
+    going = awake("old", 6, motion=Motion.SLEEPING)
+    action = only(plan(going, wanted(unloaded("new", 9))))
+    assert (action.kind, action.after) == (Kind.LOAD, ("old",))
+    # What remains of it asleep is not free then either.
+    found = plan(going, wanted(unloaded("new", 10)))
+    assert found.actions == () and found.waits[0].name == "new"
+
+
+def test_room_is_made_and_the_reason_names_who_for_and_why_this_one() -> None:
+    found = plan(awake("qwen", 6, last_use=NOW - 240), wanted(unloaded("llama", 5)))
+    first, second = found.actions
+    assert (first.kind, first.name, first.gives_way_to) == (Kind.SLEEP, "qwen", "llama")
+    assert first.reason == (
+        "qwen gives way: llama needs 5 B on d0, qwen has priority 100 and was last used 4 min 0 s ago"
+    )
+    assert (second.kind, second.name, second.after) == (Kind.LOAD, "llama", ("qwen",))
+
+
+def test_lower_priority_goes_first_then_the_least_recently_used() -> None:
+    claim = wanted(unloaded("new", 4))
+    low = awake("low", 5, priority=10, last_use=NOW - 20)
+    old = awake("old", 5, last_use=NOW - 500)
+    new = awake("young", 5, last_use=NOW - 30)
+    assert done(plan(low, old, claim))[0] == ("sleep", "low")
+    assert done(plan(new, old, claim))[0] == ("sleep", "old")
+
+
+def test_who_is_likely_needed_soon_or_slow_to_come_back_stays() -> None:
+    claim = wanted(unloaded("new", 4))
+    often = awake("often", 5, rate=0.01, last_use=NOW - 90)
+    seldom = awake("seldom", 5, rate=0.0001, last_use=NOW - 60)
+    assert done(plan(often, seldom, claim))[0] == ("sleep", "seldom")
+    slow = awake("slow", 5, rate=0.001, wake_cost=20.0)
+    quick = awake("quick", 5, rate=0.002, wake_cost=0.5)
+    assert done(plan(slow, quick, claim))[0] == ("sleep", "quick")
+
+
+def test_the_device_is_chosen_where_the_least_waiting_is_caused() -> None:
+    found = plan(
+        awake("hot", 8, on="d0", rate=0.01), awake("cold", 8, on="d1", rate=0.00001), wanted(unloaded("new", 8)),
+        sizes=(10, 10),
+    )  # fmt: skip
+    assert done(found)[0] == ("sleep", "cold")
+    assert found.actions[1].devices == ("d1",)
+
+
+def test_no_more_give_way_than_needed() -> None:
+    small = awake("small", 2, last_use=NOW - 500)
+    large = awake("large", 7, last_use=NOW - 400)
+    assert done(plan(small, large, wanted(unloaded("new", 6)))) == [("sleep", "large"), ("load", "new")]
+
+
+def test_where_sleep_leaves_too_much_behind_models_are_unloaded() -> None:
+    found = plan(awake("a", 5), asleep("b", 5), wanted(unloaded("new", 10)))
+    assert sorted(done(found)) == [("load", "new"), ("unload", "a"), ("unload", "b")]
+
+
+def test_tensor_parallel_needs_room_on_each_device() -> None:
+    big = unloaded("big", 9)
+    big = wanted(dataclasses.replace(big, width=2))
+    found = plan(awake("a", 5, on="d1"), awake("b", 1, on="d2"), big, sizes=(10, 10, 10))
+    assert found.actions[-1].devices == ("d0", "d2")
+    pair = awake("pair", 8, on="d0 d1")
+    found = plan(pair, wanted(unloaded("x", 5, "d0")), wanted(unloaded("y", 5, "d1")), sizes=(10, 10))
+    assert done(found) == [("sleep", "pair"), ("load", "x"), ("load", "y")]
+
+
+# In use
+
+
+def test_who_is_in_use_gives_way_only_to_those_past_their_patience() -> None:
+    busy = awake("busy", 8, running=2)
+    found = plan(busy, wanted(unloaded("new", 8), since=9))
+    assert found.actions == () and found.next_look == NOW + 1
+    assert found.waits[0].reason == "new waits for 8 B on d0"
+    found = plan(busy, wanted(unloaded("new", 8), since=10))
+    assert done(found) == [("sleep", "busy"), ("load", "new")]
+    assert "has requests; new has waited 10 s or more" in found.actions[0].reason
+
+
+def test_a_lull_is_no_idleness() -> None:
+    lull = awake("lull", 8, rate=1.0, last_use=NOW - 3)
+    found = plan(lull, wanted(unloaded("new", 8)))
+    assert found.actions == () and found.next_look == NOW + 2
+    assert plan(dataclasses.replace(lull, rate=0.01), wanted(unloaded("new", 8))).actions != ()
+
+
+def test_who_came_stays_for_a_while() -> None:
+    young = awake("young", 8, awake_since=NOW - 4)
+    found = plan(young, wanted(unloaded("new", 8), since=50))
+    assert found.actions == () and found.next_look == NOW + 1
+    # Twice as long as its own return costs.
+    slow = awake("slow", 8, awake_since=NOW - 20, sleep_level=0, load_cost=30.0)
+    assert plan(slow, wanted(unloaded("new", 8), since=50)).next_look == NOW + 40
+
+
+def test_the_longest_overdue_goes_first_then_priority() -> None:
+    late, later = wanted(unloaded("late", 8), since=11), wanted(unloaded("later", 8), since=12)
+    urgent = wanted(unloaded("urgent", 8, priority=900), since=9)
+    order = [action.name for action in plan(late, later, urgent, sizes=(10,)).actions]
+    assert order == ["later"]
+    assert [a.name for a in plan(late, urgent, sizes=(10,)).actions] == ["late"]
+    fresh = wanted(unloaded("fresh", 8), since=9.5)
+    assert [a.name for a in plan(fresh, urgent).actions] == ["urgent"]
+
+
+def test_small_models_do_not_keep_a_large_one_out() -> None:
+    stays = awake("stays", 4, awake_since=NOW - 1)
+    large = wanted(unloaded("large", 9), since=20)
+    small = wanted(unloaded("small", 4), since=1)
+    found = plan(stays, large, small)
+    assert found.actions == ()
+    assert {one.name for one in found.waits} == {"large", "small"}
+    assert done(plan(stays, wanted(unloaded("large", 9), since=5), small)) == [("load", "small")]
+
+
+def test_sleeping_models_with_requests_do_not_keep_each_other_from_waking() -> None:
+    sleepers = [wanted(asleep(f"m{n}", 9, asleep=2), since=20 + n) for n in range(5)]
+    found = plan(*sleepers)
+    assert found.actions[-1].kind is Kind.WAKE and found.actions[-1].name == "m4"
+    assert all(action.gives_way_to == "m4" for action in found.actions[:-1])
+
+
+def test_switches_are_bounded() -> None:
+    state = snapshot(awake("a", 8), wanted(unloaded("new", 8), since=50))
+    busy = dataclasses.replace(state, devices=(Device("d0", 10, (NOW - 59, NOW - 30, NOW - 10)),))
+    found = decide(busy, RULES)
+    assert found.actions == () and found.next_look == NOW + 1
+    assert decide(dataclasses.replace(busy, now=NOW + 1), RULES).actions != ()
+
+
+def test_many_claims_are_met_a_few_at_a_time() -> None:
+    devices = tuple(f"d{n}" for n in range(9))
+    some = [awake(f"old{n}", 8, on=device) for n, device in enumerate(devices)]
+    claims = [wanted(unloaded(f"new{n}", 8), since=1 + n / 100) for n in range(9)]
+    found = plan(*some, *claims, sizes=(10,) * 9)
+    assert sum(action.kind is Kind.LOAD for action in found.actions) == RULES.claims_at_once
+    assert found.next_look == NOW
+
+
+# Pins and refusals
+
+
+def test_a_pin_never_gives_way_and_what_does_not_fit_beside_it_is_refused() -> None:
+    found = plan(awake("pin", 6, pinned=True), wanted(unloaded("new", 5), since=100))
+    assert found.actions == () and found.next_look is None
+    assert found.refusals[0].reason == (
+        "new needs 5 B on d0; d0 has 10 B, of which 6 B are pinned; unpin a model, or give it less memory"
+    )
+
+
+@pytest.mark.parametrize(
+    ("resident", "said"),
+    [
+        (unloaded("new", 11), "new needs 11 B on d0; d0 has 10 B; give it less memory or more devices"),
+        (unloaded("new", 1, "d7"), "new needs d7, which this machine does not have"),
+        (dataclasses.replace(unloaded("new", 1), width=2), "new needs 2 devices, and this machine has 1"),
+    ],
+)
+def test_what_can_never_fit_is_refused_at_once_with_the_numbers(resident: Resident, said: str) -> None:
+    assert plan(wanted(resident, since=0)).refusals[0].reason == said
+
+
+def test_who_sleeps_beside_a_pin_loads_elsewhere() -> None:
+    found = plan(awake("pin", 6, pinned=True), wanted(asleep("a", 6)), sizes=(10, 10))
+    assert only(found).kind is Kind.UNLOAD and "loads elsewhere" in only(found).reason
+
+
+def test_a_pinned_model_that_goes_to_sleep_counts_as_it_will_be() -> None:
+    pin = awake("pin", 6, pinned=True, motion=Motion.SLEEPING)
+    found = plan(pin, wanted(unloaded("new", 8)))
+    assert found.refusals == () and only(found).after == ("pin",)
+
+
+# The host
+
+
+def test_a_full_host_has_the_least_recently_used_sleeping_model_unloaded() -> None:
+    old, new = asleep("old", 6, last_use=NOW - 900), asleep("new", 6, last_use=NOW - 90, on="d1")
+    going = awake("going", 6, sleep_after=30.0, on="d1")
+    found = plan(old, new, going, sizes=(10, 20), host=12)
+    assert done(found) == [("unload", "old"), ("sleep", "going")]
+    assert found.actions[1].after == ("old",)
+    assert "the host's memory is full, going goes to sleep" in found.actions[0].reason
+
+
+def test_the_least_recently_used_may_be_the_one_that_goes() -> None:
+    found = plan(asleep("new", 6, last_use=NOW - 10), awake("old", 3, sleep_after=30.0, host=6), host=7)
+    assert done(found) == [("unload", "old")]
+    assert "the host's 7 B for sleeping models have no room for its 6 B" in only(found).reason
+
+
+def test_host_copies_of_models_awake_go_first_and_a_copy_is_not_paid_twice() -> None:
+    copied = awake("copied", 2, copied=True, host=6)
+    sleeper = asleep("sleeper", 2, host=6, last_use=NOW - 900)
+    found = plan(copied, sleeper, awake("going", 2, host=6, sleep_after=0.0), host=12)
+    assert done(found) == [("forget", "copied"), ("sleep", "going")]
+    assert found.next_look == NOW
+    assert done(plan(dataclasses.replace(copied, sleep_after=0.0), host=6)) == [("sleep", "copied")]
+
+
+# Floors
+
+
+def test_floors_are_lent_before_anybody_sleeps_and_come_back() -> None:
+    lender = awake("lender", 6, floor=3, floor_wanted=3, floor_least=1)
+    found = plan(lender, wanted(unloaded("new", 6)))
+    assert [(a.kind, a.floor) for a in found.actions] == [(Kind.FLOOR, 1), (Kind.LOAD, None)]
+    busy = dataclasses.replace(lender, running=1)
+    assert plan(busy, wanted(unloaded("new", 6))).actions == ()
+    lent = dataclasses.replace(lender, awake=4, floor=1)
+    assert plan(lent, awake("new", 6)).actions == ()
+    found = plan(lent, asleep("new", 6))
+    assert (only(found).kind, only(found).floor) == (Kind.FLOOR, 3)
+
+
+# As a whole
+
+
+def test_an_empty_fleet_has_nothing_to_do() -> None:
+    assert decide(Snapshot(NOW, (), ())) == Plan()
+    assert decide(Snapshot(NOW, (), (wanted(unloaded("a")),))).refusals != ()
