@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import create_engine, select, text, update
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, InstanceState, Model
 from shoal.fleet.virtual import Virtual
-from shoal.store import Saved, StoreError, codec
+from shoal.store import Saved, StoreError, codec, queries
 from shoal.store.connect import connect, find_target
 from shoal.store.database import Database
 from shoal.store.pending import Batch
 from shoal.store.queries import LOADS_PER_MODEL
-from shoal.store.tables import api_keys, instances, models
+from shoal.store.tables import api_keys, instances, models, profiles
 
 from . import records
 from .conftest import MakeStore
@@ -58,6 +59,14 @@ def test_a_virtual_model_survives_its_row(virtual: Virtual) -> None:
     assert codec.read_virtual(codec.virtual_row(virtual)) == virtual
 
 
+@settings(deadline=None)
+@given(records.profiles)
+def test_a_profile_survives_its_row(profile: Profile) -> None:
+    row = codec.profile_row(profile)
+    assert codec.read_profile(row) == profile
+    assert set(row) == set(profiles.c.keys())
+
+
 def _in_memory() -> Database:
     database = Database(find_target("sqlite://", Path("unused")), history=10_000, events_kept=10_000, usage_kept=400)
     assert database.open() is None
@@ -72,8 +81,10 @@ def _check_database(
     virtuals: list[Virtual],
     events: list[Event],
     loads: list[LoadRecord],
+    profiles: list[Profile],
 ) -> None:
     batch = Batch(events=events, loads=loads)
+    batch.records.update({("profile", profile.id): profile for profile in profiles})
     batch.records.update({("key", key.id): key for key in keys})
     batch.records.update({("virtual", virtual.spec.name): virtual for virtual in virtuals})
     batch.records.update({("model", model.spec.name): model for model in models})
@@ -86,6 +97,7 @@ def _check_database(
     assert {instance.id: instance for instance in saved.instances} == {i.id: i for i in instances}
     assert {key.id: key for key in saved.keys} == {key.id: key for key in keys}
     assert {virtual.spec.name: virtual for virtual in saved.virtual} == {v.spec.name: v for v in virtuals}
+    assert {profile.id: profile for profile in saved.profiles} == {p.id: p for p in profiles}
     assert not saved.keys_lost
     assert database.events(10_000, None, None)[before:] == events
     assert database.loads(len(loads), None) == loads
@@ -102,6 +114,7 @@ _lists = (
     st.lists(records.virtuals, max_size=3),
     st.lists(records.events, max_size=3),
     st.lists(records.loads, max_size=3),
+    st.lists(records.profiles, max_size=3),
 )
 
 
@@ -117,8 +130,9 @@ def test_sqlite_gives_back_what_it_got() -> None:
         v: list[Virtual],
         e: list[Event],
         lo: list[LoadRecord],
+        p: list[Profile],
     ) -> None:
-        _check_database(database, m, i, k, v, e, lo)
+        _check_database(database, m, i, k, v, e, lo, p)
 
     check()
     database.close()
@@ -137,11 +151,16 @@ def test_postgresql_gives_back_what_it_got(postgres: str) -> None:
         v: list[Virtual],
         e: list[Event],
         lo: list[LoadRecord],
+        p: list[Profile],
     ) -> None:
-        _check_database(database, m, i, k, v, e, lo)
+        _check_database(database, m, i, k, v, e, lo, p)
 
     check()
     database.close()
+
+
+def _profile(model: str = "m", loads: int = 1, at: float = 1.0) -> Profile:
+    return Profile(model, "0123456789abcdef", "NVIDIA H200", 2**34, at, loads, (2**31,), 131072.0, 20.0, {"x": 1.5})
 
 
 async def test_a_restart_finds_what_was_saved(make_store: MakeStore, url: str | None) -> None:
@@ -154,8 +173,10 @@ async def test_a_restart_finds_what_was_saved(make_store: MakeStore, url: str | 
     store.add_event(records.event("first", model="a"))
     store.add_event(records.event("second", model="b"))
     store.add_load(records.load("a"))
+    store.save_profile(_profile())
+    store.save_profile(_profile(loads=2))
     store.delete_model("gone")
-    assert store.unsaved == 7
+    assert store.unsaved == 8
     await store.close()
     assert store.unsaved == 0
     assert store.problem is None
@@ -165,6 +186,7 @@ async def test_a_restart_finds_what_was_saved(make_store: MakeStore, url: str | 
     saved = await again.load()
     assert saved.models == [records.model("a", desired=2)]
     assert saved.instances == [records.instance("i1"), records.instance("i2", InstanceState.FAILED)]
+    assert saved.profiles == [_profile(loads=2)]
     assert saved.problems == []
     assert [event.message for event in await again.events()] == ["first", "second"]
     assert [event.message for event in await again.events(model="a")] == ["first"]
@@ -185,6 +207,31 @@ async def test_events_page_backwards(make_store: MakeStore, url: str | None) -> 
     assert page[0].id is not None
     assert [event.message for event in await store.events(100, before=page[0].id)] == [str(n) for n in range(7)]
     await store.close()
+
+
+async def test_profiles_are_bounded_and_those_of_another_version_left_out(
+    make_store: MakeStore, url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "PROFILES_KEPT", 3)
+    store = make_store(url)
+    await store.open()
+    for n in range(5):
+        store.save_profile(_profile(str(n), at=float(n)))
+    assert await store.flush(30)
+    assert [profile.model for profile in (await store.load()).profiles] == ["2", "3", "4"]
+    await store.close()
+    engine = connect(find_target(url, Path(store._path))).execution_options(shoal_write=True)
+    with engine.begin() as connection:
+        connection.execute(update(profiles).where(profiles.c.model == "3").values(record='{"other": 1}'))
+        connection.execute(update(profiles).where(profiles.c.model == "4").values(record="{"))
+    engine.dispose()
+    again = make_store(url)
+    await again.open()
+    saved = await again.load()
+    assert [profile.model for profile in saved.profiles] == ["2"]
+    assert saved.problems == [], "the next load measures anew"
+    assert saved.complete
+    await again.close()
 
 
 async def test_history_is_bounded(make_store: MakeStore, url: str | None) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from shoal.config import explain
 from shoal.fleet.keys import Former, KeyRecord, KeySettings
+from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Failure, Instance, InstanceState, Model, Progress, Rest
@@ -127,6 +128,28 @@ def read_virtual(row: Row) -> Virtual:
     """The virtual model of a row. Raises UnreadableError."""
     spec = _checked(VirtualSpec, _json(row["spec"]))
     return Virtual(spec=spec, origin=row["origin"], created_at=row["created_at"])
+
+
+def profile_row(profile: Profile) -> dict[str, Any]:
+    """The row of a profile."""
+    columns = {"model": text(profile.model), "settings": profile.settings, "device": text(profile.device)}
+    record = {
+        item.name: getattr(profile, item.name)
+        for item in fields(Profile)
+        if item.name not in columns and item.name != "measured_at"
+    }
+    record["phases"] = dict(profile.phases)
+    return {"id": profile.id, **columns, "measured_at": profile.measured_at, "record": json.dumps(record)}
+
+
+def read_profile(row: Row) -> Profile:
+    """The profile of a row. Raises UnreadableError."""
+    record = _known(Profile, _json(row["record"]))
+    columns = {name: row[name] for name in ("model", "settings", "device", "measured_at")}
+    try:
+        return Profile(**record | columns | {"overheads": tuple(record.get("overheads", ()))})
+    except TypeError as error:
+        raise UnreadableError(_reason(error)) from None
 
 
 def usage_row(item: Usage) -> dict[str, Any]:

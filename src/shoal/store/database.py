@@ -13,6 +13,7 @@ from sqlalchemy import URL, Connection, Engine, text, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.virtual import Virtual
@@ -98,6 +99,7 @@ class Database:
             instances, unread_instances = queries.read_instances(connection)
             keys, unread_keys = queries.read_keys(connection)
             virtual, unread_virtual = queries.read_virtual(connection)
+            profiles = queries.read_profiles(connection)
         problems = unread_models + unread_instances
         return Saved(
             models,
@@ -105,6 +107,7 @@ class Database:
             self._notes + problems + unread_keys + unread_virtual,
             keys,
             virtual,
+            profiles,
             keys_lost=self._keys_lost or bool(unread_keys),
             complete=self._complete and not problems,
         )
@@ -141,6 +144,8 @@ class Database:
     def _prune(self, connection: Connection, batch: Batch) -> bool:
         if any(isinstance(change, Instance) and change.state.ended for change in batch.records.values()):
             queries.prune_instances(connection, self._history)
+        if any(isinstance(change, Profile) for change in batch.records.values()):
+            queries.prune_profiles(connection)
         if batch.loads:
             queries.prune_loads(connection, {load.model for load in batch.loads})
         if not batch.events or self._since_prune + len(batch.events) < PRUNE_EVERY:

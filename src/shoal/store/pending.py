@@ -5,17 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.virtual import Virtual
 
 Key = tuple[str, str]
-"""`("model", name)`, `("instance", id)`, `("key", id)` or `("virtual", name)`."""
+"""`("model", name)`, `("instance", id)`, `("key", id)`, `("virtual", name)` or `("profile", id)`."""
 
-Change = Model | Instance | KeyRecord | Virtual | None
+Change = Model | Instance | KeyRecord | Virtual | Profile | None
 """The newest version of a record; None deletes it."""
 
-KINDS = {"model": "models", "instance": "instances", "key": "API keys", "virtual": "virtual models"}
+KINDS = {
+    "model": "models",
+    "instance": "instances",
+    "key": "API keys",
+    "virtual": "virtual models",
+    "profile": "profiles",
+}
 """Each kind of record, and what several are called."""
 
 

@@ -9,17 +9,19 @@ from sqlalchemy import Connection, Select, Table, delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, InstanceState, Model
 from shoal.fleet.virtual import Virtual
 from shoal.store import codec
 from shoal.store.pending import Batch
-from shoal.store.tables import api_keys, events, instances, loads, models, virtual_models
+from shoal.store.tables import api_keys, events, instances, loads, models, profiles, virtual_models
 
 LOADS_PER_MODEL = 50
 LOADS_KEPT = 5_000
+PROFILES_KEPT = 5_000
 
-_TABLES = {"model": models, "instance": instances, "key": api_keys, "virtual": virtual_models}
+_TABLES = {"model": models, "instance": instances, "key": api_keys, "virtual": virtual_models, "profile": profiles}
 _ENDED = [state.value for state in InstanceState if state.ended]
 
 
@@ -31,6 +33,7 @@ def write(connection: Connection, batch: Batch) -> None:
     _upsert(connection, instances, [codec.instance_row(c) for _, c in changes if isinstance(c, Instance)])
     _upsert(connection, api_keys, [codec.key_row(c) for _, c in changes if isinstance(c, KeyRecord)])
     _upsert(connection, virtual_models, [codec.virtual_row(c) for _, c in changes if isinstance(c, Virtual)])
+    _upsert(connection, profiles, [codec.profile_row(c) for _, c in changes if isinstance(c, Profile)])
     for kind, table in _TABLES.items():
         gone = [name for (what, name), change in changes if what == kind and change is None]
         if gone:
@@ -92,6 +95,17 @@ def read_virtual(connection: Connection) -> tuple[list[Virtual], list[str]]:
     return found, problems
 
 
+def read_profiles(connection: Connection) -> list[Profile]:
+    """Profiles, the oldest first. Those that this version cannot read are skipped: the next load measures anew."""
+    found = []
+    for row in _rows(connection, select(profiles).order_by(profiles.c.measured_at, profiles.c.id)):
+        try:
+            found.append(codec.read_profile(row))
+        except codec.UnreadableError:
+            continue
+    return found
+
+
 def read_events(connection: Connection, limit: int, before: int | None, model: str | None) -> list[Event]:
     """The newest `limit` events with an id below `before`, oldest of them first."""
     query = _newest(events, limit, model)
@@ -116,6 +130,12 @@ def prune_instances(connection: Connection, kept: int) -> None:
     ended = instances.c.state.in_(_ENDED)
     newest = select(instances.c.id).where(ended).order_by(instances.c.changed_at.desc(), instances.c.id.desc())
     connection.execute(delete(instances).where(ended, instances.c.id.not_in(newest.limit(kept))))
+
+
+def prune_profiles(connection: Connection) -> None:
+    """Delete profiles but the newest: settings that are changed leave theirs behind."""
+    newest = select(profiles.c.id).order_by(profiles.c.measured_at.desc(), profiles.c.id.desc()).limit(PROFILES_KEPT)
+    connection.execute(delete(profiles).where(profiles.c.id.not_in(newest)))
 
 
 def prune_loads(connection: Connection, names: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.virtual import Virtual
@@ -156,6 +157,10 @@ class Store:
     def delete_virtual(self, name: str) -> None:
         """Forget a virtual model."""
         self._put(("virtual", name), None)
+
+    def save_profile(self, profile: Profile) -> None:
+        """Keep a profile's newest version."""
+        self._put(("profile", profile.id), profile)
 
     async def add_usage(self, report: UsageReport, now: float) -> None:
         """Count a relay's report of usage, and return once it is safe; one that was counted before changes nothing.

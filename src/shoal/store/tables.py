@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision under `migrations/versions`."""
 
 _NAMES = {"pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s"}
@@ -109,6 +109,18 @@ usage_reports = Table(
     Column("relay", String, primary_key=True),
     Column("seq", BigInteger, nullable=False),
     Column("at", Double, nullable=False),
+)
+
+# What loads have shown, for each model, settings (a hash) and device.
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("model", String, nullable=False),
+    Column("settings", String, nullable=False),
+    Column("device", String, nullable=False),
+    Column("measured_at", Double, nullable=False),
+    Column("record", Text, nullable=False),
 )
 
 # A name of its own: a PostgreSQL database may hold another program's `alembic_version` too.
