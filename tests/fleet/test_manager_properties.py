@@ -78,6 +78,7 @@ class Fleet(RuleBasedStateMachine):
             facts.Asleep(id, freed, 0),
             facts.NotAsleep(id, "it kept its memory"),
             facts.Awake(id),
+            facts.NoRoom(id, "it needs more than there is"),
             facts.NotAwake(id, Failure("wake_failed", "it answers otherwise than before")),
             facts.LookedAt(id, asleep=data.draw(st.sampled_from([None, True, False]))),
         ]

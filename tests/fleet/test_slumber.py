@@ -364,6 +364,19 @@ def test_a_wake_that_does_not_fit_is_refused_with_the_numbers_and_a_request_wait
     assert world.get(id).state is S.WAKING
 
 
+def test_one_for_which_no_room_came_free_sleeps_on_and_may_be_asked_for_again() -> None:
+    world = World()
+    id = world.asleep(level=2)
+    world.wake()
+    world.tell(facts.NoRoom(id, "m needs 4.0 GiB on host, but after 1 min 1.0 GiB of 64 GiB are free"))
+    assert world.get(id).state is S.SLEEPING
+    assert world.get(id).rest.level == 2
+    assert "sleeps on: m needs 4.0 GiB" in world.route().detail
+    assert world.effects.killed == []
+    world.wanted()
+    assert world.get(id).state is S.WAKING
+
+
 def test_what_wakes_counts_as_taken() -> None:
     world = World(gpu(0, free=30 * GIB))
     world.asleep("a", freed=20 * GIB)

@@ -56,7 +56,7 @@ class Effects(Protocol):
         ...
 
     def resume(self, instance: Instance) -> None:
-        """Wake it if it sleeps, and see that it answers the canary as before → Awake, NotAwake."""
+        """Wake it if it sleeps, and see that it answers the canary as before → Awake, NoRoom, NotAwake."""
         ...
 
     def look(self, instance: Instance) -> None:

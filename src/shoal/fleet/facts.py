@@ -133,6 +133,14 @@ class Awake:
 
 
 @dataclass(frozen=True, slots=True)
+class NoRoom:
+    """It was not woken: what it takes of its devices did not come free. It sleeps on."""
+
+    instance: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class NotAwake:
     """It would not wake, or answers otherwise than before."""
 
@@ -148,7 +156,7 @@ class LookedAt:
     asleep: bool | None
 
 
-Slumber = Weighed | Asleep | NotAsleep | Awake | NotAwake | LookedAt
+Slumber = Weighed | Asleep | NotAsleep | Awake | NoRoom | NotAwake | LookedAt
 
 
 @dataclass(frozen=True, slots=True)

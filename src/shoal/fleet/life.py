@@ -341,7 +341,7 @@ class Life:
         changed = dataclasses.replace(instance, state=transition.state, reason=reason, changed_at=self._effects.now())
         self._put(changed)
         self.note(changed, transition.state.value, f"{changed.model}: {reason}", level)
-        if instance.state is S.STARTING:
+        if instance.state in (S.STARTING, S.WAKING):
             self._effects.let_go(instance.id)
         for effect in transition.effects:
             self._carry_out(effect, changed)

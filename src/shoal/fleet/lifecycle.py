@@ -30,6 +30,7 @@ class Event(StrEnum):
     NOT_ASLEEP = "not_asleep"  # it would not sleep, or kept its memory
     WAKE = "wake"  # it is wanted awake, or was found to be
     AWAKE = "awake"  # it is awake and answers as it did, or has not slept yet
+    NO_ROOM = "no_room"  # it sleeps on: what it would take of its devices did not come free
     NOT_AWAKE = "not_awake"  # it would not wake, or answers otherwise than before
     # The process has ended; which of these it is depends on what was meant to happen next:
     CRASH = "crash"  # by itself, and may be restarted
@@ -95,6 +96,7 @@ TABLE: dict[tuple[S, Event], Transition] = {
     (S.SLEEPING, Event.END): Transition(S.STOPPED, (Effect.ROUTE,)),
     (S.READY, Event.WAKE): Transition(S.WAKING, (Effect.RESUME, Effect.ROUTE)),  # found asleep
     (S.WAKING, Event.AWAKE): Transition(S.READY, (Effect.ROUTE,)),
+    (S.WAKING, Event.NO_ROOM): Transition(S.SLEEPING, (Effect.ROUTE,)),
     (S.WAKING, Event.NOT_AWAKE): Transition(S.STOPPING, (Effect.ROUTE, Effect.KILL)),
     (S.WAKING, Event.HANG): Transition(S.STOPPING, (Effect.ROUTE, Effect.KILL)),
     (S.WAKING, Event.UNLOAD): Transition(S.STOPPING, (Effect.TERMINATE, Effect.ROUTE)),

@@ -81,7 +81,7 @@ class LiveEffects:
         )
         socket = settings.memory_socket or paths.memory_socket
         footprints = Footprints(socket, self._read_devices, self.processes.memory, self.processes.engine_pid)
-        self._sleeper = Sleeper(engines, footprints, tell, partial(store.flush, STORE_PATIENCE))
+        self._sleeper = Sleeper(engines, footprints, tell, partial(store.flush, STORE_PATIENCE), self._room_to_wake)
         self._specs: dict[str, Instance] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._monitors: dict[str, asyncio.Task[None]] = {}
@@ -340,6 +340,16 @@ class LiveEffects:
             self._in_background(self.broker.keep_room(instance.id, devices))
         finally:
             self._spawning.discard(instance.id)
+
+    async def _room_to_wake(self, instance: Instance) -> None:
+        """Wait until it fits; what others only cache is asked back for it. Usually it fits at once."""
+        needs = instance.wake_share
+        devices = tuple(device for device in await self._read_devices() if device.id in instance.devices)
+        if instance.spec is None or all(device.memory_free >= needs for device in devices):
+            return
+        wanted = partial(self._specs.__contains__, instance.id)
+        await self.broker.make_room(instance.id, instance.spec, devices, needs, kv=None, wanted=wanted)
+        self._in_background(self.broker.keep_room(instance.id, devices))
 
     def _end(self, instance: str, end: Callable[[str], bool]) -> None:
         if (monitor := self._monitors.pop(instance, None)) is not None:

@@ -297,7 +297,7 @@ class Manager(Inbox):
                 self._life.on_measured(fact)
             case facts.Weighed() | facts.Asleep() | facts.NotAsleep() | facts.Awake() | facts.NotAwake():
                 self._life.slumber.take(fact)
-            case facts.LookedAt():
+            case facts.NoRoom() | facts.LookedAt():
                 self._life.slumber.take(fact)
             case facts.DevicesRead():
                 before = self.fleet.device_views()

@@ -76,14 +76,17 @@ class Room:
 
     def short_of(self, instance: Instance) -> str | None:
         """What a sleeping instance lacks in order to wake, with the numbers; None if it fits."""
-        needs = _share(instance)
-        promised = self._promised()
+        needs, promised = instance.wake_share, self._promised()
+        # Cached KV is asked back for one instance a device at a time.
+        coming = (i for i in self._fleet.instances.values() if i.state in (S.STARTING, S.WAKING))
+        busy = {name for other in coming for name in other.devices}
         devices = {device.id: device for device in self._fleet.devices}
         for name in instance.devices:
             device = devices.get(name)
             if device is None:
                 return f"{name} is gone"
-            room = device.memory_free + self._fleet.ledger.spare(device) - promised.get(name, 0)
+            spare = 0 if name in busy else self._fleet.ledger.spare(device)
+            room = device.memory_free + spare - promised.get(name, 0)
             if needs > room:
                 free = format_bytes(max(0, room))
                 return f"it needs {format_bytes(needs)} on {name}, which has {free} free"
@@ -101,7 +104,7 @@ class Room:
                 continue
             rest = max(0, (self._fleet.needs.get(instance.id) or 0) - instance.memory.get("host", 0))
             if instance.state is S.WAKING:
-                rest = _share(instance)
+                rest = instance.wake_share
             shown = instance.state in (S.STARTING, S.WAKING) and instance.changed_at < self._read_at
             for device in instance.devices:
                 if not (shown and kinds.get(device) == "simulated"):
@@ -118,8 +121,3 @@ class Room:
             if device.id in i.devices and i.state in (S.STARTING, S.READY, S.DRAINING, S.WAKING, S.STOPPING)
         )
         return dataclasses.replace(device, memory_used=used + self._fleet.ledger.backed(device))
-
-
-def _share(instance: Instance) -> int:
-    """Bytes that a sleeping instance takes of each of its devices when it wakes."""
-    return -(-instance.rest.freed // max(1, len(instance.devices)))

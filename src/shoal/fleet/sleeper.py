@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from shoal.engines.base import Engine
+from shoal.errors import ShoalError
 from shoal.fleet import canary, facts
 from shoal.fleet.footprint import Footprint, Footprints, why_not_asleep
 from shoal.fleet.monitor import Probe
@@ -46,7 +47,11 @@ def resume_calls(level: int) -> tuple[Call, ...]:
 
 
 class Sleeper:
-    """Puts instances to sleep and wakes them, one thing at a time for each. `flush` has what is known saved."""
+    """Puts instances to sleep and wakes them, one thing at a time for each.
+
+    `flush` has what is known saved; `room` waits until what an instance takes when it wakes is free, and raises
+    ShoalError with the numbers if that takes too long.
+    """
 
     def __init__(
         self,
@@ -54,11 +59,13 @@ class Sleeper:
         footprints: Footprints,
         tell: Callable[[facts.Fact], None],
         flush: Callable[[], Awaitable[object]],
+        room: Callable[[Instance], Awaitable[None]],
     ) -> None:
         self._engines = engines
         self._footprints = footprints
         self._tell = tell
         self._flush = flush
+        self._room = room
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def weigh(self, instance: Instance) -> None:
@@ -70,7 +77,7 @@ class Sleeper:
         self._begin(instance, self._suspend(instance))
 
     def resume(self, instance: Instance) -> None:
-        """→ Awake, or NotAwake."""
+        """→ Awake, NoRoom or NotAwake."""
         self._begin(instance, self._resume(instance))
 
     def look(self, instance: Instance) -> None:
@@ -159,6 +166,11 @@ class Sleeper:
         rest, probe = instance.rest, Probe(instance.address)
         try:
             asleep = await _sleeps(probe)
+            if asleep:
+                try:
+                    await self._room(instance)
+                except ShoalError as error:
+                    return facts.NoRoom(instance.id, error.message)
             if asleep and (wrong := await _say(probe, resume_calls(rest.level or 1), _limit(instance))):
                 return facts.NotAwake(instance.id, _wake_failed(wrong))
             if asleep is None or await _sleeps(probe) is not False:

@@ -224,6 +224,8 @@ class Slumber:
                 self._stayed_awake(instance, fact)
             case facts.Awake() if instance.state is S.WAKING:
                 self._woke(instance)
+            case facts.NoRoom() if instance.state is S.WAKING:
+                self._sleeps_on(instance, fact)
             case facts.NotAwake() if instance.state is S.WAKING:
                 self._did_not_wake(instance, fact)
             case facts.LookedAt(asleep=True) if instance.state is S.READY:
@@ -265,6 +267,12 @@ class Slumber:
         checked = " and answers as before" if rest.canary else ""
         text = f"awake after {format_seconds(took)}{checked}"
         self._apply(dataclasses.replace(instance, rest=rest), Event.AWAKE, text)
+
+    def _sleeps_on(self, instance: Instance, fact: facts.NoRoom) -> None:
+        self._count(instance, "wake_failed")
+        rest = dataclasses.replace(instance.rest, level=instance.rest.level or 1)
+        text = f"sleeps on: {fact.reason}"
+        self._apply(dataclasses.replace(instance, rest=rest), Event.NO_ROOM, text, level="warning")
 
     def _did_not_wake(self, instance: Instance, fact: facts.NotAwake) -> None:
         self._count(instance, "wake_failed")

@@ -136,6 +136,11 @@ class Instance:
     rest: Rest = Rest()
 
     @property
+    def wake_share(self) -> int:
+        """Bytes that it takes of each of its devices when it wakes."""
+        return -(-self.rest.freed // max(1, len(self.devices)))
+
+    @property
     def retires(self) -> bool:
         """Whether it is on its way to sleep: it drains, or is being put to sleep."""
         return self.state is InstanceState.DRAINING and self.rest.level is not None
