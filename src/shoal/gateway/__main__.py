@@ -24,6 +24,7 @@ import uvloop
 
 from shoal.ending import asked_to_end
 from shoal.gateway.relay import Relay, RelayConfig
+from shoal.gateway.repeats import PERIOD, Repeats
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -49,9 +50,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-async def serve(arguments: argparse.Namespace) -> None:
-    """Serve until SIGTERM or SIGINT."""
+async def serve(arguments: argparse.Namespace, log: Repeats) -> None:
+    """Serve until SIGTERM or SIGINT. `log` is where this process logs to."""
     stop = asked_to_end()
+    telling = asyncio.create_task(_tell(log))
     relay = _relay(arguments.relay, arguments.config)
     await relay.start(socket.socket(fileno=arguments.fd))
     stopping = asyncio.create_task(stop.wait())
@@ -64,6 +66,13 @@ async def serve(arguments: argparse.Namespace) -> None:
         os.close(arguments.notify_fd)
     await stopping
     await _stop(relay, arguments.grace, stop)
+    telling.cancel()
+
+
+async def _tell(log: Repeats) -> None:
+    while True:
+        await asyncio.sleep(PERIOD)
+        log.tell()
 
 
 async def _stop(relay: Relay, grace: float, asked: asyncio.Event) -> None:
@@ -93,7 +102,8 @@ def _relay(kind: str, config: RelayConfig) -> Relay:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the relay process."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s relay %(levelname)s %(message)s")
+    log = Repeats(sys.stderr)
+    logging.basicConfig(level=logging.INFO, handlers=[log], format="%(asctime)s relay %(levelname)s %(message)s")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(ValueError, OSError):  # every running request takes two descriptors
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -101,8 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(arguments))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(arguments, log))
+    finally:
+        log.tell(all_=True)
     return 0
 
 
