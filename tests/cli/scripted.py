@@ -30,6 +30,7 @@ def instance(id_: str, model: str, state: str, **fields: Any) -> View:
         "created_at": now, "changed_at": now, "ready_at": None, "pid": 4242, "address": f"unix:/run/{id_}.sock",
         "environment": "simulated", "restarts": 0, "restart_at": None, "progress": None, "failure": None,
         "memory": memory(), "outdated": False, "can_sleep": True, "sleepless_because": "", "sleep_level": None,
+        "wanted_awake": False,
     }  # fmt: skip
     return view | fields
 

@@ -364,6 +364,20 @@ def test_a_wake_that_does_not_fit_is_refused_with_the_numbers_and_a_request_wait
     assert world.get(id).state is S.WAKING
 
 
+def test_who_wakes_a_model_by_hand_is_told_once_it_is_sure_that_there_is_no_room() -> None:
+    world = World(gpu(0, free=GIB))
+    id = world.asleep(freed=20 * GIB)
+    world.wake()  # what the sleep gave back is not measured yet
+    assert world.manager.fleet.instance_view(world.get(id)).wanted_awake
+    for _ in range(2):
+        world.tell(facts.DevicesRead((gpu(0, free=GIB),), {}))
+    assert not world.manager.fleet.instance_view(world.get(id)).wanted_awake
+    assert world.get(id).reason.startswith("could not wake: it needs 20.0 GiB on cuda:0")
+    world.wanted()
+    world.tell(facts.DevicesRead((gpu(0, free=GIB),), {}))
+    assert world.manager.fleet.instance_view(world.get(id)).wanted_awake, "a request waits"
+
+
 def test_one_for_which_no_room_came_free_sleeps_on_and_may_be_asked_for_again() -> None:
     world = World()
     id = world.asleep(level=2)
@@ -456,6 +470,32 @@ def test_what_a_lost_controller_knew_of_the_memory_is_kept_when_it_is_found_asle
     world.effects.weighed.clear()
     world.tell(facts.Weighed(id))
     assert world.get(id).rest == Rest(1, CANARY, 5 * GIB, GIB)
+
+
+def test_a_request_that_reached_an_engine_on_its_way_to_sleep_wakes_it() -> None:
+    world = World()
+    id = world.ready()
+    world.report({id: 1})
+    world.sleep(force=True)
+    world.tell(facts.Weighed(id, GIB, 0, CANARY))
+    world.tell(facts.Asleep(id, GIB, 0))
+    world.report({id: 1})
+    assert world.get(id).state is S.SLEEPING, "it may be one that the sleep ended"
+    world.after(3)
+    assert world.get(id).state is S.WAKING
+    assert world.get(id).reason == "is woken: a request reached it on its way to sleep"
+
+
+def test_requests_that_the_sleep_ended_wake_nobody() -> None:
+    world = World()
+    id = world.ready()
+    world.report({id: 1})
+    world.sleep(force=True)
+    world.tell(facts.Weighed(id, GIB, 0, CANARY))
+    world.tell(facts.Asleep(id, GIB, 0))
+    world.report({})
+    world.after(30)
+    assert world.get(id).state is S.SLEEPING
 
 
 def test_facts_that_come_too_late_change_nothing() -> None:

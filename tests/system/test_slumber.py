@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ import httpx2
 import pytest
 
 from shoal.errors import ShoalError
-from tests.system.harness import Shoal, until
+from tests.system.harness import Shoal, a_shoal, until
 from tests.system.test_break_controller import engines, kill_controller
 
 MIB = 2**20
@@ -156,6 +157,53 @@ def test_an_unload_ends_one_that_sleeps(shoal: Shoal) -> None:
         client.unload("m")
     until(lambda: not shoal.model("m")["instances"], "the end")
     until(lambda: not shoal.fleet_processes(), "the processes' end")
+
+
+def test_models_take_turns_on_a_device_that_holds_one_of_them() -> None:
+    with a_shoal(simulated_devices=["1GiB"]) as shoal:
+        shoal.start()
+        for name in ("a", "b"):
+            shoal.add(name, "--enable-sleep-mode", "--device-memory", "700MiB", devices=["simulated:0"], elastic="off")
+        shoal.load("a")
+        with shoal.client as client:
+            client.sleep("a")
+            shoal.wait("a", "sleeping")
+            shoal.load("b")
+            with contextlib.suppress(ShoalError):
+                client.wake("a")
+            until(lambda: not client.model("a")["instances"][0]["wanted_awake"], "a sure reading of the device")
+            with pytest.raises(ShoalError, match=r"needs 700\.0 MiB on simulated:0") as caught:
+                client.wake("a")
+            assert caught.value.code == "too_little_memory"
+            answers: list[httpx2.Response] = []
+            held = threading.Thread(target=lambda: answers.append(shoal.chat("a")))
+            held.start()
+            until(lambda: "waits for room" in client.model("a")["instances"][0]["reason"], "its wish")
+            assert shoal.chat("b").status_code == 200
+            client.sleep("b")
+            held.join()
+            assert answers[0].status_code == 200
+            assert (client.model("a")["state"], client.model("b")["state"]) == ("ready", "sleeping")
+        assert shoal.stop() == 0
+
+
+def test_an_elastic_model_gives_its_cache_back_and_nothing_drifts(shoal: Shoal) -> None:
+    shoal.add("m", *SLEEPS, "--simulated-resident", "--simulated-block-bytes", "1MiB", elastic="required")
+    shoal.load("m")
+    prompt = "many words " * 200
+    sizes = []
+    with shoal.client as client:
+        for _ in range(6):
+            answer = shoal.chat("m", messages=[{"role": "user", "content": prompt}])
+            assert answer.status_code == 200
+            client.sleep("m")
+            (instance,) = shoal.wait("m", "sleeping")
+            until(lambda: not client.model("m")["instances"][0]["memory"]["lease"], "the lease's end")
+            sizes.append(resident(shoal))
+            client.wake("m")
+            shoal.wait("m", "ready")
+    assert max(sizes[1:]) - min(sizes[1:]) < 4 * MIB, sizes
+    assert instance["memory"]["mode"] == "elastic"
 
 
 def test_a_controller_that_was_killed_takes_a_sleeping_model_back_as_sleeping(shoal: Shoal) -> None:

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from shoal.client import Client
 
 View = Mapping[str, Any]
-FALLING = ("draining",)
-WAKING = ("sleeping", "waking", "draining")
+ON_THE_WAY = ("draining", "waking")
 
 
 def sleep(
@@ -30,7 +29,7 @@ def sleep(
     with connect(url) as client:
         view: View = client.sleep(name, level=level, force=force)
         if wait:
-            view = _follow(client, name, view, lambda one: one["state"] in FALLING, "goes on falling asleep")
+            view = _follow(client, name, view, lambda one: one["state"] == "draining", "goes on falling asleep")
     if wait and (awake := [one for one in _live(view) if one["state"] != "sleeping"]):
         raise _undone(f"{name} does not sleep", awake[0])
     if wait and not _live(view):
@@ -48,7 +47,7 @@ def wake(
     with connect(url) as client:
         view: View = client.wake(name)
         if wait:
-            view = _follow(client, name, view, lambda one: one["state"] in WAKING, "goes on waking")
+            view = _follow(client, name, view, _wakes, "goes on waking")
     if wait and (asleep := [one for one in _live(view) if one["state"] != "ready"]):
         raise _undone(f"{name} is not awake", asleep[0])
     _tell(view, as_json, f"{name} is ready" if wait else f"{name} is {view['state']}")
@@ -62,6 +61,10 @@ def _follow(client: Client, name: str, view: View, unsettled: Callable[[View], b
                 if not any(map(unsettled, _live(view))):
                     break
     return view
+
+
+def _wakes(instance: View) -> bool:
+    return instance["state"] in ON_THE_WAY or bool(instance["wanted_awake"])
 
 
 def _live(view: View) -> list[View]:

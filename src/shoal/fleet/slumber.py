@@ -21,6 +21,8 @@ from shoal.fleet.state import InstanceState as S
 from shoal.units import format_bytes, format_seconds
 
 _COMES = (S.QUEUED, S.STARTING, S.WAKING)
+STRAYS_AFTER = 2.0
+"""Seconds after which relays have told that the requests which a sleep ended are gone."""
 LEVELS = (1, 2)
 """1: the weights go to host memory. 2: they are dropped, and read anew when it wakes."""
 
@@ -55,6 +57,7 @@ class Slumber:
         self._apply = apply
         self._blame = blame
         self._began: dict[str, float] = {}
+        self._by_hand: set[str] = set()
         self._suspending: set[str] = set()  # drained, and between the canary and the proof that memory came back
 
     # -- what is asked for --------------------------------------------------------------------------------------------
@@ -99,6 +102,7 @@ class Slumber:
 
     def wake(self, instance: Instance, why: str) -> bool:
         """Wake an instance as soon as that is possible; whether that changed anything."""
+        self._by_hand.discard(instance.id)  # requests wait longer than people
         if not instance.sleeps or instance.id in self._fleet.rouse:
             return False
         self._fleet.rouse.add(instance.id)
@@ -147,7 +151,10 @@ class Slumber:
                 f"{instance.model} cannot wake now: {short}; put another model to sleep, or unload it",
                 code="too_little_memory",
             )
-        return self.wake(instance, "asked for")
+        changed = self.wake(instance, "asked for")
+        if changed:
+            self._by_hand.add(instance.id)
+        return changed
 
     def give_up(self, instance: Instance) -> Instance:
         """An instance on its way to sleep is to end instead; as it is then."""
@@ -167,6 +174,8 @@ class Slumber:
         """No request runs on it any more: put it to sleep now."""
         self._suspending.add(instance.id)
         self._began[instance.id] = self._effects.now()
+        instance = dataclasses.replace(instance, reason=f"falls asleep: {reason}")
+        self._put(instance)
         self._apply(instance, Event.QUIET, reason)
 
     def carry_out(self, effect: Effect, instance: Instance) -> None:
@@ -181,6 +190,7 @@ class Slumber:
 
     def settle(self) -> bool:
         """Wake who is wanted awake and fits; whether others wait for other room than before."""
+        self._wake_for_strays()
         changed = False
         for instance_id in sorted(self._fleet.rouse):
             instance = self._fleet.instances.get(instance_id)
@@ -188,10 +198,21 @@ class Slumber:
                 self._fleet.rouse.discard(instance_id)
             elif (short := self._try_to_wake(instance, "wanted")) is not None:
                 reason = f"wanted, and waits for room: {short}"
+                if instance_id in self._by_hand and not self._room.grows:  # people are told, requests can wait
+                    self._fleet.rouse.discard(instance_id)
+                    reason = f"could not wake: {short}"
                 if instance.reason != reason:
                     self._put(dataclasses.replace(instance, reason=reason))
                     changed = True
         return changed
+
+    def _wake_for_strays(self) -> None:
+        """A request may have been on its way to one that was put to sleep at once. There it would wait for ever."""
+        late = self._effects.now() - STRAYS_AFTER
+        asleep = [i for i in self._fleet.instances.values() if i.state is S.SLEEPING and i.changed_at <= late]
+        for instance in asleep:
+            if self._fleet.outstanding(instance.id):
+                self.wake(instance, "a request reached it on its way to sleep")
 
     def adopt(self, instance: Instance) -> None:
         """Go on with an instance that an earlier controller left; whether it sleeps, the engine knows."""
@@ -204,6 +225,7 @@ class Slumber:
     def ended(self, instance_id: str) -> None:
         """Its process group is gone."""
         self._fleet.rouse.discard(instance_id)
+        self._by_hand.discard(instance_id)
         self._suspending.discard(instance_id)
         self._began.pop(instance_id, None)
 
@@ -299,6 +321,7 @@ class Slumber:
 
     def _begin_to_wake(self, instance: Instance, why: str, *, level: str = "info") -> None:
         self._fleet.rouse.discard(instance.id)
+        self._by_hand.discard(instance.id)
         self._began[instance.id] = self._effects.now()
         self._apply(instance, Event.WAKE, f"is woken: {why}", level=level)
 

@@ -57,6 +57,8 @@ class InstanceView:
     sleep_level: int | None
     """The level at which it sleeps, or is to; None: awake."""
 
+    wanted_awake: bool
+    """It is to wake as soon as it can."""
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
@@ -171,6 +173,7 @@ class Fleet:
         )
 
     def memory_view(self, instance: Instance) -> MemoryView:
+            wanted_awake=instance.id in self.rouse,
         """What people see of an instance's memory."""
         mode = "" if instance.elastic is None else "elastic" if instance.elastic else "fixed"
         reason = instance.fixed_because
