@@ -107,7 +107,9 @@ def test_everything_that_is_read() -> None:
         "stream_options": {"include_usage": True},
     }
     size = len(json.dumps(body)) / 4
-    assert read(body) == Named("m", True, "low", "ann", "5m", size + 100, include_usage=True, streams_usage=True)
+    assert read(body) == Named(
+        "m", True, "low", "ann", "5m", size + 100, include_usage=True, streams_usage=True, options=True
+    )
     assert read({"model": "m"}) == Named("m", cost=len('{"model": "m"}') / 4 + TOKENS_UNSAID)
 
 

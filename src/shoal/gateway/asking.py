@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 from shoal.errors import ShoalError
 from shoal.gateway.admission import LARGEST, Job
 from shoal.gateway.http1 import RequestHead
-from shoal.gateway.inspect import Named, read_request
+from shoal.gateway.inspect import FIELDS, Named, read_request
 from shoal.gateway.manner import DROPPED, manner_of
 from shoal.gateway.measures import Books
 from shoal.gateway.passage import Passage
 from shoal.gateway.reading import Reader
 from shoal.gateway.routes import UNKNOWN
 from shoal.gateway.server import ClientConnection
+from shoal.gateway.skim import SkimError, Skimmer
 from shoal.gateway.upstream import Parts
-from shoal.gateway.usage import Tokens, with_usage
+from shoal.gateway.usage import Tokens, ask_for_usage, with_usage
 from shoal.gateway.virtual import Resolved, rewrite, rewrite_target
 from shoal.messages import PRIORITIES, Key, Outcome, Priority, Route
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 2
 """Instances that are tried, if no connection can be made to the first."""
+LARGE_BODY = 1024 * 1024
+"""Bytes of a JSON body from which on it is read while it comes, because to read it in one go would keep others waiting
+(some milliseconds for each megabyte)."""
 _log = logging.getLogger(__name__)
 
 
@@ -57,6 +61,7 @@ class Asking(Passage):
     _strips = False
     _resolved: Resolved | None = None
     _named: Named | None = None
+    _skimmer: Skimmer | None = None
     _body: bytes | bytearray | None = None
     _trailers: Sequence[bytes] = ()
     _candidates: tuple[str, ...] = ()
@@ -92,17 +97,44 @@ class Asking(Passage):
 
     # -- what it asks for ---------------------------------------------------------------------------------------------
 
+    def on_part(self, content: bytes) -> bool:
+        skimmer = self._skimmer
+        if skimmer is None:
+            before = self.connection.collected
+            if len(before) + len(content) < LARGE_BODY and (self.head.length or 0) < LARGE_BODY:
+                return True
+            if not self._manner.readable:
+                return True
+            skimmer = self._skimmer = Skimmer(FIELDS)
+            content = bytes(before) + content
+        try:
+            skimmer.feed(content)
+        except SkimError as error:
+            raise _broken(error) from None
+        return True
+
+    def _skimmed(self, skimmer: Skimmer) -> bytes:
+        """A body of what was found in a large one."""
+        try:
+            skimmer.end()
+        except SkimError as error:
+            raise _broken(error) from None
+        return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), value) for name, value in skimmer.fields.items())
+
     def on_request(self, body: bytes | bytearray | None, trailers: list[bytes]) -> None:
         relay, manner = self._relay, self._manner
         now = self._received = monotonic()
         self._bytes_in = 0 if body is None else len(body)
-        named = self._named = self._named or read_request(
-            self.target,
-            body or b"",
-            content_type=manner.content_type if manner.form else "",
-            content_encoding=manner.content_encoding,
-            model_header=manner.model,
-        )
+        named = self._named
+        if named is None:
+            named = self._named = read_request(
+                self.target,
+                body or b"" if self._skimmer is None else self._skimmed(self._skimmer),
+                content_type=manner.content_type if manner.form else "",
+                content_encoding=manner.content_encoding,
+                model_header=manner.model,
+                size=self._bytes_in,
+            )
         self._body = body
         self._trailers = trailers
         key = self.key
@@ -203,8 +235,12 @@ class Asking(Passage):
             body = self._renamed(resolved, body)
             rewritten = body is not self._body
         if self.key is not None and named.streams_usage and not named.include_usage and body:
-            asking = with_usage(body)
-            self._strips = asking is not body
+            if named.options or len(body) < LARGE_BODY:
+                asking = with_usage(body)
+                self._strips = asking is not body
+            else:
+                asking = ask_for_usage(body)
+                self._strips = True
             if self._strips:
                 self.whole = False  # something will be taken out
             rewritten, body = rewritten or self._strips, asking
@@ -321,3 +357,7 @@ class Asking(Passage):
             status=502,
             code="engine_connection_failed",
         )
+
+
+def _broken(error: SkimError) -> ShoalError:
+    return ShoalError(f"The body is not valid JSON: {error}.", code="invalid_json")

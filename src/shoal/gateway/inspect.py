@@ -55,6 +55,7 @@ class Named(msgspec.Struct, frozen=True, gc=False):
     cost: float = 0.0
     include_usage: bool = False
     streams_usage: bool = False
+    options: bool = False
 
 
 class _Body(msgspec.Struct, gc=False):
@@ -87,6 +88,8 @@ class _Usual(msgspec.Struct, gc=False):
     stream_options: msgspec.Raw = ABSENT
 
 
+FIELDS = _Body.__struct_fields__
+"""The fields of a JSON body that are read."""
 _USUAL = msgspec.json.Decoder(_Usual)
 _BODY = msgspec.json.Decoder(_Body)
 _TEXT = msgspec.json.Decoder(str)
@@ -100,10 +103,12 @@ def read_request(
     content_type: str = "",
     content_encoding: str = "",
     model_header: str | None = None,
+    size: int | None = None,
 ) -> Named:
     """What a request says, in its body (JSON or multipart form), else its query, else `x-shoal-model`.
 
-    `target` is the request's path and query. Raises ShoalError 400: `invalid_json`, `invalid_body`,
+    `target` is the request's path and query. `size`: bytes of the body of which `body` has nothing but the fields
+    that are read. Raises ShoalError 400: `invalid_json`, `invalid_body`,
     `invalid_model`, `invalid_query` or `model_required`. A compressed body is not read.
     """
     if content_encoding and content_encoding.strip().lower() not in ("", "identity"):
@@ -121,7 +126,7 @@ def read_request(
     except (ValueError, RecursionError):
         pass
     else:
-        return _read_usual(usual, path, len(body))
+        return _read_usual(usual, path, size or len(body))
     said = _read(body)
     stream = said.stream is not ABSENT and bytes(said.stream) == b"true"
     return Named(
@@ -130,9 +135,10 @@ def read_request(
         None if said.priority is ABSENT else _PRIORITIES.get(bytes(said.priority)),
         None if said.user is ABSENT else _user(said.user),
         None if said.keep_alive is ABSENT else _keep_alive(said.keep_alive),
-        len(body) / BYTES_A_TOKEN + _answer(path, said),
+        (size or len(body)) / BYTES_A_TOKEN + _answer(path, said),
         said.stream_options is not ABSENT and asks_usage(said.stream_options),
         stream and counts_usage(path),
+        said.stream_options is not ABSENT,
     )
 
 
@@ -155,6 +161,7 @@ def _read_usual(said: _Usual, path: str, size: int) -> Named:
         size / BYTES_A_TOKEN + (0.0 if path.rpartition("/")[2] in _READING else tokens * said.n),
         said.stream_options is not ABSENT and asks_usage(said.stream_options),
         stream and counts_usage(path),
+        said.stream_options is not ABSENT,
     )
 
 

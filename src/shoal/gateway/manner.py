@@ -30,7 +30,8 @@ class Manner(msgspec.Struct, frozen=True):
     """`priority`: the class that the header asks for. `patient`: it may be held. `id`: the client's own, if it can be
     used; `has_id`: it gave one. `secret`: one of Shoal's keys is in it, needed or not. `json`: the body is JSON, or
     nothing says otherwise. `form`: it is a form that can be read while it comes. `comments`:
-    while it is held, it is to be told so. `token`: the API key that it presents."""
+    while it is held, it is to be told so. `token`: the API key that it presents. `readable`: its body is not
+    compressed."""
 
     content_type: str
     content_encoding: str
@@ -45,6 +46,7 @@ class Manner(msgspec.Struct, frozen=True):
     form: bool
     comments: bool
     token: bytes | None
+    readable: bool
 
 
 def manner_of(head: RequestHead) -> Manner:
@@ -56,6 +58,7 @@ def manner_of(head: RequestHead) -> Manner:
         id = fields.get(b"x-request-id")
         content_type = fields.get(b"content-type", b"").decode("latin-1")
         content_encoding = fields.get(b"content-encoding", b"").decode("latin-1")
+        readable = content_encoding.strip().lower() in ("", "identity")
         manner = head.shared.manner = Manner(
             content_type=content_type,
             content_encoding=content_encoding,
@@ -69,7 +72,8 @@ def manner_of(head: RequestHead) -> Manner:
             websocket=head.upgrade and fields.get(b"upgrade", b"").lower() == b"websocket",
             origin=fields.get(b"origin"),
             comments=head.method == b"POST" and fields.get(b"x-shoal-hold", b"").lower() == b"comments",
-            form=is_form(content_type) and content_encoding.strip().lower() in ("", "identity"),
+            form=is_form(content_type) and readable,
+            readable=readable,
             token=token_of(fields.get(b"authorization"), fields.get(b"x-api-key")),
         )
     assert isinstance(manner, Manner)

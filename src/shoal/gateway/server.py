@@ -239,6 +239,11 @@ class ClientConnection(asyncio.Protocol):
         """Whether it waits for a request."""
         return self._state is State.HEAD and not self._buffer
 
+    @property
+    def collected(self) -> bytes | bytearray:
+        """What has come of the body so far and is kept, without the part that an exchange is told of just now."""
+        return self._body
+
     def write(self, data: bytes) -> None:
         """Write, as far as there is still somebody to write to."""
         transport = self._transport

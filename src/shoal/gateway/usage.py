@@ -308,6 +308,19 @@ def asks_usage(options: msgspec.Raw | bytes) -> bool:
     return asked not in (b"", b"null", b"false")
 
 
+def ask_for_usage(body: bytes | bytearray) -> bytes | bytearray:
+    """A request that is known to stream, and to have no `stream_options`, so that it asks for usage. A `bytearray`, as
+    large ones are, is changed in place."""
+    if isinstance(body, bytes):
+        return body.rstrip()[:-1] + _ASK
+    end = len(body)
+    while body[end - 1] in b" \t\r\n":
+        end -= 1
+    del body[end - 1 :]
+    body += _ASK
+    return body
+
+
 def with_usage(body: bytes | bytearray) -> bytes | bytearray:
     """A request for a path of `counts_usage` that asks for usage; the very same object if nothing is to be added.
 

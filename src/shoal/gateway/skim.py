@@ -1,0 +1,219 @@
+"""Reads a few fields at the top level of a large JSON object while it comes, piece by piece. Pure.
+
+A body of megabytes that is read in one go holds up every other request for as long as that takes. This reads each
+piece when it comes: strings are passed over from quote to quote, and what is nested from bracket to bracket. What
+lies within is not checked, which is for the engine to do; only what the top level is made of is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Generator
+from typing import NoReturn
+
+import msgspec
+
+MAX_KEY = 256
+"""Bytes of a name at the top level; a longer one is none of those looked for."""
+MAX_VALUE = 64 * 1024
+"""Bytes of a value that is kept; a longer one counts as not given."""
+_BOM = b"\xef\xbb\xbf"
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_BRACKET = re.compile(rb'["\[\]{}]')
+_SCALAR = re.compile(rb"[^,\[\]{}\" \t\r\n]*")
+_TEXT = msgspec.json.Decoder(str)
+_Steps = Generator[None, None, None]
+
+
+class SkimError(Exception):
+    """The body is no JSON object; the message says where."""
+
+
+class Skimmer:
+    """Finds the values of the fields named `wanted`, as the bytes they came in; of one that comes twice, the last."""
+
+    def __init__(self, wanted: Collection[str]) -> None:
+        self.fields: dict[str, bytes] = {}
+        self._wanted = frozenset(wanted)
+        self._data: bytes | bytearray = b""
+        self._at = 0
+        self._before = 0  # bytes of earlier pieces
+        self._kept: bytearray | None = None  # of the name or value that is read now, in earlier pieces
+        self._from = 0  # where it begins, or goes on, in this one
+        self._limit = 0
+        self._whole = False
+        self._steps = self._read()
+
+    def feed(self, piece: bytes | bytearray) -> None:
+        """Read on. Raises SkimError."""
+        if piece:
+            self._data, self._at = piece, 0
+            next(self._steps)
+            self._before += len(piece)
+
+    def end(self) -> None:
+        """The body is over. Raises SkimError if the object is not."""
+        if not self._whole:
+            raise SkimError(f"it ends after {self._before} bytes, before the object does")
+
+    # -- the top level ------------------------------------------------------------------------------------------------
+
+    def _read(self) -> _Steps:
+        for byte in _BOM:
+            yield from self._wait()
+            if self._data[self._at] != byte:
+                break
+            self._at += 1
+        yield from self._expect(b"{")
+        yield from self._space()
+        if self._byte() != b"}":
+            while True:
+                yield from self._member()
+                yield from self._space()
+                if self._byte() != b",":
+                    break
+                self._at += 1
+                yield from self._space()
+        yield from self._expect(b"}")
+        self._whole = True
+        while True:
+            self._at = _SPACE.match(self._data, self._at).end()  # type: ignore[union-attr]  # matches everywhere
+            if self._at < len(self._data):
+                self._refuse("the end of the body")
+            yield
+
+    def _member(self) -> _Steps:
+        if self._byte() != b'"':
+            self._refuse("a name in quotes")
+        self._keep(MAX_KEY)
+        yield from self._string()
+        raw = self._take()
+        name = None
+        if raw is not None:
+            try:
+                name = _TEXT.decode(raw)
+            except ValueError:
+                self._refuse("a name that is a string of JSON")
+        yield from self._expect(b":")
+        yield from self._space()
+        if name in self._wanted:
+            self._keep(MAX_VALUE)
+        yield from self._value()
+        if name in self._wanted:
+            assert name is not None
+            value = self._take()
+            if value is None:
+                self.fields.pop(name, None)
+            else:
+                self.fields[name] = value
+
+    def _value(self) -> _Steps:
+        first = self._byte()
+        if first == b'"':
+            yield from self._string()
+        elif first in (b"{", b"["):
+            yield from self._nested()
+        else:
+            length = 0
+            while True:
+                end = _SCALAR.match(self._data, self._at).end()  # type: ignore[union-attr]  # matches everywhere
+                length += end - self._at
+                self._at = end
+                if end < len(self._data):
+                    break
+                yield from self._wait()
+            if not length:
+                self._refuse("a value")
+
+    # -- what is passed over ------------------------------------------------------------------------------------------
+
+    def _string(self) -> _Steps:
+        """From its first quote to after its last one."""
+        self._at += 1
+        quote = -1
+        while True:
+            data = self._data
+            if quote < self._at:
+                quote = data.find(b'"', self._at)
+                if quote < 0:
+                    quote = len(data)
+            slash = data.find(b"\\", self._at, quote)
+            if slash < 0:
+                self._at = quote
+                if quote < len(data):
+                    self._at += 1
+                    return
+                quote = -1
+            else:
+                self._at = slash + 1  # whatever follows it is no quote that ends the string
+                if self._at >= len(data):
+                    quote = -1
+                    yield from self._wait()
+                self._at += 1
+            if self._at >= len(self._data):
+                quote = -1
+                yield from self._wait()
+
+    def _nested(self) -> _Steps:
+        """From its first bracket to after its last one. Which kind closes which is not looked at."""
+        depth = 0
+        while True:
+            match = _BRACKET.search(self._data, self._at)
+            if match is None:
+                self._at = len(self._data)
+                yield from self._wait()
+                continue
+            self._at = match.start()
+            byte = match[0]
+            if byte == b'"':
+                yield from self._string()
+                if self._at >= len(self._data):
+                    yield from self._wait()
+                continue
+            self._at += 1
+            depth += 1 if byte in (b"{", b"[") else -1
+            if not depth:
+                return
+            if self._at >= len(self._data):
+                yield from self._wait()
+
+    # -- pieces -------------------------------------------------------------------------------------------------------
+
+    def _wait(self) -> _Steps:
+        """Until there is a byte to look at."""
+        while self._at >= len(self._data):
+            if self._kept is not None:
+                self._kept += self._data[self._from :]
+                if len(self._kept) > self._limit:
+                    self._kept = None
+                self._from = 0
+            yield
+
+    def _space(self) -> _Steps:
+        while True:
+            yield from self._wait()
+            self._at = _SPACE.match(self._data, self._at).end()  # type: ignore[union-attr]  # matches everywhere
+            if self._at < len(self._data):
+                return
+
+    def _byte(self) -> bytes | bytearray:
+        return self._data[self._at : self._at + 1]
+
+    def _expect(self, byte: bytes) -> _Steps:
+        yield from self._space()
+        if self._byte() != byte:
+            self._refuse(f"`{byte.decode()}`")
+        self._at += 1
+
+    def _keep(self, limit: int) -> None:
+        self._kept, self._from, self._limit = bytearray(), self._at, limit
+
+    def _take(self) -> bytes | None:
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return None
+        kept += self._data[self._from : self._at]
+        return bytes(kept) if len(kept) <= self._limit else None
+
+    def _refuse(self, expected: str) -> NoReturn:
+        raise SkimError(f"{expected} was expected at byte {self._before + self._at}")

@@ -1,0 +1,124 @@
+"""Large bodies are read while they come, and say the same wherever they are cut."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.gateway.skim import MAX_KEY, MAX_VALUE, SkimError, Skimmer
+
+WANTED = ("model", "stream", "n", "stream_options")
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+objects = st.dictionaries(st.sampled_from(WANTED) | st.text(max_size=8), json_values, max_size=6)
+
+
+def skim(body: bytes, *cuts: int) -> dict[str, Any]:
+    skimmer = Skimmer(WANTED)
+    places = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
+    for start, end in itertools.pairwise(places):
+        skimmer.feed(body[start:end])
+    skimmer.end()
+    return {name: json.loads(value) for name, value in skimmer.fields.items()}
+
+
+@given(objects, st.booleans(), st.sampled_from([None, 1]), st.lists(st.integers(0, 400), max_size=8))
+def test_the_fields_looked_for_are_those_that_a_parser_finds(
+    value: dict[str, Any], ascii_only: bool, indent: int | None, cuts: list[int]
+) -> None:
+    body = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
+    assert skim(body, *cuts) == {name: value[name] for name in WANTED if name in value}
+
+
+def test_wherever_it_is_cut() -> None:
+    body = (
+        b'\xef\xbb\xbf {"\\u006dodel" : "a\\"\\\\","x":[{"y":"]\\\\\\"}"}, [], "\\\\"], "n":12 ,"stream":true,'
+        b'"stream_options":{"include_usage":[true]},"z":-1.5e3}\r\n '
+    )
+    expected = {"model": 'a"\\', "n": 12, "stream": True, "stream_options": {"include_usage": [True]}}
+    assert skim(body) == expected
+    for cut in range(len(body)):
+        assert skim(body, cut) == expected
+    assert skim(body, *range(len(body))) == expected
+
+
+def test_of_a_field_that_comes_twice_the_last_one_counts() -> None:
+    assert skim(b'{"model":"a","model":"b"}') == {"model": "b"}
+
+
+BROKEN = (
+    b"",
+    b" ",
+    b"\xef\xbb\xbf",
+    b"[]",
+    b"1",
+    b'"a"',
+    b"{",
+    b"{,}",
+    b'{"a"}',
+    b'{"a":}',
+    b'{"a":1',
+    b'{"a":"b',
+    b"{'a':1}",
+    b'{"a":1,}',
+    b'{"a":1}}',
+    b'{"a":1} x',
+    b'{"a":[1}',
+    b"{a:1}",
+    b'{"a" 1}',
+    b'{"a":1 2}',
+    b'{"\\x":1}',
+    b"\x00",
+)
+
+
+@pytest.mark.parametrize("body", BROKEN)
+def test_what_is_no_object_is_refused_wherever_it_is_cut(body: bytes) -> None:
+    for cut in range(len(body) + 1):
+        with pytest.raises(SkimError):
+            skim(body, cut)
+
+
+@given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=4))
+def test_any_bytes_are_read_or_refused(body: bytes, cuts: list[int]) -> None:
+    try:
+        value = json.loads(body.decode("utf-8-sig"))
+    except ValueError:
+        value = None
+    try:
+        skimmer = Skimmer(WANTED)
+        places = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
+        for start, end in itertools.pairwise(places):
+            skimmer.feed(body[start:end])
+        skimmer.end()
+    except SkimError:
+        assert not isinstance(value, dict)
+
+
+def test_what_is_kept_is_bounded() -> None:
+    long = "x" * MAX_VALUE
+    assert skim(json.dumps({"model": long, "n": 1}).encode(), 100, 40_000) == {"n": 1}
+    assert skim(json.dumps({"model": "a", "n": [long]}).encode(), 30) == {"model": "a"}
+    assert skim(json.dumps({"k" * MAX_KEY: 1, "n": 2}).encode(), 100) == {"n": 2}
+    skimmer = Skimmer(WANTED)
+    skimmer.feed(b'{"model":"')
+    for _ in range(100):
+        skimmer.feed(b"y" * 10_000)
+        assert len(skimmer._kept or b"") <= MAX_VALUE
+    skimmer.feed(b'"}')
+    skimmer.end()
+    assert skimmer.fields == {}
+
+
+def test_nesting_costs_no_stack_and_escapes_no_time() -> None:
+    assert skim(b'{"a":' + b"[" * 500_000 + b"]" * 500_000 + b',"n":3}', 300_000, 700_000) == {"n": 3}
+    assert skim(b'{"a":"' + b"\\n" * 500_000 + b'","n":3}') == {"n": 3}
