@@ -110,7 +110,6 @@ class Client(Fitting):
         """End a model's instances: after their running requests, or at once with `force`."""
         return self._json("POST", f"/models/{_quoted(name)}/unload", body={"force": force})
 
-    def instances(self, *, all_: bool = False) -> list[Json]:
     def sleep(self, name: str, *, level: int = 1, force: bool = False) -> Json:
         """Put a model's instances to sleep: after their running requests, or at once with `force`."""
         return self._json("POST", f"/models/{_quoted(name)}/sleep", body={"level": level, "force": force})
@@ -119,6 +118,7 @@ class Client(Fitting):
         """Wake a model's instances."""
         return self._json("POST", f"/models/{_quoted(name)}/wake", body={})
 
+    def instances(self, *, all_: bool = False) -> list[Json]:
         """The instances that live, or with `all_` also those that ended, as InstanceView."""
         return list(self._json("GET", "/instances", params={"all": "true"} if all_ else None)["instances"])
 
