@@ -1,0 +1,227 @@
+"""Sleep and wake carried out on simulated engines, and each way in which they turn out not to have happened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shoal.engines.simulated.adapter import SimulatedEngine
+from shoal.errors import ShoalError
+from shoal.fleet import canary, facts, sleeper
+from shoal.fleet.footprint import Footprints
+from shoal.fleet.sleeper import Sleeper, resume_calls
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Device, Instance, InstanceState, Rest
+from tests.engines.simulated_process import Process
+
+MIB = 2**20
+MEMORY = ("--memory", "64MiB")
+
+
+class Bed:
+    """One engine, a sleeper that looks after it, and the facts that it tells."""
+
+    def __init__(self, engine: Process, *args: str) -> None:
+        self.engine = engine
+        self.facts: asyncio.Queue[facts.Fact] = asyncio.Queue()
+        self.full: ShoalError | None = None
+        self.flushed = 0
+        spec = ModelSpec(name="fish", source="any", engine="simulated", args=args)
+        self.instance = Instance(
+            "i", "fish", "simulated", InstanceState.DRAINING, ("host",), 0.0, 0.0,
+            address=f"unix:{engine.socket}", spec=spec, rest=Rest(level=1),
+        )  # fmt: skip
+        footprints = Footprints(
+            Path("/nowhere"), self._devices, lambda: {"i": self._resident()}, lambda _: engine.popen.pid
+        )
+        self.sleeper = Sleeper(
+            {"simulated": SimulatedEngine()}, footprints, self.facts.put_nowait, self._flush, self._room
+        )
+
+    async def _devices(self) -> Sequence[Device]:
+        return [Device("host", "host", "RAM", 2**40, 0)]
+
+    def _resident(self) -> int:
+        return int(psutil.Process(self.engine.popen.pid).memory_info().rss)
+
+    async def _flush(self) -> None:
+        self.flushed += 1
+
+    async def _room(self, _: Instance) -> None:
+        if self.full is not None:
+            raise self.full
+
+    async def said(self) -> facts.Fact:
+        return await asyncio.wait_for(self.facts.get(), 30)
+
+    async def weigh(self) -> facts.Fact:
+        self.sleeper.weigh(self.instance)
+        fact = await self.said()
+        if isinstance(fact, facts.Weighed) and fact.held is not None:
+            known = self.instance.rest
+            rest = replace(known, held=fact.held, kv=fact.kv, canary=fact.canary or known.canary)
+            self.instance = replace(self.instance, rest=rest)
+        return fact
+
+    async def suspend(self) -> facts.Fact:
+        self.sleeper.suspend(self.instance)
+        return await self.said()
+
+    async def resume(self) -> facts.Fact:
+        self.sleeper.resume(self.instance)
+        return await self.said()
+
+
+@asynccontextmanager
+async def bed(*args: str) -> AsyncIterator[Bed]:
+    arguments = ("--enable-sleep-mode", *MEMORY, *args)
+    with Process(arguments) as engine:
+        await engine.ready()
+        made = Bed(engine, *arguments)
+        try:
+            yield made
+        finally:
+            await made.sleeper.close()
+
+
+@pytest.mark.parametrize("level", [1, 2])
+async def test_a_sleep_and_a_wake(level: int) -> None:
+    async with bed() as one:
+        one.instance = replace(one.instance, rest=Rest(level=level))
+        weighed = await one.weigh()
+        assert isinstance(weighed, facts.Weighed)
+        assert weighed.held is not None
+        assert weighed.held > 64 * MIB
+        assert weighed.canary is not None
+        assert weighed.canary.startswith("text: ")
+        asleep = await one.suspend()
+        assert isinstance(asleep, facts.Asleep)
+        assert asleep.freed > 60 * MIB
+        assert one.flushed == 1, "what is known is saved before"
+        assert await one.resume() == facts.Awake("i")
+        again = await one.weigh()
+        assert isinstance(again, facts.Weighed)
+        assert again.canary is None, "it is asked once only"
+
+
+async def test_what_is_asleep_or_awake_already_is_left_so() -> None:
+    async with bed() as one:
+        assert await one.resume() == facts.Awake("i")
+        await one.weigh()
+        await one.engine.post("/sleep?level=1")
+        assert await one.weigh() == facts.Weighed("i"), "the canary would wait for the waking"
+        assert isinstance(await one.suspend(), facts.Asleep)
+        one.sleeper.look(one.instance)
+        assert await one.said() == facts.LookedAt("i", asleep=True)
+        await one.engine.post("/wake_up")
+        one.sleeper.look(one.instance)
+        assert await one.said() == facts.LookedAt("i", asleep=False)
+
+
+async def test_found_asleep_without_knowing_what_it_held_is_no_proof() -> None:
+    async with bed() as one:
+        await one.engine.post("/sleep")
+        fact = await one.suspend()
+        assert fact == facts.NotAsleep("i", "what it held before is not known any more")
+
+
+async def test_an_engine_that_keeps_its_memory_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sleeper, "PATIENCE", 0.2)
+    async with bed("--fail", "sleep-keeps-memory") as one:
+        await one.weigh()
+        fact = await one.suspend()
+        assert isinstance(fact, facts.NotAsleep)
+        assert "it says that it sleeps, but" in fact.reason
+        assert "57.6 MiB at least" in fact.reason
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        ("wake-fails", "wake_failed", "it answered /wake_up with 500"),
+        ("wake-oom", "wake_failed", "out of memory"),
+        ("canary-differs", "canary_differs", "it answers the canary with"),
+    ],
+)
+async def test_a_wake_that_is_none_says_why(fault: str, code: str, said: str) -> None:
+    async with bed("--fail", fault) as one:
+        await one.weigh()
+        await one.suspend()
+        fact = await one.resume()
+        assert isinstance(fact, facts.NotAwake)
+        assert fact.failure.code == code
+        assert said in fact.failure.message
+
+
+async def test_an_engine_that_refuses_to_sleep_or_is_gone_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sleeper, "LOOKS", 2)
+    async with bed("--fail", "sleep-fails") as one:
+        await one.weigh()
+        fact = await one.suspend()
+        assert isinstance(fact, facts.NotAsleep)
+        assert "it answered /sleep with 500" in fact.reason
+        one.engine.popen.kill()
+        one.engine.popen.wait()
+        assert await one.suspend() == facts.NotAsleep("i", "it did not answer /sleep")
+        fresh = replace(one.instance, rest=Rest(level=1))
+        one.sleeper.weigh(fresh)
+        assert await one.said() == facts.NotAsleep("i", "it did not answer the canary")
+        gone = await one.resume()
+        assert isinstance(gone, facts.NotAwake)
+        assert "does not say whether it sleeps" in gone.failure.message
+        one.sleeper.look(one.instance)
+        assert await one.said() == facts.LookedAt("i", None)
+
+
+async def test_without_room_it_is_not_woken() -> None:
+    async with bed() as one:
+        await one.weigh()
+        await one.suspend()
+        one.full = ShoalError("m needs 4.0 GiB on host", status=409, code="too_little_memory")
+        assert await one.resume() == facts.NoRoom("i", "m needs 4.0 GiB on host")
+        assert (await one.engine.get("/is_sleeping")).json == {"is_sleeping": True}
+        one.full = None
+        assert await one.resume() == facts.Awake("i")
+
+
+async def test_a_model_that_completes_no_text_has_no_canary() -> None:
+    async with bed("--task", "embed") as one:
+        weighed = await one.weigh()
+        assert isinstance(weighed, facts.Weighed)
+        assert weighed.canary == canary.NONE
+        assert isinstance(await one.suspend(), facts.Asleep)
+        assert await one.resume() == facts.Awake("i")
+
+
+async def test_a_fault_of_its_own_leaves_nothing_between_two_states() -> None:
+    async with bed() as one:
+        one.instance = replace(one.instance, engine="unknown")
+        one.sleeper.weigh(one.instance)
+        told = [type(await one.said()) for _ in range(2)]
+        assert told == [facts.NotAsleep, facts.NotAwake]
+
+
+async def test_what_is_stopped_tells_nothing() -> None:
+    async with bed("--sleep-seconds", "1") as one:
+        await one.weigh()
+        one.sleeper.suspend(one.instance)
+        await asyncio.sleep(0)
+        one.sleeper.stop("i")
+        one.sleeper.stop("nobody")
+        await one.sleeper.close()
+        assert one.facts.empty()
+
+
+def test_dropped_weights_are_read_again_before_there_is_a_cache() -> None:
+    assert [path for _, path, _ in resume_calls(1)] == ["/wake_up"]
+    assert [path for _, path, _ in resume_calls(2)] == [
+        "/wake_up?tags=weights",
+        "/collective_rpc",
+        "/wake_up?tags=kv_cache",
+    ]
