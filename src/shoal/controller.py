@@ -190,6 +190,7 @@ class Controller:
         await self.store.open()
         saved = await self.store.load()
         self.problems.extend(saved.problems)
+        self.manager.fleet.profiles = {profile.id: profile for profile in saved.profiles}
         self.access.restore(saved)  # before any table can be made: none is to let anybody in whom keys keep out
         self.manager.handle(facts.DevicesRead(await asyncio.to_thread(self.devices.read), {}))
         await self._recover(saved)

@@ -66,8 +66,8 @@ async def test_who_has_to_give_way(tmp_path: Path) -> None:
     found = await ask(fleet, tmp_path, models=[str(llama(tmp_path / "new"))])
     (model,) = found["models"]
     assert model["verdict"] == "fits_if_others_give_way"
-    assert model["devices"][0]["unload"] == ["old"]
-    assert "it fits if old is unloaded" in model["message"]
+    assert model["devices"][0]["sleep"] == ["old"]
+    assert "it fits if old sleeps" in model["message"]
 
 
 async def test_a_model_that_is_loaded(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from shoal.engines.promtext import parse_samples
+from shoal.engines.readings import read_vllm_metrics
 
 LABEL_TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 
@@ -97,3 +98,23 @@ def test_a_hostile_page_costs_linear_time(line: str) -> None:
     started = time.process_time()
     parse_samples(line)
     assert time.process_time() - started < 10
+
+
+INFO = 'vllm:cache_config_info{block_size="16",cache_dtype="auto",%s} 1.0\n'
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ('num_gpu_blocks="1024",kv_cache_memory_bytes="2147483648"', 131072.0),
+        ('num_gpu_blocks="1024",kv_cache_memory_bytes="None"', None),
+        ('num_gpu_blocks="None",kv_cache_memory_bytes="2147483648"', None),
+        ('num_gpu_blocks="0",kv_cache_memory_bytes="2147483648"', None),
+        ('num_gpu_blocks="-1",kv_cache_memory_bytes="1e9"', None),
+        ('num_gpu_blocks="1024",kv_cache_memory_bytes="0"', None),
+        ("", None),
+    ],
+)
+def test_what_a_token_takes_is_read_from_the_caches_configuration(labels: str, expected: float | None) -> None:
+    assert read_vllm_metrics(INFO % labels).kv_token_bytes == expected
+    assert read_vllm_metrics(f"# HELP x\nvllm:num_requests_running 1\n{INFO % labels}").kv_token_bytes == expected

@@ -14,6 +14,7 @@ from shoal.fleet.life import Limits
 from shoal.fleet.lifecycle import RestartPolicy
 from shoal.fleet.manager import Manager
 from shoal.fleet.memory import Terms
+from shoal.fleet.profiles import Profile, Profiles
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure, Instance, InstanceState, Model
@@ -60,6 +61,7 @@ class FakeEffects:
     instances: dict[str, Instance] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     loads: list[LoadRecord] = field(default_factory=list)
+    profiles: Profiles = field(default_factory=dict)
 
     def now(self) -> float:
         return self.clock
@@ -133,6 +135,9 @@ class FakeEffects:
 
     def add_load(self, load: LoadRecord) -> None:
         self.loads.append(load)
+
+    def save_profile(self, profile: Profile) -> None:
+        self.profiles[profile.id] = profile
 
 
 class World:

@@ -239,8 +239,8 @@ def test_a_device_as_the_fleet_knows_it() -> None:
     assert cuda.free == 32 * GIB, "what is cached and no request uses counts as free"
     assert cuda.kv == (80 - 50 + 6) * GIB, "all but what is no KV cache"
     (one,) = cuda.holders
-    assert (one.model, one.gives) == ("m", 24 * GIB), "weights and overhead, and what requests use"
-    assert not one.sleeps
+    assert (one.model, one.sleeps) == ("m", True)
+    assert one.gives == 21 * GIB, "what requests use and all the rest, but for the overhead, which stays"
     assert [d.model for d in cuda.demands] == ["m"]
     assert cuda.demands[0].most == 8
     assert (host.holders, host.free) == ((), 60 * GIB)

@@ -18,7 +18,6 @@ from shoal.fleet.profiles import (
     merged,
     settings_hash,
 )
-from shoal.fleet.spec import WORKING_SET
 from shoal.fleet.state import Device
 from tests.fleet.fakes import GIB, HOST, gpu, spec
 
@@ -40,8 +39,8 @@ def test_settings_that_matter_make_another_profile(change: dict[str, Any]) -> No
 
 @pytest.mark.parametrize(
     "change",
-    [{"priority": 7}, {"floor": "1GiB"}, {"instances": 3}, {"load_on_start": True}, {"port": 9000}, {"start_timeout": 9},
-     {"devices": ["cuda:1"]}, {"max_concurrency": 2}],
+    [{"priority": 7}, {"floor": "1GiB"}, {"instances": 3}, {"load_on_start": True}, {"port": 9000},
+     {"start_timeout": 9}, {"devices": ["cuda:1"]}, {"max_concurrency": 2}],
 )  # fmt: skip
 def test_settings_that_do_not_matter_keep_it(change: dict[str, Any]) -> None:
     assert settings_hash(spec(**change)) == settings_hash(spec())
@@ -57,17 +56,16 @@ def test_devices_of_one_name_share_a_profile() -> None:
 
 
 def test_what_a_start_needs() -> None:
-    def needs(settings: Any, **changes: Any) -> int | None:
-        found = profile(settings, **changes)
-        return measured_needs({found.id: found}, settings, gpu(0))
+    def needs(kv: int | None = GIB, **changes: Any) -> int | None:
+        found = profile(**changes)
+        return measured_needs({found.id: found}, spec(), [gpu(0), HOST], kv).get("cuda:0")
 
-    assert needs(spec()) == 17 * GIB + WORKING_SET
-    assert needs(spec(floor="4GiB")) == 21 * GIB
-    assert needs(spec(kv_cache_memory="3GiB")) == 20 * GIB
-    assert needs(spec(elastic="off")) is None, "its KV cache has no size that is known beforehand"
-    assert needs(spec(), overheads=()) is None
-    assert needs(spec(), weights=None) is None
-    assert measured_needs({}, spec(), gpu(0)) is None
+    assert needs() == 18 * GIB
+    assert needs(kv=0) == 17 * GIB
+    assert needs(kv=None) is None
+    assert needs(overheads=()) is None
+    assert needs(weights=None) is None
+    assert measured_needs({}, spec(), [gpu(0)], GIB) == {}
 
 
 def test_the_largest_overhead_of_the_last_loads_counts() -> None:

@@ -20,6 +20,7 @@ from shoal.fleet.fit import Collision, DeviceAnswer, ModelAnswer, Verdict, Wante
 from shoal.fleet.needs import Needs
 from shoal.fleet.occupancy import demand_of, loaded_on, spaces
 from shoal.fleet.peaks import Load
+from shoal.fleet.profiles import Profile, corrected, find_profile
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device
@@ -98,8 +99,9 @@ async def ask_fit(controller: Context, request: FitRequest) -> FitAnswer:
         raise ShoalError("a model is named twice; give each once", param="models")
     others = [model.spec for model in fleet.models.values() if loaded_on(fleet, model.spec.name)]
     loads = _loads({spec.name for spec in (*specs, *others)}, request.load)
+    profiles = dict(fleet.profiles)
     needs = {
-        spec.name: await asyncio.to_thread(_estimate, controller.engines[spec.engine], spec, devices, strict)
+        spec.name: await asyncio.to_thread(_estimate, controller.engines[spec.engine], profiles, spec, devices, strict)
         for spec, strict in (*((spec, True) for spec in specs), *((spec, False) for spec in others))
     }
     first = {name: next(iter(found.values()), None) for name, found in needs.items()}
@@ -158,12 +160,17 @@ def _loads(names: set[str], given: Mapping[str, LoadGiven]) -> dict[str, Load]:
     return found
 
 
-def _estimate(engine: Engine, spec: ModelSpec, devices: Sequence[Device], strict: bool) -> dict[str, Needs]:
+def _estimate(
+    engine: Engine, profiles: Mapping[str, Profile], spec: ModelSpec, devices: Sequence[Device], strict: bool
+) -> dict[str, Needs]:
     """What a model needs on each device. Not `strict`, one that is there already: nothing if its files are gone."""
     try:
         if strict:
             engine.check(spec)
-        return {device.id: engine.estimate(spec, [device]) for device in devices}
+        return {
+            device.id: corrected(engine.estimate(spec, [device]), find_profile(profiles, spec, device))
+            for device in devices
+        }
     except ShoalError:
         if strict:
             raise

@@ -79,6 +79,8 @@ class EngineMetrics:
     preemptions_total: float | None = None
     prefix_queries_total: float | None = None
     prefix_hits_total: float | None = None
+    kv_token_bytes: float | None = None
+    """Of KV cache that a token takes on one device."""
     steps_total: float | None = None
     """Grows with every step of the engine; if it stands still while requests run, the engine hangs."""
     device_memory: float | None = None

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from shoal.engines.base import Engine
 from shoal.fleet.memory import Terms
+from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Device, Instance, Model
 from shoal.messages import RoutingTable
@@ -98,3 +99,5 @@ class Effects(Protocol):
     def add_event(self, event: Event) -> None: ...
 
     def add_load(self, load: LoadRecord) -> None: ...
+
+    def save_profile(self, profile: Profile) -> None: ...

@@ -14,13 +14,14 @@ from shoal.messages import RelayReport
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """The model's files were looked at. `failure`: it cannot be started. `needs`: bytes a device, None if unknown, of
-    which the weights are `weights`."""
+    which the weights are `weights`, and `kv` the KV cache that has to be there from the start."""
 
     instance: str
     needs: int | None = None
     kinds: tuple[str, ...] = ()
     failure: Failure | None = None
     weights: int | None = None
+    kv: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class Life:
             self._refuse(instance, fact.failure)
             return
         self.fleet.weights[instance.id] = fact.weights
-        self._room.prepared(instance.id, fact.needs, fact.kinds)
+        self._room.prepared(instance.id, fact.needs, fact.kinds, fact.kv)
 
     def on_spawned(self, fact: facts.Spawned) -> None:
         """The process group runs, or could not be started."""
@@ -231,6 +231,7 @@ class Life:
         for id, used in fact.memory.items():
             if (instance := self.fleet.instances.get(id)) is not None and not instance.state.ended:
                 self.fleet.instances[id] = dataclasses.replace(instance, memory={**instance.memory, "host": used})
+        self._starts.measure(now)
 
     def adopt(self, instance: Instance) -> None:
         """Take back an instance whose process group was found alive; it goes on where it was."""

@@ -24,6 +24,7 @@ from shoal.fleet.logs import tail
 from shoal.fleet.memory import Terms
 from shoal.fleet.monitor import Monitor
 from shoal.fleet.processes import Processes
+from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.relays import Relays
 from shoal.fleet.shim import BEGIN
@@ -171,6 +172,9 @@ class LiveEffects:
     def add_load(self, load: LoadRecord) -> None:
         self._store.add_load(load)
 
+    def save_profile(self, profile: Profile) -> None:
+        self._store.save_profile(profile)
+
     def remember(self, instance: Instance) -> None:
         """Know an instance of an earlier controller, so that its end is told."""
         self._specs[instance.id] = instance
@@ -253,7 +257,9 @@ class LiveEffects:
         assert spec is not None
         try:
             await asyncio.to_thread(engine.check, spec)
-            needs = await asyncio.to_thread(engine.needs, spec)
+            devices = await self._read_devices()
+            needs = await asyncio.to_thread(engine.needs, spec, devices)
+            estimate = await asyncio.to_thread(engine.estimate, spec, devices)
             weights = await asyncio.to_thread(engine.weights, spec)
         except ShoalError as error:
             self._tell(facts.Prepared(instance.id, failure=_failure(error)))
@@ -262,7 +268,7 @@ class LiveEffects:
             failure = Failure("source_unreadable", f"{spec.source} cannot be read: {error}", "mend its files")
             self._tell(facts.Prepared(instance.id, failure=failure))
         else:
-            self._tell(facts.Prepared(instance.id, needs, engine.device_kinds, weights=weights))
+            self._tell(facts.Prepared(instance.id, needs, engine.device_kinds, weights=weights, kv=estimate.kv))
 
     async def _read_devices(self) -> tuple[Device, ...]:
         return await asyncio.to_thread(self._devices.read)

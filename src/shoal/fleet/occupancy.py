@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from shoal.errors import ShoalError
 from shoal.fleet.fit import Holder, Space
 from shoal.fleet.needs import Needs
 from shoal.fleet.peaks import Demand, Load
@@ -55,9 +54,9 @@ def _space(fleet: Fleet, device: Device, estimates: Mapping[str, Needs], loads: 
             unknown.append(instance.model)
         else:
             demands.append(found)
-    first = sum(i.spec.first_kv for i in coming if i.spec is not None and i.spec.may_be_elastic)
+    first = sum(_first(i, estimates) for i in coming)
     if device.kind == "simulated":  # what its instances pretend to hold has their first KV cache in it
-        first += sum(i.spec.first_kv for i in ready if i.spec is not None and i.elastic)
+        first += sum(_first(i, estimates) for i in ready)
     fixed = device.memory_used - ledger.backed(device) + promised - first
     return Space(
         device=device.id,
@@ -65,7 +64,7 @@ def _space(fleet: Fleet, device: Device, estimates: Mapping[str, Needs], loads: 
         size=device.memory_total,
         free=device.memory_free + ledger.spare(device) - owed - promised,
         kv=device.memory_total - max(0, fixed) - (pool.headroom if pool is not None else 0),
-        holders=tuple(_holder(fleet, device, instance, estimates.get(instance.model)) for instance in ready),
+        holders=tuple(_holder(fleet, device, instance, estimates) for instance in ready),
         demands=tuple(demands),
         unknown=tuple(unknown),
         error=device.error,
@@ -80,15 +79,15 @@ def _share(fleet: Fleet, instance: Instance, load: Load | None) -> Load | None:
     return dataclasses.replace(load, concurrency=load.concurrency / max(1, len(living)))
 
 
-def _holder(fleet: Fleet, device: Device, instance: Instance, needs: Needs | None) -> Holder:
+def _holder(fleet: Fleet, device: Device, instance: Instance, estimates: Mapping[str, Needs]) -> Holder:
+    needs = estimates.get(instance.model)
     spec = instance.spec
     assert spec is not None
-    sleeps = _can_sleep(fleet, spec)
+    sleeps = instance.can_sleep
     all_ = fleet.needs.get(instance.id) or 0
-    first = spec.first_kv if instance.elastic else 0
     # CUDA's context and graphs stay while it sleeps.
     stays = needs.overhead if sleeps and needs is not None else 0
-    fixed = max(0, all_ - first - stays)
+    fixed = max(0, all_ - _first(instance, estimates) - stays)
     return Holder(
         instance=instance.id,
         model=instance.model,
@@ -98,6 +97,12 @@ def _holder(fleet: Fleet, device: Device, instance: Instance, needs: Needs | Non
         priority=spec.priority,
         used_at=max(instance.changed_at, _now(fleet) if fleet.outstanding(instance.id) else 0.0),
     )
+
+
+def _first(instance: Instance, estimates: Mapping[str, Needs]) -> int:
+    """What of an instance's needs is the beginning of an elastic KV cache."""
+    needs = estimates.get(instance.model)
+    return needs.kv if needs is not None and needs.elastic and instance.elastic is not False else 0
 
 
 def _now(fleet: Fleet) -> float:
@@ -110,11 +115,3 @@ def _kv(fleet: Fleet, device: Device, instance: Instance) -> int:
     book = (fleet.ledger.books or {}).get(device.key)
     members = [] if book is None else [m for m in book.members if m.engine == instance.id]
     return sum(max(m.used, m.floor) for m in members)
-
-
-def _can_sleep(fleet: Fleet, spec: ModelSpec) -> bool:
-    engine = fleet.engines.get(spec.engine)
-    try:
-        return engine is not None and engine.capabilities(spec).sleep
-    except ShoalError:
-        return False

@@ -23,7 +23,7 @@ class Waiting:
 
 def place(
     spec: ModelSpec,
-    needs: int | None,
+    needs: int | Mapping[str, int | None] | None,
     devices: Sequence[Device],
     kinds: Sequence[str],
     promised: Mapping[str, int],
@@ -31,8 +31,8 @@ def place(
 ) -> tuple[Device, ...]:
     """The devices for one instance of `spec`: those that it names, or the ones with the most room.
 
-    `needs` is bytes per device (None: unknown, always taken to fit), `kinds` the device kinds that the engine can
-    use, `promised` bytes by device that instances still starting have not taken yet, `spare` bytes by device that are
+    `needs` is bytes per device, or by device id (None: unknown, always taken to fit), `kinds` the device kinds that the
+    engine can use, `promised` bytes by device that instances still starting have not taken yet, `spare` those that are
     in use and come back when somebody needs them. Raises ShoalError with the numbers if it does not fit.
     """
     room = {device.id: device.memory_free + (spare or {}).get(device.id, 0) - promised.get(device.id, 0)
@@ -53,7 +53,7 @@ def place(
                     code="wrong_device",
                     param="devices",
                 )
-            _refuse_if_full(spec, needs, device, room[device.id], promised)
+            _refuse_if_full(spec, _on(needs, device), device, room[device.id], promised)
             chosen.append(device)
         return tuple(chosen)
 
@@ -74,8 +74,12 @@ def place(
     usable.sort(key=lambda device: (-room[device.id], device.id))
     picked = usable[: spec.tensor_parallel]
     for device in picked:
-        _refuse_if_full(spec, needs, device, room[device.id], promised)
+        _refuse_if_full(spec, _on(needs, device), device, room[device.id], promised)
     return tuple(sorted(picked, key=lambda device: device.id))
+
+
+def _on(needs: int | Mapping[str, int | None] | None, device: Device) -> int | None:
+    return needs.get(device.id) if isinstance(needs, Mapping) else needs
 
 
 def _refuse_if_full(spec: ModelSpec, needs: int | None, device: Device, room: int, promised: Mapping[str, int]) -> None:

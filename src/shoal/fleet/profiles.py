@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from shoal.fleet.needs import KvCost, KvLayers, Needs
@@ -86,20 +86,21 @@ def device_word(device: Device) -> str:
 
 def find_profile(profiles: Mapping[str, Profile], spec: ModelSpec, device: Device) -> Profile | None:
     """What is known of a model with its present settings on a device."""
-    return profiles.get(profile_id(spec.name, settings_hash(spec), device_word(device)))
+    return profiles.get(profile_id(spec.name, settings_hash(spec), device_word(device))) if profiles else None
 
 
-def measured_needs(profiles: Mapping[str, Profile], spec: ModelSpec, device: Device) -> int | None:
-    """Bytes that a start needs free on a device, as an earlier load has shown; None if none has.
+def measured_needs(
+    profiles: Mapping[str, Profile], spec: ModelSpec, devices: Iterable[Device], kv: int | None
+) -> dict[str, int]:
+    """Bytes that a start needs free, by device id, as earlier loads have shown, with `kv` of KV cache from the start.
 
-    A KV cache of no given size is not known beforehand, so neither is the whole.
+    Devices on which no load has shown it are left out.
     """
-    found = find_profile(profiles, spec, device)
-    if found is None or found.fixed is None:
-        return None
-    if spec.kv_cache_memory is not None:
-        return found.fixed + spec.kv_cache_memory
-    return found.fixed + spec.first_kv if spec.may_be_elastic else None
+    if not profiles or kv is None:
+        return {}
+    settings = settings_hash(spec)
+    known = {device.id: profiles.get(profile_id(spec.name, settings, device_word(device))) for device in devices}
+    return {name: found.fixed + kv for name, found in known.items() if found is not None and found.fixed is not None}
 
 
 def corrected(needs: Needs, profile: Profile | None) -> Needs:

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 
 from shoal.errors import ShoalError
 from shoal.fleet.placement import place
+from shoal.fleet.profiles import measured_needs
 from shoal.fleet.snapshot import Fleet
+from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Failure, Instance
 from shoal.fleet.state import InstanceState as S
 from shoal.units import format_bytes
@@ -26,19 +28,28 @@ class Room:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._kinds: dict[str, tuple[str, ...]] = {}
+        self._estimates: dict[str, tuple[int | None, int | None]] = {}
+        self._known: dict[str, Mapping[str, int]] = {}
         self._read_at = 0.0
         self._readings_to_wait = 0
         self._ended_last = ""
 
-    def prepared(self, instance: str, needs: int | None, kinds: tuple[str, ...]) -> None:
-        """What an instance needs on each device, in bytes (None: unknown), and the kinds of device that it can use."""
+    def prepared(self, instance: str, needs: int | None, kinds: tuple[str, ...], kv: int | None = None) -> None:
+        """What an instance needs on each device, in bytes (None: unknown), and the kinds of device that it can use.
+
+        `kv` is the KV cache in it. Where a load has shown what the rest is, that counts instead of the estimate.
+        """
         self._fleet.needs[instance] = needs
         self._kinds[instance] = kinds
+        self._estimates[instance] = needs, kv
+        self._known.pop(instance, None)
 
     def forget(self, instance: str) -> None:
         """Know nothing of an instance any more; it has to be prepared again."""
         self._fleet.needs.pop(instance, None)
         self._kinds.pop(instance, None)
+        self._estimates.pop(instance, None)
+        self._known.pop(instance, None)
 
     def ended(self, instance: Instance) -> None:
         """A process group is gone; what it held comes back with the next readings."""
@@ -55,7 +66,9 @@ class Room:
         spec = instance.spec
         if spec is None or instance.id not in self._kinds:
             return None
-        needs = self._fleet.needs.get(instance.id)
+        estimate, kv = self._estimates[instance.id]
+        measured = self._measured(instance, spec, kv)
+        needs = {device.id: measured.get(device.id, estimate) for device in self._fleet.devices}
         spare = {device.id: self._fleet.ledger.spare(device) for device in self._fleet.devices}
         try:
             devices = place(spec, needs, self._fleet.devices, self._kinds[instance.id], self._promised(), spare)
@@ -66,7 +79,15 @@ class Room:
             if error.code == "too_little_memory" and leaving:
                 return f"waits for {leaving[0]} to give its memory back"
             return Failure(error.code, error.message)
+        known = [share for device in devices if (share := needs[device.id]) is not None]
+        self._fleet.needs[instance.id] = max(known) if len(known) == len(devices) else None
         return tuple(device.id for device in devices)
+
+    def _measured(self, instance: Instance, spec: ModelSpec, kv: int | None) -> Mapping[str, int]:
+        """What loads have shown that it needs, by device; worked out once for an instance that waits."""
+        if instance.id not in self._known:
+            self._known[instance.id] = measured_needs(self._fleet.profiles, spec, self._fleet.devices, kv)
+        return self._known[instance.id]
 
     @property
     def grows(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 from shoal.engines.base import Engine, EngineMetrics
 from shoal.fleet.lifecycle import Event
 from shoal.fleet.memory import Ledger, MemoryView, PoolView
+from shoal.fleet.profiles import Profiles
 from shoal.fleet.spec import LIVE, ModelSpec
 from shoal.fleet.state import Device, Failure, Instance, InstanceState, Model, Progress
 from shoal.messages import Key, RelayReport, Route, Target, VirtualModel
@@ -56,9 +57,9 @@ class InstanceView:
     sleepless_because: str
     sleep_level: int | None
     """The level at which it sleeps, or is to; None: awake."""
-
     wanted_awake: bool
     """It is to wake as soon as it can."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
@@ -111,6 +112,8 @@ class Fleet:
     devices: tuple[Device, ...] = ()
     needs: dict[str, int | None] = field(default_factory=dict)
     weights: dict[str, int | None] = field(default_factory=dict)
+    profiles: Profiles = field(default_factory=dict)
+    """What loads have shown of models."""
     ledger: Ledger = field(default_factory=Ledger)
     leaseless: set[str] = field(default_factory=set)
     """Instances that were started to lease their KV cache and do not."""

@@ -52,7 +52,7 @@ class SimulatedEngine:
     def estimate(self, spec: ModelSpec, devices: Sequence[Device] = ()) -> Needs:
         """What its arguments say; weights are unknown if they cannot be read."""
         options = _options(spec)
-        kv = spec.first_kv if spec.may_be_elastic else spec.kv_cache_memory or 0
+        kv = spec.kv_cache_memory or 0
         if options is None:
             return Needs(None, 0, kv, notes=("its arguments cannot be read",))
         # A block is one layer here: the simulated cache has no others.
