@@ -66,6 +66,9 @@ def test_nobody_leaves_for_being_idle_who_is_not(state: Snapshot) -> None:
 @given(snapshots())
 def test_every_claim_is_answered(state: Snapshot) -> None:
     plan = decide(state, RULES)
+    if plan.next_look == NOW:
+        assert plan.actions
+        return
     told = {one.name for one in (*plan.refusals, *plan.waits)} | {action.name for action in plan.actions}
     for one in state.residents:
         if one.waiting and one.place is not Residency.GPU and one.motion is None:

@@ -30,6 +30,10 @@ class Motion(StrEnum):
     UNLOADING = "unloading"  # from the drain on
 
 
+_GPU, _HOST = Residency.GPU, Residency.HOST  # looked up once: a decision asks thousands of times
+_SLEEPING, _ARRIVING = Motion.SLEEPING, (Motion.LOADING, Motion.WAKING)
+
+
 class Kind(StrEnum):
     """What a plan can have done."""
 
@@ -119,14 +123,15 @@ class Resident:
     @property
     def taken(self) -> int:
         """Bytes on each of `on`. What moves counts as the larger of what it was and what it will be."""
-        if self.place is Residency.GPU or self.motion in (Motion.LOADING, Motion.WAKING):
+        place = self.place
+        if place is _GPU or (self.motion is not None and self.motion in _ARRIVING):
             return self.awake
-        return self.asleep if self.place is Residency.HOST else 0
+        return self.asleep if place is _HOST else 0
 
     @property
     def host_taken(self) -> int:
         """Bytes of the host's memory. One that goes to sleep has them from the start of it."""
-        held = self.place is Residency.HOST or self.copied or self.motion is Motion.SLEEPING
+        held = self.place is _HOST or self.copied or self.motion is _SLEEPING
         return self.host if held else 0
 
     @property
@@ -164,20 +169,26 @@ class Rules:
     horizon: float = 300.0
     """How far ahead a plan is judged: a model not needed within this is not missed."""
     claims_at_once: int = 4
-    """For so many claims at most others give way in one decision; the next look is at once. This bounds its time."""
+    """For so many claims at most others give way in one decision. This bounds its time; for the rest the next look is
+    at once."""
+
+    def times(self, resident: Resident) -> tuple[float, float]:
+        """From when a resident may give way, and from when it counts as idle if it has no requests.
+
+        After its last use it is in a lull for as long as it would have to stay away at least, if at its rate more
+        requests are likely to come in that time.
+        """
+        away = max(self.min_awake, self.payback * (resident.wake_cost if resident.sleep_level else resident.load_cost))
+        lull = away if resident.rate * away > 1.0 else 0.0
+        return resident.awake_since + away, resident.last_use + lull
 
     def stays(self, resident: Resident) -> float:
         """The time from which a resident may give way."""
-        return resident.awake_since + max(self.min_awake, self.payback * resident.comeback)
+        return self.times(resident)[0]
 
     def in_use(self, resident: Resident, now: float) -> bool:
-        """Whether it has requests, or so many came that more are likely before it could be back: it is in a lull."""
-        return resident.busy or now < self.quiet_at(resident)
-
-    def quiet_at(self, resident: Resident) -> float:
-        """When a resident without requests counts as idle: after as long as it would have to stay away at least."""
-        away = max(self.min_awake, self.payback * resident.comeback)
-        return resident.last_use + away if resident.rate * away > 1.0 else resident.last_use
+        """Whether it has requests, or is in a lull between them."""
+        return resident.running > 0 or resident.waiting > 0 or now < self.times(resident)[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from shoal.fleet.residency import Kind, Motion, Residency, Resident, Snapshot
+from shoal.fleet.residency import Kind, Motion, Resident, Snapshot
 
 HOST = ""
 """The account of the host's memory; devices have names."""
@@ -22,17 +22,24 @@ class Books:
         self.free[HOST] = snapshot.host_budget
         self.coming: dict[str, list[tuple[str, int]]] = {}
         self._sums = dict.fromkeys(self.free, 0)
+        free, host = self.free, 0
         for resident in snapshot.residents:
-            if resident.place is Residency.DISK and resident.motion is None:
+            if not resident.on:
                 continue
+            taken = resident.taken
             for device in resident.on:
-                if device in self.free:
-                    self.free[device] -= resident.taken
-            self.free[HOST] -= resident.host_taken
-            if resident.motion is Motion.SLEEPING:
-                self.leaves(resident, Kind.SLEEP)
-            elif resident.motion is Motion.UNLOADING:
-                self.leaves(resident, Kind.UNLOAD)
+                if device in free:
+                    free[device] -= taken
+            host += resident.host_taken
+            if resident.motion is not None:
+                self._moves(resident)
+        free[HOST] -= host
+
+    def _moves(self, resident: Resident) -> None:
+        if resident.motion is Motion.SLEEPING:
+            self.leaves(resident, Kind.SLEEP)
+        elif resident.motion is Motion.UNLOADING:
+            self.leaves(resident, Kind.UNLOAD)
 
     def room(self, account: str) -> int:
         """Bytes that are free once all that is under way or planned has ended."""

@@ -79,6 +79,9 @@ class _Decision:
             self._leave(one)
         claims.sort(key=self._urgency)
         for one in claims:
+            if self.left <= 0:
+                self.next_look = self.now  # others have given way to some, so that the next look finds another state
+                break
             self._claim(one)
         if self.waits:
             self._look_when_others_may_give_way()
@@ -261,9 +264,6 @@ class _Decision:
                 rooms = [(size, device) for device in devices if (size := room(device)) >= need]
                 if len(rooms) >= one.width:
                     return Way(tuple(most(rooms, one.width)), (), (False, 0, 0.0, 0.0, ()))
-        if self.left <= 0:
-            self.next_look = self.now  # some have given way to others, so that the next look finds another state
-            return None
         if self.failed and need > self._bound("overdue" if overdue else "idle"):
             return None
         way = self.ways.best(one, need, devices, busy=overdue)

@@ -28,6 +28,8 @@ from shoal.fleet.residency_books import Books, frees
 
 LOOKED_AT = 3
 """Of many devices, for so many the ways are worked out in full: those whose first guess is best."""
+GUESSED_AT = 12
+"""And for so many a guess is made, while more come into question: those with the coldest models."""
 
 Score = tuple[bool, int, float, float, tuple[str, ...]]
 _HOST, _SLEEP, _UNLOAD, _FLOOR = Residency.HOST, Kind.SLEEP, Kind.UNLOAD, Kind.FLOOR
@@ -97,6 +99,7 @@ class Ways:
         self._options: dict[tuple[str, bool], list[Option]] = {}
         self._sums: dict[tuple[str, bool], tuple[list[int], list[float]]] = {}
         self._bounds: dict[tuple[str, bool], int] = {}
+        self._cold: dict[tuple[str, bool], tuple[bool, float, float, str]] = {}
         self._made: dict[tuple[str, Kind], Option] = {}
         self.gone: set[str] = set()
         self.next_change = inf
@@ -113,6 +116,7 @@ class Ways:
                 self._options.pop(key, None)
                 self._sums.pop(key, None)
                 self._bounds.pop(key, None)
+                self._cold.pop(key, None)
 
     def could_have(self, device: str, *, busy: bool) -> int:
         """The most bytes that could be had on a device, if all gave way that may now; `busy`: those in use too."""
@@ -145,7 +149,13 @@ class Ways:
             return None
         if len(devices) == width:
             return self._joint(resident, need, tuple(devices), busy=busy)
-        guesses = [(guess, d) for d in devices if (guess := self._guess(d, need, busy=busy)) is not None]
+        guesses = []
+        enough = max(GUESSED_AT, 2 * width)
+        for device in devices if len(devices) <= enough else sorted(devices, key=lambda d: self._coldest(d, busy=busy)):
+            if (guess := self._guess(device, need, busy=busy)) is not None:
+                guesses.append((guess, device))
+                if len(guesses) == enough:
+                    break
         if len(guesses) < width:
             return None
         guesses.sort()
@@ -153,6 +163,19 @@ class Ways:
         sets = [(name,) for name in names[:LOOKED_AT]] if width == 1 else [tuple(sorted(names[:width]))]
         found = [way for one in sets if (way := self._joint(resident, need, one, busy=busy)) is not None]
         return min(found, key=_score, default=None)
+
+    def _coldest(self, device: str, *, busy: bool) -> tuple[bool, float, float, str]:
+        """Sorts devices by the model on them that is missed least, as far as that can be told at a glance."""
+        key = device, busy
+        if key not in self._cold:
+            now, best = self._now, (True, inf, inf, device)
+            for one, stays, quiet in self._grouped().get(device, ()):
+                if stays <= now and one.name not in self.gone:
+                    used = one.running > 0 or one.waiting > 0 or quiet > now
+                    if busy or not used:
+                        best = min(best, (used, one.priority, one.last_use, device))
+            self._cold[key] = best
+        return self._cold[key]
 
     def _guess(self, device: str, need: int, *, busy: bool) -> tuple[bool, int, float] | None:
         """What the first models in order would cost that make enough room on one device, from sums kept for all."""
@@ -257,10 +280,12 @@ class Ways:
                     for device in one.on:
                         self._asleep.setdefault(device, []).append(one)
                     continue
-                entry = one, rules.stays(one), rules.quiet_at(one)
-                for at in entry[1:]:
-                    if now < at < self.next_change:
-                        self.next_change = at
+                stays, quiet = rules.times(one)
+                if now < stays < self.next_change:
+                    self.next_change = stays
+                if now < quiet < self.next_change:
+                    self.next_change = quiet
+                entry = one, stays, quiet
                 for device in one.on:
                     self._awake.setdefault(device, []).append(entry)
         return self._awake
