@@ -31,6 +31,7 @@ _ENGINE_HELP = {
     "prefix_queries_total": "Prompt tokens looked up in the prefix cache",
     "prefix_hits_total": "Prompt tokens found in the prefix cache",
     "steps_total": "Steps of the engine",
+    "kv_token_bytes": "Bytes of KV cache that a token takes on each device",
     "device_memory": "Bytes that the engine says it holds on its devices",
 }
 

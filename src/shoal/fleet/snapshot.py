@@ -9,6 +9,7 @@ from typing import Literal
 from shoal.engines.base import Engine, EngineMetrics
 from shoal.fleet.lifecycle import Event
 from shoal.fleet.memory import Ledger, MemoryView, PoolView
+from shoal.fleet.observed import Observed
 from shoal.fleet.profiles import Profiles
 from shoal.fleet.spec import LIVE, ModelSpec
 from shoal.fleet.state import Device, Failure, Instance, InstanceState, Model, Progress
@@ -114,6 +115,7 @@ class Fleet:
     weights: dict[str, int | None] = field(default_factory=dict)
     profiles: Profiles = field(default_factory=dict)
     """What loads have shown of models."""
+    observed: Observed = field(default_factory=Observed)
     ledger: Ledger = field(default_factory=Ledger)
     leaseless: set[str] = field(default_factory=set)
     """Instances that were started to lease their KV cache and do not."""
@@ -173,10 +175,10 @@ class Fleet:
             can_sleep=instance.can_sleep,
             sleepless_because=instance.sleepless_because,
             sleep_level=instance.rest.level,
+            wanted_awake=instance.id in self.rouse,
         )
 
     def memory_view(self, instance: Instance) -> MemoryView:
-            wanted_awake=instance.id in self.rouse,
         """What people see of an instance's memory."""
         mode = "" if instance.elastic is None else "elastic" if instance.elastic else "fixed"
         reason = instance.fixed_because
