@@ -56,7 +56,8 @@ class Bench:
     def run(self) -> None:
         """Start everything, then measure in passes, the systems one after the other in each."""
         self.stage.upstreams = start_upstreams(self.stage, self.stage.cores.upstream)
-        systems = [system for name in self.options.systems if (system := self.started(name)) is not None]
+        measured = self.options.systems if self.options.passes else ()
+        systems = [system for name in measured if (system := self.started(name)) is not None]
         for number in range(self.options.passes):
             for system in list(systems):
                 try:
@@ -67,9 +68,9 @@ class Bench:
                     systems.remove(system)
                     self.left_out(system.name, error)
         if self.options.aborts:
-            for system in systems:
-                if system.name in OURS:
-                    self.aborts(system.name)
+            for name in self.options.systems:
+                if name in OURS:
+                    self.aborts(name)
 
     def optional(self, name: str) -> bool:
         """Whether a run goes on without this system if it fails: what others make may."""
@@ -188,9 +189,9 @@ class Bench:
         system = SYSTEMS[name](self.stage)
         wait(self.stage, system)
         number = self.options.aborts
-        # What the first ones leave behind is what it takes to serve at all: pools, caches, the allocator's.
-        first = max(100 if self.options.quick else 10_000, number // 10)
-        self.load(system, bodies.LATE, "aborts", Aborted, number=first, seed=1)
+        # What as many leave behind before is what it takes to serve at all: pools, caches, and a heap that has met the
+        # worst coincidences of so many streams. Only what is kept of each grows on as fast.
+        self.load(system, bodies.LATE, "aborts", Aborted, number=number, seed=1)
         before, began = self.settled(system), self.stats()
         aborted = self.load(system, bodies.LATE, "aborts", Aborted, number=number, seed=2)
         after, ended = self.settled(system), self.stats()
@@ -293,7 +294,7 @@ def options() -> argparse.Namespace:
         default=DEFAULT,
         help=f"which of {', '.join(SYSTEMS)}; litellm and vllm-router are installed into the user's cache folder",
     )
-    parser.add_argument("--passes", type=int, default=5, help="the median of so many is taken")
+    parser.add_argument("--passes", type=int, default=5, help="the median of so many is taken; 0: only --aborts")
     parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
     parser.add_argument("--aborts", type=int, default=0, metavar="N", help="also break off N streams; promised: 100000")
     parser.add_argument("--load", choices=["auto", "wrk", "own"], default="auto", help="what makes the requests")
@@ -304,11 +305,11 @@ def options() -> argparse.Namespace:
     found.systems = list(dict.fromkeys(found.systems.split(",")))
     if not set(found.systems) <= set(SYSTEMS):
         parser.error(f"--systems: known are {', '.join(SYSTEMS)}")
-    if min(found.passes, found.seconds) < 1 or found.aborts < 0:
-        parser.error("--passes and --seconds: at least 1; --aborts: at least 0")
+    if found.seconds < 1 or found.aborts < 0 or found.passes < (0 if found.aborts else 1):
+        parser.error("--passes and --seconds: at least 1; --aborts: at least 0, and more for no passes")
     found.quiet = QUIET
     if found.quick:
-        found.passes, found.seconds, found.quiet = 1, 1, 1.0
+        found.passes, found.seconds, found.quiet = min(found.passes, 1), 1, 1.0
     return found
 
 

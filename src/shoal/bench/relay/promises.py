@@ -33,12 +33,18 @@ def checks(rows: Sequence[Row], ours: str) -> list[Check]:
     return found
 
 
+def _unseen(row: Row) -> int:
+    """Streams that reached the engine, none of which ends by itself, less those that it saw being cancelled."""
+    return abs(int(row["reached_engine"]) - int(row["engine_saw_cancelled"]))
+
+
 def _abort_checks(row: Row) -> list[Check]:
     load = f"{row['system']}, {row['number']} streams broken off"
     return [
         Check(f"{load}: descriptors more than before", row["fds_more"], "fds", 0),
         Check(f"{load}: requests still carried", row["carried"], "requests", 0),
         Check(f"{load}: streams the engine was left with", row["left_running"], "streams", 0),
+        Check(f"{load}: ends that the engine did not see", _unseen(row), "streams", 0),
         # The smallest object kept of each would be five times as much in 100,000.
         Check(f"{load}: memory more than before", row["rss_more_mib"], "MiB", 1),
         Check(f"{load}: streams that failed before", row["failed"], "streams", 0),
