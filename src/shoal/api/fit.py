@@ -98,13 +98,16 @@ async def ask_fit(controller: Context, request: FitRequest) -> FitAnswer:
     if len({spec.name for spec in specs}) < len(specs):
         raise ShoalError("a model is named twice; give each once", param="models")
     others = [model.spec for model in fleet.models.values() if loaded_on(fleet, model.spec.name)]
-    loads = _loads({spec.name for spec in (*specs, *others)}, request.load)
     profiles = dict(fleet.profiles)
     needs = {
         spec.name: await asyncio.to_thread(_estimate, controller.engines[spec.engine], profiles, spec, devices, strict)
         for spec, strict in (*((spec, True) for spec in specs), *((spec, False) for spec in others))
     }
+    declared = _loads({spec.name for spec in (*specs, *others)}, request.load)
     first = {name: next(iter(found.values()), None) for name, found in needs.items()}
+    loads = {
+        name: load for name, found in first.items() if (load := declared.get(name) or _observed(fleet, name, found))
+    }
     wanted = [_wanted(fleet, controller.engines[spec.engine], spec, needs[spec.name], loads) for spec in specs]
     known = {name: found for name, found in first.items() if found is not None}
     here = {device.id for device in devices}
@@ -158,6 +161,10 @@ def _loads(names: set[str], given: Mapping[str, LoadGiven]) -> dict[str, Load]:
         if load is not None:
             found[name] = Load(load.concurrency, load.tokens, load.spread)
     return found
+
+
+def _observed(fleet: Fleet, model: str, needs: Needs | None) -> Load | None:
+    return None if needs is None or needs.cost is None else fleet.observed.load(model, needs.cost.per_token)
 
 
 def _estimate(

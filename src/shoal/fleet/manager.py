@@ -16,6 +16,7 @@ from shoal.fleet.facts import Fact
 from shoal.fleet.inbox import Inbox
 from shoal.fleet.life import Life, Limits
 from shoal.fleet.memory import MemoryView, Terms
+from shoal.fleet.occupancy import seen_now
 from shoal.fleet.records import Event as Note
 from shoal.fleet.snapshot import Access, Fleet, ModelView
 from shoal.fleet.spec import ModelSpec
@@ -302,6 +303,7 @@ class Manager(Inbox):
             case facts.DevicesRead():
                 before = self.fleet.device_views()
                 self._life.on_devices(fact)
+                self.fleet.observed.take(self._effects.now(), seen_now(self.fleet))
                 after = self.fleet.device_views()
                 if before != after:
                     self._effects.publish("devices", {"devices": after})

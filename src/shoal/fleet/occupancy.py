@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from shoal.fleet.fit import Holder, Space
 from shoal.fleet.needs import Needs
+from shoal.fleet.observed import Seen
 from shoal.fleet.peaks import Demand, Load
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
@@ -115,3 +116,19 @@ def _kv(fleet: Fleet, device: Device, instance: Instance) -> int:
     book = (fleet.ledger.books or {}).get(device.key)
     members = [] if book is None else [m for m in book.members if m.engine == instance.id]
     return sum(max(m.used, m.floor) for m in members)
+
+
+def seen_now(fleet: Fleet) -> dict[str, Seen]:
+    """What runs now of every model whose instances lease their KV cache."""
+    used: dict[str, int] = {}
+    for book in (fleet.ledger.books or {}).values():
+        for member in book.members:
+            used[member.engine] = max(used.get(member.engine, 0), member.used)
+    found: dict[str, Seen] = {}
+    for instance in fleet.instances.values():
+        if instance.state is not S.READY or instance.id not in used:
+            continue
+        before = found.get(instance.model, Seen(0, 0))
+        requests = before.requests + fleet.outstanding(instance.id)
+        found[instance.model] = Seen(requests, before.kv + used[instance.id])
+    return found
