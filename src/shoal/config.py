@@ -64,16 +64,24 @@ def read_file(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text") from None
     try:
-        data = yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+        data = parse_yaml(text)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError(f"{path}: has to be a mapping of settings, such as `port: 8000`")
     return data
+
+
+def parse_yaml(text: str) -> Any:
+    """What YAML says. Raises ConfigError with the place of a fault; a key that stands twice is one."""
+    try:
+        return yaml.load(text, _StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}") from None
+    except (RecursionError, ValueError) as error:  # nested without end, or a date that there is not
+        raise ConfigError(f"is not YAML that can be read: {error}") from None
 
 
 def load_settings(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) -> Settings:

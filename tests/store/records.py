@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from shoal.fleet.keys import Former, KeyRecord, KeySettings
+from shoal.fleet.presets import LastRun, Preset, PresetEntry, PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import Elastic, ModelSpec
@@ -143,6 +144,40 @@ profiles = st.builds(
     sleep_seconds=_seconds,
     wake_seconds=_seconds,
     asleep=st.none() | _bytes,
+)
+
+
+@st.composite
+def _entries(draw: st.DrawFn) -> PresetEntry:
+    """A model in a preset."""
+    spec = draw(specs())
+    awake = 1 if spec.port else draw(st.integers(0, 8))
+    sleeping = 0 if spec.port else draw(st.integers(0 if awake else 1, 8))
+    where = draw(st.none() | st.lists(words.filter(bool), min_size=1, max_size=2).map(tuple))
+    return PresetEntry(
+        spec=spec,
+        awake=awake,
+        asleep=sleeping,
+        sleep_level=draw(st.sampled_from([1, 2])),
+        devices=(where,) * (awake + sleeping) if where else (),
+    )
+
+
+preset_contents = st.builds(
+    Preset,
+    name=names().map(lambda name: name.replace("/", "-")),
+    description=words,
+    models=st.lists(_entries(), max_size=3, unique_by=lambda entry: entry.spec.name).map(tuple),
+)
+presets = st.builds(
+    PresetRecord,
+    preset_contents,
+    times,
+    times,
+    st.none()
+    | st.builds(
+        LastRun, st.sampled_from(["running", "done", "failed", "interrupted"]), times, st.none() | times, texts
+    ),
 )
 
 _limits = st.none() | st.integers(1, 10**12)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, select, text, update
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.presets import LastRun, Preset, PresetEntry, PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, InstanceState, Model
@@ -21,7 +22,7 @@ from shoal.store.connect import connect, find_target
 from shoal.store.database import Database
 from shoal.store.pending import Batch
 from shoal.store.queries import LOADS_PER_MODEL
-from shoal.store.tables import api_keys, instances, models, profiles
+from shoal.store.tables import api_keys, instances, models, presets, profiles
 
 from . import records
 from .conftest import MakeStore
@@ -67,6 +68,36 @@ def test_a_profile_survives_its_row(profile: Profile) -> None:
     assert set(row) == set(profiles.c.keys())
 
 
+async def test_a_preset_is_found_again_and_one_of_another_version_is_named(
+    make_store: MakeStore, url: str | None
+) -> None:
+    kept = PresetRecord(Preset(name="day", models=(PresetEntry(spec=records.model().spec),)), 1.0, 2.0)
+    odd = PresetRecord(Preset(name="odd"), 1.0, 2.0, LastRun("running", 3.0))
+    store = make_store(url)
+    await store.open()
+    store.save_preset(kept)
+    store.save_preset(odd)
+    store.save_preset(PresetRecord(Preset(name="gone"), 1.0, 1.0))
+    store.delete_preset("gone")
+    await store.close()
+    again = make_store(url)
+    await again.open()
+    assert (await again.load()).presets == [kept, odd]
+    await again.close()
+    engine = connect(find_target(url, Path(store._path))).execution_options(shoal_write=True)
+    with engine.begin() as connection:
+        changed = update(presets).where(presets.c.name == "odd").values(preset='{"name": "odd", "colour": "blue"}')
+        connection.execute(changed)
+    engine.dispose()
+    again = make_store(url)
+    await again.open()
+    saved = await again.load()
+    assert saved.presets == [kept]
+    assert "preset odd was left out: colour" in saved.problems[0]
+    assert saved.complete, "no engine hangs on it"
+    await again.close()
+
+
 def _in_memory() -> Database:
     database = Database(find_target("sqlite://", Path("unused")), history=10_000, events_kept=10_000, usage_kept=400)
     assert database.open() is None
@@ -82,9 +113,11 @@ def _check_database(
     events: list[Event],
     loads: list[LoadRecord],
     profiles: list[Profile],
+    presets: list[PresetRecord],
 ) -> None:
     batch = Batch(events=events, loads=loads)
     batch.records.update({("profile", profile.id): profile for profile in profiles})
+    batch.records.update({("preset", record.preset.name): record for record in presets})
     batch.records.update({("key", key.id): key for key in keys})
     batch.records.update({("virtual", virtual.spec.name): virtual for virtual in virtuals})
     batch.records.update({("model", model.spec.name): model for model in models})
@@ -98,6 +131,7 @@ def _check_database(
     assert {key.id: key for key in saved.keys} == {key.id: key for key in keys}
     assert {virtual.spec.name: virtual for virtual in saved.virtual} == {v.spec.name: v for v in virtuals}
     assert {profile.id: profile for profile in saved.profiles} == {p.id: p for p in profiles}
+    assert {r.preset.name: r for r in saved.presets} == {r.preset.name: r for r in presets}
     assert not saved.keys_lost
     assert database.events(10_000, None, None)[before:] == events
     assert database.loads(len(loads), None) == loads
@@ -115,6 +149,7 @@ _lists = (
     st.lists(records.events, max_size=3),
     st.lists(records.loads, max_size=3),
     st.lists(records.profiles, max_size=3),
+    st.lists(records.presets, max_size=3),
 )
 
 
@@ -131,8 +166,9 @@ def test_sqlite_gives_back_what_it_got() -> None:
         e: list[Event],
         lo: list[LoadRecord],
         p: list[Profile],
+        pr: list[PresetRecord],
     ) -> None:
-        _check_database(database, m, i, k, v, e, lo, p)
+        _check_database(database, m, i, k, v, e, lo, p, pr)
 
     check()
     database.close()
@@ -152,8 +188,9 @@ def test_postgresql_gives_back_what_it_got(postgres: str) -> None:
         e: list[Event],
         lo: list[LoadRecord],
         p: list[Profile],
+        pr: list[PresetRecord],
     ) -> None:
-        _check_database(database, m, i, k, v, e, lo, p)
+        _check_database(database, m, i, k, v, e, lo, p, pr)
 
     check()
     database.close()

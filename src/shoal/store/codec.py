@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from shoal.config import explain
 from shoal.fleet.keys import Former, KeyRecord, KeySettings
+from shoal.fleet.presets import LastRun, Preset, PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import ModelSpec
@@ -150,6 +151,27 @@ def read_profile(row: Row) -> Profile:
         return Profile(**record | columns | {"overheads": tuple(record.get("overheads", ()))})
     except TypeError as error:
         raise UnreadableError(_reason(error)) from None
+
+
+def preset_row(record: PresetRecord) -> dict[str, Any]:
+    """The row of a preset."""
+    last = record.last_run
+    return {
+        "name": record.preset.name,
+        "preset": json.dumps(record.preset.model_dump(mode="json")),
+        "created_at": record.created_at,
+        "changed_at": record.changed_at,
+        "last_run": None
+        if last is None
+        else json.dumps({item.name: getattr(last, item.name) for item in fields(last)}),
+    }
+
+
+def read_preset(row: Row) -> PresetRecord:
+    """The preset of a row. Raises UnreadableError."""
+    preset = _checked(Preset, _json(row["preset"]))
+    last = None if row["last_run"] is None else _part(LastRun, _json(row["last_run"]))
+    return PresetRecord(preset, row["created_at"], row["changed_at"], last)
 
 
 def usage_row(item: Usage) -> dict[str, Any]:

@@ -100,14 +100,16 @@ class Database:
             keys, unread_keys = queries.read_keys(connection)
             virtual, unread_virtual = queries.read_virtual(connection)
             profiles = queries.read_profiles(connection)
+            presets, unread_presets = queries.read_presets(connection)
         problems = unread_models + unread_instances
         return Saved(
             models,
             instances,
-            self._notes + problems + unread_keys + unread_virtual,
+            self._notes + problems + unread_keys + unread_virtual + unread_presets,
             keys,
             virtual,
             profiles,
+            presets,
             keys_lost=self._keys_lost or bool(unread_keys),
             complete=self._complete and not problems,
         )

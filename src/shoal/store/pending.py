@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.virtual import Virtual
 
 Key = tuple[str, str]
-"""`("model", name)`, `("instance", id)`, `("key", id)`, `("virtual", name)` or `("profile", id)`."""
+"""`("model", name)`, `("instance", id)`, `("key", id)`, `("virtual", name)`, `("profile", id)` or
+`("preset", name)`."""
 
-Change = Model | Instance | KeyRecord | Virtual | Profile | None
+Change = Model | Instance | KeyRecord | Virtual | Profile | PresetRecord | None
 """The newest version of a record; None deletes it."""
 
 KINDS = {
@@ -22,6 +24,7 @@ KINDS = {
     "key": "API keys",
     "virtual": "virtual models",
     "profile": "profiles",
+    "preset": "presets",
 }
 """Each kind of record, and what several are called."""
 

@@ -9,19 +9,27 @@ from sqlalchemy import Connection, Select, Table, delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, InstanceState, Model
 from shoal.fleet.virtual import Virtual
 from shoal.store import codec
 from shoal.store.pending import Batch
-from shoal.store.tables import api_keys, events, instances, loads, models, profiles, virtual_models
+from shoal.store.tables import api_keys, events, instances, loads, models, presets, profiles, virtual_models
 
 LOADS_PER_MODEL = 50
 LOADS_KEPT = 5_000
 PROFILES_KEPT = 5_000
 
-_TABLES = {"model": models, "instance": instances, "key": api_keys, "virtual": virtual_models, "profile": profiles}
+_TABLES = {
+    "model": models,
+    "instance": instances,
+    "key": api_keys,
+    "virtual": virtual_models,
+    "profile": profiles,
+    "preset": presets,
+}
 _ENDED = [state.value for state in InstanceState if state.ended]
 
 
@@ -34,6 +42,7 @@ def write(connection: Connection, batch: Batch) -> None:
     _upsert(connection, api_keys, [codec.key_row(c) for _, c in changes if isinstance(c, KeyRecord)])
     _upsert(connection, virtual_models, [codec.virtual_row(c) for _, c in changes if isinstance(c, Virtual)])
     _upsert(connection, profiles, [codec.profile_row(c) for _, c in changes if isinstance(c, Profile)])
+    _upsert(connection, presets, [codec.preset_row(c) for _, c in changes if isinstance(c, PresetRecord)])
     for kind, table in _TABLES.items():
         gone = [name for (what, name), change in changes if what == kind and change is None]
         if gone:
@@ -104,6 +113,17 @@ def read_profiles(connection: Connection) -> list[Profile]:
         except codec.UnreadableError:
             continue
     return found
+
+
+def read_presets(connection: Connection) -> tuple[list[PresetRecord], list[str]]:
+    """Presets, and a clause for each that cannot be read."""
+    found, problems = [], []
+    for row in _rows(connection, select(presets).order_by(presets.c.name)):
+        try:
+            found.append(codec.read_preset(row))
+        except codec.UnreadableError as error:
+            problems.append(f"the saved preset {row['name']} was left out: {error}")
+    return found, problems
 
 
 def read_events(connection: Connection, limit: int, before: int | None, model: str | None) -> list[Event]:

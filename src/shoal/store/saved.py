@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.virtual import Virtual
@@ -20,6 +21,7 @@ class Saved:
     keys: list[KeyRecord] = field(default_factory=list)
     virtual: list[Virtual] = field(default_factory=list)
     profiles: list[Profile] = field(default_factory=list)
+    presets: list[PresetRecord] = field(default_factory=list)
     keys_lost: bool = False
     """There may have been keys that could not be read: nobody can be asked for those, nor let in without."""
     complete: bool = True

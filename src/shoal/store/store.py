@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, Model
@@ -161,6 +162,14 @@ class Store:
     def save_profile(self, profile: Profile) -> None:
         """Keep a profile's newest version."""
         self._put(("profile", profile.id), profile)
+
+    def save_preset(self, record: PresetRecord) -> None:
+        """Keep a preset's newest version."""
+        self._put(("preset", record.preset.name), record)
+
+    def delete_preset(self, name: str) -> None:
+        """Forget a preset."""
+        self._put(("preset", name), None)
 
     async def add_usage(self, report: UsageReport, now: float) -> None:
         """Count a relay's report of usage, and return once it is safe; one that was counted before changes nothing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision under `migrations/versions`."""
 
 _NAMES = {"pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s"}
@@ -121,6 +121,17 @@ profiles = Table(
     Column("device", String, nullable=False),
     Column("measured_at", Double, nullable=False),
     Column("record", Text, nullable=False),
+)
+
+# What runs, saved under a name, and how it was applied last.
+presets = Table(
+    "presets",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("preset", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("changed_at", Double, nullable=False),
+    Column("last_run", Text, nullable=True),
 )
 
 # A name of its own: a PostgreSQL database may hold another program's `alembic_version` too.
