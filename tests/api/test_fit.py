@@ -10,6 +10,8 @@ import pytest
 
 from shoal.fleet import facts
 from shoal.fleet.memory import Terms
+from shoal.fleet.profiles import Profile, settings_hash
+from shoal.fleet.spec import ModelSpec
 from tests.api.fitting import app, llama, world
 from tests.fleet.fakes import GIB, HOST, World, books, gpu
 
@@ -77,6 +79,38 @@ async def test_a_model_that_is_loaded(tmp_path: Path) -> None:
     (model,) = found["models"]
     assert (model["verdict"], model["on"], model["devices"]) == ("loaded", ["cuda:0"], [])
     assert found["collisions"][0]["peaks"]["peaks"].keys() == {"old"}
+
+
+async def test_a_load_that_was_observed_counts_unless_another_is_given(tmp_path: Path) -> None:
+    fleet = world()
+    id = fleet.ready("old", needs=10 * GIB)
+    token = 2 * 2**20 // 16  # as the simulated engine has it
+    fleet.tell(facts.BooksRead(books(fleet, {id: Terms()}, used=6 * 500 * token)))
+    fleet.report({id: 6})
+    for _ in range(40):
+        fleet.effects.clock += 2
+        fleet.tell(facts.DevicesRead(fleet.manager.fleet.devices, {}))
+    observed = await ask(fleet, tmp_path, models=["old"])
+    assert observed["models"][0]["load"] == {
+        "concurrency": pytest.approx(6), "tokens": pytest.approx(500), "spread": 1.0, "observed": True,
+    }  # fmt: skip
+    assert observed["collisions"][0]["peaks"]["expected"] == pytest.approx(6 * 508 * token, rel=0.01)
+    given = await ask(fleet, tmp_path, models=["old"], load={"old": {"concurrency": 1, "tokens": 16}})
+    assert given["models"][0]["load"]["observed"] is False
+
+
+async def test_what_was_measured_goes_before_the_estimate(tmp_path: Path) -> None:
+    folder = llama(tmp_path / "llama")
+    fleet = world()
+    spec = ModelSpec(name="m", source=str(folder))
+    known = Profile("m", settings_hash(spec), "GPU", 15 * GIB, 1.0, overheads=(2 * GIB,), kv_token=140_000.0)
+    fleet.manager.fleet.profiles[known.id] = known
+    found = await ask(fleet, tmp_path, models=[{"name": "m", "source": str(folder)}])
+    (model,) = found["models"]
+    assert (model["needs"]["measured"], model["needs"]["overhead"]) == (True, 2 * GIB)
+    assert model["needs"]["kv_per_token"] == pytest.approx(140_000, rel=0.001)
+    assert model["devices"][0]["measured"]
+    assert "measured at a load on GPU" in model["needs"]["notes"][0]
 
 
 async def test_a_hub_id_that_is_not_here_is_unknown_and_nothing_is_fetched(

@@ -69,13 +69,14 @@ class NeedsView(BaseModel):
 
 
 class ModelFit(BaseModel):
-    """A model's answer. `on`: the devices that it is on or would be put on."""
+    """A model's answer. `on`: the devices that it is on or would be put on; `load`: declared or observed."""
 
     name: str
     verdict: Verdict
     message: str
     on: tuple[str, ...]
     needs: NeedsView | None
+    load: Load | None
     devices: tuple[DeviceAnswer, ...]
 
 
@@ -105,15 +106,17 @@ async def ask_fit(controller: Context, request: FitRequest) -> FitAnswer:
     }
     declared = _loads({spec.name for spec in (*specs, *others)}, request.load)
     first = {name: next(iter(found.values()), None) for name, found in needs.items()}
-    loads = {
-        name: load for name, found in first.items() if (load := declared.get(name) or _observed(fleet, name, found))
-    }
+    seen = {name: declared.get(name) or _observed(fleet, name, found) for name, found in first.items()}
+    loads = {name: load for name, load in seen.items() if load is not None}
     wanted = [_wanted(fleet, controller.engines[spec.engine], spec, needs[spec.name], loads) for spec in specs]
     known = {name: found for name, found in first.items() if found is not None}
     here = {device.id for device in devices}
     room = [space for space in spaces(fleet, known, loads) if space.device in here]
     answers, collisions = await asyncio.to_thread(fit, wanted, room)
-    return FitAnswer(models=[_view(answer, needs[answer.model]) for answer in answers], collisions=collisions)
+    return FitAnswer(
+        models=[_view(answer, needs[answer.model], loads.get(answer.model)) for answer in answers],
+        collisions=collisions,
+    )
 
 
 def _spec(fleet: Fleet, given: str | Mapping[str, Any], engine: str) -> ModelSpec:
@@ -199,7 +202,7 @@ def _wanted(
     )
 
 
-def _view(answer: ModelAnswer, needs: Mapping[str, Needs]) -> ModelFit:
+def _view(answer: ModelAnswer, needs: Mapping[str, Needs], load: Load | None) -> ModelFit:
     """With the needs on the first device that it would be on, else on the first there is."""
     found = needs.get(answer.on[0]) if answer.on else next(iter(needs.values()), None)
     return ModelFit(
@@ -208,6 +211,7 @@ def _view(answer: ModelAnswer, needs: Mapping[str, Needs]) -> ModelFit:
         message=answer.message,
         on=answer.on,
         needs=None if found is None else _needs_view(found),
+        load=load,
         devices=answer.devices,
     )
 

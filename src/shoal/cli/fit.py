@@ -82,6 +82,10 @@ def _show(found: Mapping[str, Any]) -> None:
         out.print(Text.assemble((plain(one["message"]), style)))
         for note in (one["needs"] or {}).get("notes", ()):
             out.print(Text(f"  {plain(note)}", style="dim"))
+        if load := one["load"]:
+            how = "observed" if load["observed"] else "as given"
+            said = f"load: {load['concurrency']:.3g} requests of {load['tokens']:,.0f} tokens on average, {how}"
+            out.print(Text(f"  {said}", style="dim"))
     if found["collisions"]:
         out.print()
     for one in found["collisions"]:
