@@ -49,6 +49,15 @@ async def test_it_is_passed_on_as_it_came(world: World, make: object, read_in_on
         assert max(read_in_one_go) < 1000
 
 
+async def test_one_of_brackets_alone_is_read_as_a_whole(native_world: NativeWorld, read_in_one_go: list[int]) -> None:
+    engine = await native_world.engine()
+    await native_world.begin(serves("m", engine))
+    body = b'{"tokens":[' + b"[1]," * 400_000 + b'0],"model":"m"}'
+    assert (await native_world.ask(post(body=body))).status == 200
+    assert [message.body for message in engine.received] == [body]
+    assert read_in_one_go == [len(body)]
+
+
 @pytest.mark.parametrize("body", [b'{"image":"' + PAD + b'"', b'{"image":"' + PAD + b'"}}', b'{"model":"m" "' + PAD])
 async def test_what_is_no_json_at_the_top_is_refused(world: World, body: bytes) -> None:
     engine = await world.engine()

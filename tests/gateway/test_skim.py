@@ -120,5 +120,25 @@ def test_what_is_kept_is_bounded() -> None:
 
 
 def test_nesting_costs_no_stack_and_escapes_no_time() -> None:
-    assert skim(b'{"a":' + b"[" * 500_000 + b"]" * 500_000 + b',"n":3}', 300_000, 700_000) == {"n": 3}
-    assert skim(b'{"a":"' + b"\\n" * 500_000 + b'","n":3}') == {"n": 3}
+    assert skim(b'{"a":' + b"[" * 4000 + b"]" * 4000 + b',"n":3}', 3000, 7000) == {"n": 3}
+    escapes = b'{"a":"' + b"\\n" * 500_000 + b'","n":3}'
+    assert skim(escapes) == skim(escapes, 300_001, 300_004, 700_000) == {"n": 3}
+
+
+@pytest.mark.parametrize("dense", [b'"x":1,', b'"a":[1],', b'"a":{},'])
+def test_of_what_would_take_long_it_lets_go(dense: bytes) -> None:
+    skimmer = Skimmer(WANTED)
+    body = b'{"model":"m",' + dense * 300_000 + b'"n":3}'
+    for at in range(0, len(body), 250_000):
+        skimmer.feed(body[at : at + 250_000])
+    skimmer.end()
+    assert skimmer.gave_up
+    assert skimmer.fields == {}
+    # but not of as many in a body that is as large for other reasons
+    body = b'{"model":"m","image":"' + b"A" * 2_000_000 + b'",' + dense * 3_000 + b'"n":3}'
+    assert skim(body, *range(0, len(body), 250_000)) == {"model": "m", "n": 3}
+
+
+def test_texts_and_numbers_are_passed_over_however_many() -> None:
+    body = b'{"a":[' + b'"text \\"quoted\\" and [more]",' * 100_000 + b'"",' + b"12, " * 200_000 + b'0],"n":3}'
+    assert skim(body, *range(0, len(body), 250_000)) == {"n": 3}

@@ -111,14 +111,20 @@ class Asking(Passage):
             skimmer.feed(content)
         except SkimError as error:
             raise _broken(error) from None
+        self.connection.breathe()
         return True
 
-    def _skimmed(self, skimmer: Skimmer) -> bytes:
-        """A body of what was found in a large one."""
+    def _readable(self, body: bytes | bytearray) -> bytes | bytearray:
+        """The body, or one of what was found in a large one."""
+        skimmer = self._skimmer
+        if skimmer is None:
+            return body
         try:
             skimmer.end()
         except SkimError as error:
             raise _broken(error) from None
+        if skimmer.gave_up:
+            return body
         return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), value) for name, value in skimmer.fields.items())
 
     def on_request(self, body: bytes | bytearray | None, trailers: list[bytes]) -> None:
@@ -129,7 +135,7 @@ class Asking(Passage):
         if named is None:
             named = self._named = read_request(
                 self.target,
-                body or b"" if self._skimmer is None else self._skimmed(self._skimmer),
+                self._readable(body or b""),
                 content_type=manner.content_type if manner.form else "",
                 content_encoding=manner.content_encoding,
                 model_header=manner.model,

@@ -37,6 +37,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body",
+        "_breathes",
         "_buffer",
         "_expecting",
         "_framing",
@@ -67,6 +68,7 @@ class ClientConnection(asyncio.Protocol):
         self._body: bytes | bytearray = b""
         self._size = 0
         self._paused = False
+        self._breathes = False
         self._expecting = True
         self._limit = 0.0
         self.full = False
@@ -260,6 +262,18 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._transport.resume_reading()
 
+    def breathe(self) -> None:
+        """Let others have their turn before more of a body is read."""
+        if not self._paused:
+            self.pause(True)
+            self._breathes = True
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._breathes = False
+        if self._state is State.BODY or len(self._buffer) <= PIPELINED:
+            self.pause(False)
+
     def expect(self, wanted: bool) -> None:
         """While a body comes: whether the client has to send more of it in time."""
         self._expecting = wanted
@@ -287,7 +301,7 @@ class ClientConnection(asyncio.Protocol):
     def hung_up(self) -> bool:
         """Whether a client that is not read from has left, as far as that can be seen: what it sent before it left
         has to have come. Of any other client asyncio tells."""
-        if not self._paused or self._transport is None or self._transport.is_closing():
+        if not self._paused or self._breathes or self._transport is None or self._transport.is_closing():
             return False
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)

@@ -3,6 +3,9 @@
 A body of megabytes that is read in one go holds up every other request for as long as that takes. This reads each
 piece when it comes: strings are passed over from quote to quote, and what is nested from bracket to bracket. What
 lies within is not checked, which is for the engine to do; only what the top level is made of is.
+
+Long strings, texts and lists of numbers cost nearly nothing. Of a body that is nothing but brackets or short fields
+this would be slower than a parser in C, so it gives up on it (`gave_up`) before it has taken long.
 """
 
 from __future__ import annotations
@@ -17,9 +20,15 @@ MAX_KEY = 256
 """Bytes of a name at the top level; a longer one is none of those looked for."""
 MAX_VALUE = 64 * 1024
 """Bytes of a value that is kept; a longer one counts as not given."""
+STEPS = 10_000
+"""Brackets that are read of any body, about 1 µs each, where a field of the top level counts as four; beyond them only
+one for each `BYTES_A_STEP`."""
+BYTES_A_STEP = 256
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\r\n]*")
-_BRACKET = re.compile(rb'["\[\]{}]')
+_INSIDE = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_FLAT = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
+"""Whole strings, and what else has no bracket; possessive, so that it keeps no way back however long it is."""
 _SCALAR = re.compile(rb"[^,\[\]{}\" \t\r\n]*")
 _TEXT = msgspec.json.Decoder(str)
 _Steps = Generator[None, None, None]
@@ -29,11 +38,17 @@ class SkimError(Exception):
     """The body is no JSON object; the message says where."""
 
 
+class _DenseError(Exception):
+    """It would take too long."""
+
+
 class Skimmer:
     """Finds the values of the fields named `wanted`, as the bytes they came in; of one that comes twice, the last."""
 
     def __init__(self, wanted: Collection[str]) -> None:
         self.fields: dict[str, bytes] = {}
+        self.gave_up = False
+        """Whether the body has to be read by other means, because to go on would take too long."""
         self._wanted = frozenset(wanted)
         self._data: bytes | bytearray = b""
         self._at = 0
@@ -42,18 +57,25 @@ class Skimmer:
         self._from = 0  # where it begins, or goes on, in this one
         self._limit = 0
         self._whole = False
+        self._left = STEPS
         self._steps = self._read()
 
     def feed(self, piece: bytes | bytearray) -> None:
         """Read on. Raises SkimError."""
-        if piece:
-            self._data, self._at = piece, 0
+        if not piece or self.gave_up:
+            return
+        self._data, self._at = piece, 0
+        self._left += len(piece) // BYTES_A_STEP
+        try:
             next(self._steps)
-            self._before += len(piece)
+        except _DenseError:
+            self.gave_up = True
+            self.fields.clear()
+        self._before += len(piece)
 
     def end(self) -> None:
         """The body is over. Raises SkimError if the object is not."""
-        if not self._whole:
+        if not self._whole and not self.gave_up:
             raise SkimError(f"it ends after {self._before} bytes, before the object does")
 
     # -- the top level ------------------------------------------------------------------------------------------------
@@ -83,6 +105,7 @@ class Skimmer:
             yield
 
     def _member(self) -> _Steps:
+        self._step(4)
         if self._byte() != b'"':
             self._refuse("a name in quotes")
         self._keep(MAX_KEY)
@@ -130,52 +153,44 @@ class Skimmer:
     def _string(self) -> _Steps:
         """From its first quote to after its last one."""
         self._at += 1
-        quote = -1
         while True:
             data = self._data
-            if quote < self._at:
-                quote = data.find(b'"', self._at)
-                if quote < 0:
-                    quote = len(data)
-            slash = data.find(b"\\", self._at, quote)
-            if slash < 0:
-                self._at = quote
-                if quote < len(data):
-                    self._at += 1
-                    return
-                quote = -1
+            quote = data.find(b'"', self._at)
+            if data.find(b"\\", self._at, quote if quote >= 0 else len(data)) < 0:
+                self._at = quote + 1 if quote >= 0 else len(data)
             else:
-                self._at = slash + 1  # whatever follows it is no quote that ends the string
-                if self._at >= len(data):
-                    quote = -1
-                    yield from self._wait()
+                self._at = _INSIDE.match(data, self._at).end()  # type: ignore[union-attr]  # matches everywhere
+                quote = self._at if data.startswith(b'"', self._at) else -1
                 self._at += 1
-            if self._at >= len(self._data):
-                quote = -1
-                yield from self._wait()
+                if quote < 0 and self._at <= len(data):  # a backslash ends the piece: pass over what follows it
+                    yield from self._wait()
+                    self._at += 1
+            if quote >= 0:
+                return
+            yield from self._wait()
 
     def _nested(self) -> _Steps:
         """From its first bracket to after its last one. Which kind closes which is not looked at."""
         depth = 0
         while True:
-            match = _BRACKET.search(self._data, self._at)
-            if match is None:
-                self._at = len(self._data)
+            self._at = _FLAT.match(self._data, self._at).end()  # type: ignore[union-attr]  # matches everywhere
+            if self._at >= len(self._data):
                 yield from self._wait()
                 continue
-            self._at = match.start()
-            byte = match[0]
-            if byte == b'"':
+            byte = self._byte()
+            if byte == b'"':  # it ends in a later piece
                 yield from self._string()
-                if self._at >= len(self._data):
-                    yield from self._wait()
                 continue
+            self._step()
             self._at += 1
             depth += 1 if byte in (b"{", b"[") else -1
             if not depth:
                 return
-            if self._at >= len(self._data):
-                yield from self._wait()
+
+    def _step(self, cost: int = 1) -> None:
+        self._left -= cost
+        if self._left < 0:
+            raise _DenseError
 
     # -- pieces -------------------------------------------------------------------------------------------------------
 
