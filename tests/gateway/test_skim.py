@@ -135,7 +135,7 @@ def test_of_what_would_take_long_it_lets_go(dense: bytes) -> None:
     assert skimmer.gave_up
     assert skimmer.fields == {}
     # but not of as many in a body that is as large for other reasons
-    body = b'{"model":"m","image":"' + b"A" * 2_000_000 + b'",' + dense * 3_000 + b'"n":3}'
+    body = b'{"model":"m","image":"' + b"A" * 2_000_000 + b'",' + dense * 2_000 + b'"n":3}'
     assert skim(body, *range(0, len(body), 250_000)) == {"model": "m", "n": 3}
 
 

@@ -283,8 +283,8 @@ class NativeRelay:
         if job.state == "waiting":
             self.admission.leave(job)
             self.waits_no_more(job.model)
-        else:
-            self._start(self.admission.done(job, now))
+        elif started := self.admission.done(job, now):
+            self._start(started)
 
     def _start(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
