@@ -28,7 +28,7 @@ def test_a_table_and_the_sums(fleet: World, run: Run, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     shown = " ".join(done.stdout.split())
     for words in ("MODEL DEVICE WEIGHTS OVERHEAD", "15.0 GiB", "llama needs", "it fits",
-                  "weights are BF16 in 1 safetensors file", "cuda:0: ", "for KV caches", "of the time",
+                  "weights are BF16 in 1 safetensors file", "cuda:0: ", "for KV caches", "want more together is",
                   "load: 8 requests of 2,000 tokens on average, as given"):  # fmt: skip
         assert words in shown
     assert not fleet.effects.prepared, "nothing is loaded"

@@ -175,7 +175,9 @@ def test_the_chance_of_a_collision_counts_all_on_the_device() -> None:
     assert collision.peaks is not None
     assert collision.peaks.probability == pytest.approx(0.25)
     assert collision.unknown == ("mute",)
-    assert "want more 25 % of the time (without mute, whose load is not known)" in collision.message
+    assert (
+        "the chance that they want more together is 25 % (without mute, whose load is not known)" in collision.message
+    )
     alone = fit([new], [space("cuda:0", 60)])[1][0]
     assert alone.peaks is not None
     assert alone.peaks.probability == pytest.approx(0)

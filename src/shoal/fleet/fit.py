@@ -280,7 +280,7 @@ def _collision(space: Space) -> Collision:
     found = peaks(space.demands, budget)
     message = (
         f"{space.device}: {format_bytes(budget)} for KV caches, of which {format_bytes(found.expected)} are used on "
-        f"average; together they want more {chance(found.probability)} of the time{without}"
+        f"average; the chance that they want more together is {chance(found.probability)}{without}"
     )
     return Collision(space.device, budget, found, unknown, message)
 
