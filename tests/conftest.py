@@ -6,14 +6,18 @@ import os
 import signal
 import threading
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Started in the background of a script, a process ignores Ctrl-C and hands that down to its children; tests that send
 # it would wait for ever.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# No test is to fail because a machine is busy.
+settings.register_profile("shoal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shoal")
+
 # `make test-nightly`: as many examples for each property that does not name a number of its own.
 if examples := os.environ.get("SHOAL_TEST_EXAMPLES"):
-    settings.register_profile("nightly", max_examples=int(examples), deadline=None)
+    settings.register_profile("nightly", settings.get_profile("shoal"), max_examples=int(examples))
     settings.load_profile("nightly")
