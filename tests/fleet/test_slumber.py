@@ -297,6 +297,24 @@ def test_what_cannot_sleep_is_refused_with_what_to_do_instead() -> None:
     assert world.get(id).state is S.READY
 
 
+def test_weights_for_which_the_host_has_no_room_are_not_put_there() -> None:
+    host = Device("host", "host", "memory", 64 * GIB, 60 * GIB)
+    world = World(gpu(0), host)
+    world.add()
+    world.load()
+    for id in world.effects.prepared:
+        world.tell(facts.Prepared(id, GIB, ("cuda", "host"), weights=5 * GIB))
+    id = world.only().id
+    world.spawned(id)
+    world.healthy(id)
+    assert world.get(id).devices == ("cuda:0",)
+    error = refused(world, lambda: world.manager.sleep("m"))
+    assert error.code == "too_little_memory"
+    assert "its weights need 5.0 GiB of host memory, which has 4.0 GiB free" in error.message
+    world.sleep(level=2)
+    assert world.get(id).state is S.DRAINING
+
+
 def test_commands_that_make_no_sense_now_are_refused() -> None:
     world = World()
     world.add()

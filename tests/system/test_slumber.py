@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,50 @@ def test_running_requests_finish_first_and_new_ones_wait(shoal: Shoal) -> None:
         client.wake("m")
         shoal.wait("m", "ready")
     assert shoal.chat("m").status_code == 200
+
+
+def test_no_request_is_lost_however_often_it_is_put_to_sleep(shoal: Shoal) -> None:
+    shoal.add("m", *SLEEPS, "--sleep-seconds", "0.1")
+    shoal.load("m")
+    answers: list[httpx2.Response] = []
+
+    def ask() -> None:
+        answers.extend(shoal.chat("m", max_tokens=20, ignore_eos=True) for _ in range(12))
+
+    clients = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in clients:
+        thread.start()
+    with shoal.client as client:
+        while any(thread.is_alive() for thread in clients):
+            with contextlib.suppress(ShoalError):  # it wakes just now
+                client.sleep("m")
+            time.sleep(0.15)
+    assert [answer.status_code for answer in answers] == [200] * 36
+    assert {answer.json()["usage"]["completion_tokens"] for answer in answers} == {20}
+    assert len(history(shoal, "draining")) > 1
+    assert not [text for text in history(shoal, "waking") if "did not sleep" in text]
+    assert shoal.model("m")["instances"][0]["restarts"] == 0
+
+
+def test_one_instance_sleeps_while_another_serves(shoal: Shoal) -> None:
+    shoal.add("m", *SLEEPS)
+    shoal.load("m", instances=2)
+    first, second = [instance["id"] for instance in shoal.model("m")["instances"]]
+    with shoal.http() as http:
+        assert http.post(f"/api/v1/instances/{first}/sleep", json={"level": 3}).status_code == 400
+        assert http.post("/api/v1/instances/nobody/sleep").status_code == 404
+        asleep = http.post(f"/api/v1/instances/{first}/sleep", json={"level": 2})
+        assert (asleep.status_code, asleep.json()["sleep_level"]) == (202, 2)
+        shoal.wait("m", "sleeping")
+        assert http.post(f"/api/v1/instances/{first}/sleep", json={"level": 2}).status_code == 200
+        assert http.post(f"/api/v1/instances/{first}/sleep").status_code == 409, "at another level"
+        assert shoal.model("m")["state"] == "ready"
+        assert shoal.chat("m").status_code == 200
+        assert http.post(f"/api/v1/instances/{second}/wake").status_code == 200
+        assert http.post(f"/api/v1/instances/{first}/wake").status_code == 202
+        shoal.wait("m", "ready", count=2)
+        assert http.post("/api/v1/models/m/wake").status_code == 200
+        assert http.post("/api/v1/models/nobody/wake").status_code == 404
 
 
 def test_an_engine_that_cannot_sleep_says_so(shoal: Shoal) -> None:

@@ -72,6 +72,8 @@ class Slumber:
                 f"{instance.model} cannot sleep: {why}; unload it instead with `shoal unload {instance.model}`",
                 code="cannot_sleep",
             )
+        if instance.state is S.READY and level == 1:
+            self._refuse_if_host_is_full(instance)
         deeper = instance.sleeps and instance.rest.level != level
         if deeper and (instance.state is S.SLEEPING or instance.id in self._suspending):
             raise ConflictError(
@@ -81,6 +83,18 @@ class Slumber:
             )
         if not instance.retires:
             step(instance.state, Event.SLEEP)
+
+    def _refuse_if_host_is_full(self, instance: Instance) -> None:
+        """The host never swaps for it: its weights go to memory that is free, or it sleeps at level 2."""
+        gpus = [d for d in self._fleet.devices if d.kind == "cuda" and d.id in instance.devices]
+        host = next((device for device in self._fleet.devices if device.kind == "host"), None)
+        copy = (self._fleet.weights.get(instance.id) or 0) * len(gpus)
+        if host is not None and copy > host.memory_free:
+            raise ConflictError(
+                f"{instance.model} cannot sleep at level 1: its weights need {format_bytes(copy)} of host memory, "
+                f"which has {format_bytes(host.memory_free)} free; put it to sleep at level 2, or unload it",
+                code="too_little_memory",
+            )
 
     def sleep(self, instance: Instance, level: int, *, force: bool) -> bool:
         """Put an instance to sleep after its running requests, or at once if forced; whether that changed anything."""

@@ -145,7 +145,7 @@ class Api:
             "vllm:num_requests_running": self.core.running,
             "vllm:num_requests_waiting": self.core.waiting,
             "vllm:kv_cache_usage_perc": self.core.kv_usage,
-            "simulated:device_memory_bytes": self._slumber.device_memory,
+            "simulated:device_memory_bytes": self._device_memory(),
             "simulated:sleep_level": self._slumber.level or 0,
         }
         if self.elastic is not None:
@@ -156,6 +156,11 @@ class Api:
             }
         page = self.metrics.render(self._options.served_model_name, gauges)
         reply.send(200, page.encode(), "text/plain; version=0.0.4; charset=utf-8")
+
+    def _device_memory(self) -> int:
+        """What it pretends to hold: its weights, and the KV cache unless that is really there."""
+        cache = self.elastic.backed if self.elastic is not None and not self._options.simulated_resident else 0
+        return self._slumber.device_memory + cache
 
     async def _models(self, _: Request, reply: Reply) -> None:
         name = self._options.served_model_name
