@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from shoal.fleet import facts
 from shoal.fleet.memory import Terms
 from shoal.fleet.profiles import Profile, settings_hash
 from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import InstanceState as S
+from shoal.fleet.state import Rest
 from tests.api.fitting import app, llama, world
 from tests.fleet.fakes import GIB, HOST, World, books, gpu
 
@@ -79,6 +82,19 @@ async def test_a_model_that_is_loaded(tmp_path: Path) -> None:
     (model,) = found["models"]
     assert (model["verdict"], model["on"], model["devices"]) == ("loaded", ["cuda:0"], [])
     assert found["collisions"][0]["peaks"]["peaks"].keys() == {"old"}
+
+
+async def test_a_model_that_sleeps_needs_what_its_sleep_gave_back(tmp_path: Path) -> None:
+    fleet = world()
+    id = fleet.ready("old", needs=20 * GIB)
+    asleep = dataclasses.replace(fleet.get(id), state=S.SLEEPING, rest=Rest(level=1, freed=17 * GIB))
+    fleet.manager.fleet.instances[id] = asleep
+    (model,) = (await ask(fleet, tmp_path, models=["old"]))["models"]
+    assert (model["verdict"], model["on"], model["needs"]["total"]) == ("fits", ["cuda:0"], 17 * GIB)
+    assert [one["device"] for one in model["devices"]] == ["cuda:0"], "it cannot wake elsewhere"
+    fleet.tell(facts.DevicesRead((gpu(0, 9 * GIB), gpu(1), HOST), {}))
+    (full,) = (await ask(fleet, tmp_path, models=["old"]))["models"]
+    assert full["verdict"] == "does_not_fit"
 
 
 async def test_a_load_that_was_observed_counts_unless_another_is_given(tmp_path: Path) -> None:

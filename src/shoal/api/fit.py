@@ -18,7 +18,7 @@ from shoal.engines.base import Engine
 from shoal.errors import NotFoundError, ShoalError
 from shoal.fleet.fit import Collision, DeviceAnswer, ModelAnswer, Verdict, Wanted, fit
 from shoal.fleet.needs import Needs
-from shoal.fleet.occupancy import demand_of, loaded_on, spaces
+from shoal.fleet.occupancy import asleep_on, demand_of, loaded_on, spaces, to_wake
 from shoal.fleet.peaks import Load
 from shoal.fleet.profiles import Profile, corrected, find_profile
 from shoal.fleet.snapshot import Fleet
@@ -105,6 +105,10 @@ async def ask_fit(controller: Context, request: FitRequest) -> FitAnswer:
         for spec, strict in (*((spec, True) for spec in specs), *((spec, False) for spec in others))
     }
     declared = _loads({spec.name for spec in (*specs, *others)}, request.load)
+    for spec in specs:
+        if shares := asleep_on(fleet, spec.name):
+            there = needs[spec.name]
+            needs[spec.name] = {id: to_wake(there[id], share) for id, share in shares.items() if id in there}
     first = {name: next(iter(found.values()), None) for name, found in needs.items()}
     seen = {name: declared.get(name) or _observed(fleet, name, found) for name, found in first.items()}
     loads = {name: load for name, load in seen.items() if load is not None}

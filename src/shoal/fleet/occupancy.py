@@ -28,6 +28,23 @@ def loaded_on(fleet: Fleet, model: str) -> tuple[str, ...]:
     return tuple(sorted({device for devices in found for device in devices}))
 
 
+def asleep_on(fleet: Fleet, model: str) -> dict[str, int]:
+    """The devices on which a model sleeps, and the bytes that it takes of each when it wakes."""
+    found: dict[str, int] = {}
+    for instance in fleet.of_model(model):
+        if instance.sleeps and instance.rest.freed:
+            share = -(-instance.rest.freed // max(1, len(instance.devices)))
+            found |= dict.fromkeys(instance.devices, share)
+    return found
+
+
+def to_wake(needs: Needs, share: int) -> Needs:
+    """What a model that sleeps needs on a device in order to wake: what its sleep gave back, and KV cache to begin."""
+    kv = needs.kv if needs.elastic else 0
+    notes = ("it sleeps; waking takes what its sleep gave back",)
+    return dataclasses.replace(needs, weights=share, overhead=0, kv=kv, measured=True, notes=notes)
+
+
 def demand_of(spec: ModelSpec, needs: Needs, load: Load | None) -> Demand | None:
     """A model's demand on one device; None if it has none there that is known."""
     if load is None or needs.cost is None or not needs.elastic:
