@@ -88,6 +88,8 @@ def test_what_is_promised_holds_at_its_bounds_and_not_beyond() -> None:
         "native, 64 connections: requests a second": True,
         "native, 64 connections: CPU a request": True,
         "native, 100 streams × 50 events/s, spread: CPU an event": True,
+        "native, 64 connections: requests a second over nginx's": True,
+        "native, 64 connections: CPU a request over nginx's": True,
         "native: requests and streams that failed": True,
     }
     worse = [
@@ -97,6 +99,25 @@ def test_what_is_promised_holds_at_its_bounds_and_not_beyond() -> None:
         streamed("native", 20.1),
     ]
     assert not any(check.holds for check in checks(worse, "native"))
+    nginx = [asked("nginx", 64, 72_000.0, 1_000.0, 11.9), streamed("nginx", 9.8)]
+    assert len(checks([*worse, *nginx], "native")) == len(checks(worse, "native")) + 3
+    assert not any(check.holds for check in checks([*worse, *nginx], "native"))
+
+
+def test_on_a_slow_machine_the_promises_in_units_of_nginx_still_hold() -> None:
+    rows = [
+        asked("nginx", 64, 20_000.0, 1_000.0, 40.0),
+        asked("native", 64, 6_000.0, 3_000.0, 160.0),
+        streamed("nginx", 20.0),
+        streamed("native", 40.0),
+    ]
+    found = {check.name.partition(": ")[2]: check.holds for check in checks(rows, "native")}
+    assert [name for name, holds in found.items() if holds] == [
+        "requests a second over nginx's",
+        "CPU a request over nginx's",
+        "CPU an event over nginx's",
+        "requests and streams that failed",
+    ]
 
 
 def test_without_a_row_there_is_no_check() -> None:
