@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from ..results import Check
 from .summary import Row, medians
 
-
 NGINX_REQUEST, NGINX_EVENT, NGINX_RATE = 12.0, 9.8, 71_800.0
 REQUEST, EVENT, RATE, ADDED = 60.0, 20.0, 20_000.0, 150.0
 
