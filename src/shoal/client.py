@@ -19,9 +19,9 @@ from urllib.parse import quote, urlencode, urlsplit
 import httpx2
 
 from shoal.client_fit import Fitting
+from shoal.client_presets import Json, PresetCalls
 from shoal.errors import ShoalError
 
-Json = dict[str, Any]
 DEFAULT_URL = "http://127.0.0.1:8000"
 WARNING_HEADER = "x-shoal-warning"
 _API = "/api/v1"
@@ -44,7 +44,7 @@ class Event:
     id: str = ""
 
 
-class Client(Fitting):
+class Client(Fitting, PresetCalls):
     """Talks to a running Shoal at `url`; default: `SHOAL_URL`, then http://127.0.0.1:8000.
 
     `timeout` bounds, in seconds, how long an answer may keep one waiting; streams may be silent for longer.

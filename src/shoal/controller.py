@@ -42,6 +42,7 @@ from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
 from shoal.messages import UsageReport
 from shoal.paths import Paths, find_paths, fleet_id, make_runtime
+from shoal.presets import PresetControl
 from shoal.settings import Settings
 from shoal.status import MemoryStatus, Snapshot, Status, StoreStatus
 from shoal.store.saved import Saved
@@ -76,6 +77,7 @@ class Controller:
     hub: Hub = field(init=False)
     relays: Relays = field(init=False)
     access: AccessControl = field(init=False)
+    presets: PresetControl = field(init=False)
     _reloads: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _changes: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 
@@ -105,6 +107,7 @@ class Controller:
         )
         self.manager = Manager(self.effects, limits)
         self.access = AccessControl(self.store, self.manager, self.effects, exposed=self.settings.exposed)
+        self.presets = PresetControl(self)
         self.store.on_problem = lambda problem: self._tell(facts.StoreProblem(problem))
 
     def _tell(self, fact: facts.Fact) -> None:
@@ -195,6 +198,7 @@ class Controller:
         self.manager.handle(facts.DevicesRead(await asyncio.to_thread(self.devices.read), {}))
         await self._recover(saved)
         self.manager.handle(lambda: self._declare(first=first))
+        self.presets.restore(saved)
         await self.relays.start()
         tasks = [
             asyncio.create_task(self.manager.run()),
@@ -204,6 +208,7 @@ class Controller:
         try:
             yield
         finally:
+            await self.presets.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

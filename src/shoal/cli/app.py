@@ -6,7 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
-from shoal.cli import chat, doctor, fit, keys, loading, looking, models, requests, settings, sleeping, usage, virtual
+from shoal.cli import (
+    chat,
+    doctor,
+    fit,
+    keys,
+    loading,
+    looking,
+    models,
+    presets,
+    requests,
+    settings,
+    sleeping,
+    usage,
+    virtual,
+)
 from shoal.cli.shell import EPILOG, Lazy, Root
 
 _RUN, _LOOK, _MACHINE = "Run models", "Look", "Machine and settings"
@@ -53,6 +67,7 @@ def _shoal(
 
 app.add_typer(models.app, name="models", rich_help_panel=_RUN)
 app.add_typer(virtual.app, name="virtual", rich_help_panel=_RUN)
+app.add_typer(presets.app, name="presets", rich_help_panel=_RUN)
 app.command(rich_help_panel=_RUN)(loading.load)
 app.command(rich_help_panel=_RUN)(loading.unload)
 app.command(rich_help_panel=_RUN)(sleeping.sleep)

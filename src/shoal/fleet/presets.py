@@ -178,9 +178,11 @@ def to_yaml(preset: Preset) -> str:
     return yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
-def from_yaml(text: str) -> Preset:
-    """The preset that `to_yaml` wrote, or that somebody wrote by hand. Raises ConfigError that names each fault and its
-    place."""
+def from_yaml(text: str, *, name: str | None = None) -> Preset:
+    """The preset that `to_yaml` wrote, or that somebody wrote by hand; under another `name`, if one is given.
+
+    Raises ConfigError that names each fault and its place.
+    """
     if len(text.encode("utf-8", "replace")) > MOST_BYTES:
         raise ConfigError(f"a preset has {MOST_BYTES} bytes at most")
     data = parse_yaml(text)
@@ -188,7 +190,7 @@ def from_yaml(text: str) -> Preset:
         raise ConfigError("a preset is a mapping with `name` and `models`; `shoal presets export` writes one")
     if "shoal_preset" not in data:
         raise ConfigError(f"shoal_preset: is missing; a preset says its format: `shoal_preset: {FORMAT}`")
-    return make_preset(data)
+    return make_preset(data if name is None else {**data, "name": name})
 
 
 class PresetBook:

@@ -1,0 +1,215 @@
+"""Presets of a running Shoal: saved, compared with what runs, and applied, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Protocol
+
+from shoal.access import AccessControl
+from shoal.engines.base import Engine
+from shoal.errors import ConflictError, NotFoundError, ShoalError
+from shoal.fleet.effects import Effects
+from shoal.fleet.preset_plan import PresetPlan, compare
+from shoal.fleet.preset_runs import Doing, PresetRun, RunView
+from shoal.fleet.presets import LastRun, Preset, PresetBook, PresetRecord, capture
+from shoal.fleet.records import Event
+from shoal.store import Saved, Store
+
+_log = logging.getLogger(__name__)
+_EVENT_OF = {"done": "info", "cancelled": "warning", "failed": "error"}
+
+
+class Serving(Doing, Protocol):
+    """What presets need of the controller."""
+
+    engines: Mapping[str, Engine]
+    store: Store
+    access: AccessControl
+
+    @property
+    def effects(self) -> Effects:
+        """The outside."""
+        ...
+
+
+class PresetControl:
+    """Every preset, and the run of one. What changes the book is a command: call it through `Controller.do`."""
+
+    def __init__(self, controller: Serving) -> None:
+        self._controller = controller
+        self.book = PresetBook()
+        self._run: PresetRun | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._told: set[int] = set()
+
+    def restore(self, saved: Saved) -> None:
+        """At start: know again what was known. A run that was under way when the controller ended is over."""
+        self.book = PresetBook(saved.presets)
+        now = self._controller.effects.now()
+        for name, record in self.book.records.items():
+            last = record.last_run
+            if last is not None and last.state == "running":
+                text = (
+                    f"applying the preset {name} was interrupted because Shoal's controller ended; what it asked for "
+                    "so far goes on. Apply it again for the rest"
+                )
+                self._keep(dataclasses.replace(record, last_run=LastRun("interrupted", last.started_at, now, text)))
+                self._say("warning", "preset_interrupted", text)
+
+    async def close(self) -> None:
+        """The controller ends: leave the run where it is. The next one says that it was interrupted."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    # -- the book -----------------------------------------------------------------------------------------------------
+
+    def save(
+        self, name: str, description: str | None = None, *, replace: bool = False, fix_devices: bool = False
+    ) -> tuple[PresetRecord, bool]:
+        """Save what runs; whether the preset is new. One that is replaced keeps its description if none is given."""
+        if description is None:
+            known = self.book.records.get(name)
+            description = known.preset.description if known is not None else ""
+        preset = capture(self._controller.manager.fleet, name, description, fix_devices=fix_devices)
+        return self.put(preset, replace=replace)
+
+    def put(self, preset: Preset, *, replace: bool = False) -> tuple[PresetRecord, bool]:
+        """Keep a preset as it is given; whether it is new."""
+        self._refuse_if_running(preset.name)
+        before = self.book.records.get(preset.name)
+        record, new = self.book.put(preset, self._controller.effects.now(), replace=replace)
+        if record is not before:
+            self._keep(record)
+            self._say("info", "preset_saved", f"the preset {preset.name} was saved: {len(preset.models)} models")
+        return record, new
+
+    def remove(self, name: str) -> None:
+        """Forget a preset. What runs goes on."""
+        self.book.find(name)
+        self._refuse_if_running(name)
+        self.book.remove(name)
+        self._controller.store.delete_preset(name)
+        self._say("info", "preset_removed", f"the preset {name} was removed")
+
+    # -- applying -----------------------------------------------------------------------------------------------------
+
+    async def plan(self, name: str, *, exclusive: bool = True) -> PresetPlan:
+        """What applying a preset would do now."""
+        preset = self.book.find(name).preset
+        fleet = self._controller.manager.fleet
+        first = compare(preset, fleet, exclusive=exclusive)
+        starting = {step.model for step in first.steps if step.action == "start"}
+        faults: dict[str, str] = {}
+        for entry in preset.models:
+            if entry.spec.name in starting:
+                try:
+                    if entry.spec.name not in fleet.models:
+                        self._controller.access.refuse_model(entry.spec.name)
+                    await asyncio.to_thread(self._controller.engines[entry.spec.engine].check, entry.spec)
+                except ShoalError as error:
+                    faults[entry.spec.name] = error.message
+        return compare(preset, fleet, exclusive=exclusive, faults=faults)
+
+    async def apply(self, name: str, *, exclusive: bool = True) -> RunView:
+        """Begin to apply a preset. 409 while another is applied."""
+        self._refuse_second()
+        plan = await self.plan(name, exclusive=exclusive)
+        self._refuse_second()  # another one may have begun while files were looked at
+        record = self.book.find(name)
+        run = PresetRun(
+            self._controller,
+            record.preset,
+            plan,
+            self._controller.access.refuse_model,
+            self._changed,
+            self._controller.effects.now,
+        )
+        self._run, self._told = run, set()
+        self._task = asyncio.create_task(self._carry_out(run))
+        return run.view
+
+    def current(self) -> RunView:
+        """The run under way, or the last one since the controller started. 404 if there was none."""
+        if self._run is None:
+            raise NotFoundError(
+                "no preset has been applied since Shoal's controller started; `shoal presets ls` has earlier runs",
+                code="no_preset_run",
+            )
+        return self._run.view
+
+    def cancel(self) -> RunView:
+        """Have the run begin no further step; asked again, have it not wait for those under way. 409 if none runs."""
+        if self._run is None or self._run.view.state != "running":
+            raise ConflictError("no preset is being applied; there is nothing to cancel", code="no_preset_run")
+        self._run.cancel()
+        return self._run.view
+
+    async def _carry_out(self, run: PresetRun) -> None:
+        view = run.view
+        name = view.preset
+        others = "" if view.exclusive else ", others are kept"
+        begun = LastRun("running", view.started_at)
+        await self._controller.do(lambda: self._note(name, begun))
+        self._say("info", "preset_started", f"applying the preset {name}: {_counted(view)}{others}")
+        self._changed()
+        try:
+            await run.run()
+        except Exception:
+            _log.exception("while applying the preset %s", name)
+            view.state, view.ended_at = "failed", self._controller.effects.now()
+            view.message = f"{name}: Shoal has met a fault of its own; its log has the details"
+            self._changed()
+        ended = LastRun(view.state, view.started_at, view.ended_at, view.message)
+        self._say(_EVENT_OF.get(view.state, "error"), f"preset_{view.state}", view.message)
+        await self._controller.do(lambda: self._note(name, ended))
+
+    def _note(self, name: str, last: LastRun) -> None:
+        self._keep(dataclasses.replace(self.book.find(name), last_run=last))
+
+    def _changed(self) -> None:
+        """The run's view is another one: tell who watches, and remember what failed."""
+        run = self._run
+        if run is None:
+            return
+        for number, one in enumerate(run.view.steps):
+            if one.state == "failed" and number not in self._told:
+                self._told.add(number)
+                text = f"preset {run.view.preset}: {one.step.model} could not {one.step.action}: {one.message}"
+                self._say("warning", "preset_step_failed", text, one.step.model)
+        self._controller.hub.publish("preset_run", run.view)
+
+    def _refuse_second(self) -> None:
+        if self._run is not None and self._run.view.state == "running":
+            raise ConflictError(
+                f"the preset {self._run.view.preset} is being applied; wait until that has ended, or cancel it with "
+                "`shoal presets cancel`",
+                code="preset_running",
+            )
+
+    def _refuse_if_running(self, name: str) -> None:
+        if self._run is not None and self._run.view.preset == name:
+            self._refuse_second()
+
+    def _keep(self, record: PresetRecord) -> None:
+        self.book.records[record.preset.name] = record
+        self._controller.store.save_preset(record)
+
+    def _say(self, level: str, kind: str, message: str, model: str | None = None) -> None:
+        event = Event(self._controller.effects.now(), level, kind, message, model)
+        self._controller.effects.add_event(event)
+        self._controller.hub.publish("message", event)
+
+
+def _counted(view: RunView) -> str:
+    """`"2 to start, 1 to stop"`."""
+    actions = [one.step.action for one in view.steps]
+    words = [f"{actions.count(action)} to {action}" for action in dict.fromkeys(actions)]
+    if view.problems:
+        words.append(f"{len(view.problems)} that cannot be had")
+    return ", ".join(words) or "nothing to do"
