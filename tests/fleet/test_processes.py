@@ -31,6 +31,17 @@ time.sleep(600)
 """
 
 
+# Has a child without an environment hold 50 MB, and that one's child as much.
+NAMELESS = """
+import subprocess, sys, time
+deep = "import time; held = bytearray(50 << 20); print('deep', flush=True); time.sleep(600)"
+child = "import subprocess, sys, time; held = bytearray(50 << 20); "
+child += f"subprocess.Popen([sys.executable, '-c', {deep!r}], env={{}}); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", child], env={})
+time.sleep(600)
+"""
+
+
 class Groups:
     """Processes in a folder of their own, and the exits that they told."""
 
@@ -181,6 +192,15 @@ async def test_a_log_that_cannot_be_written_does_not_hurt_the_engine(groups: Gro
     groups.log("a").symlink_to("/dev/full")
     groups.spawn("a", "for i in range(20000): print('line', i)\nraise SystemExit(0)")
     assert await groups.exit() == ("a", Exit(code=0))
+
+
+async def test_memory_of_processes_that_lost_their_mark_counts(groups: Groups) -> None:
+    """A title (setproctitle) is written over the environment; grandchildren of such a one are an engine's too."""
+    groups.spawn("a", NAMELESS)
+    await until(lambda: tail(groups.log("a"), 1) == ["deep"])
+    assert 100 << 20 <= groups.processes.memory()["a"] < 200 << 20
+    groups.processes.kill("a")
+    assert await groups.exit() == ("a", Exit(signal=9))
 
 
 async def test_memory_is_read_by_instance(groups: Groups) -> None:

@@ -24,6 +24,8 @@ from shoal.engines.base import Launch
 from shoal.fleet import shim as shim_module
 from shoal.fleet.state import Exit
 
+GENERATIONS = 16
+"""How far below an engine's first process its others are looked for."""
 FLEET = "SHOAL_FLEET"
 INSTANCE = "SHOAL_INSTANCE"
 # What an engine inherits. Everything else, secrets above all, stays with Shoal.
@@ -151,11 +153,22 @@ class Processes:
             return None
 
     def memory(self) -> dict[str, int]:
-        """Bytes of host memory by instance: what its processes hold and could not be read from a file again."""
+        """Bytes of host memory by instance: what its processes hold and could not be read from a file again.
+
+        Descendants of marked processes count too: one that gives itself a title, as vLLM's do, writes it over the
+        environment that it was started with.
+        """
+        marked = {pid: environ.get(INSTANCE, "") for pid, environ in _marked(self._fleet)}
+        parents = {pid: _parent(pid) for pid in _pids() if pid not in marked} if marked else {}
         total: dict[str, int] = {}
-        for pid, environ in _marked(self._fleet):
-            instance = environ.get(INSTANCE, "")
-            total[instance] = total.get(instance, 0) + _memory(pid)
+        for pid in (*marked, *parents):
+            owner = pid
+            for _ in range(GENERATIONS):
+                if owner in marked or owner not in parents:
+                    break
+                owner = parents[owner]
+            if owner in marked:
+                total[marked[owner]] = total.get(marked[owner], 0) + _memory(pid)
         return total
 
     def sweep(self, known: Iterable[str]) -> list[int]:
@@ -282,6 +295,11 @@ def _stat(pid: int) -> list[str]:
 def _session(pid: int) -> int:
     fields = _stat(pid)
     return int(fields[3]) if fields else -1
+
+
+def _parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else -1
 
 
 def _parent_mark(pid: int) -> str | None:
