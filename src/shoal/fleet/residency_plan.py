@@ -28,6 +28,8 @@ from shoal.fleet.residency_books import HOST, Books, most
 from shoal.fleet.residency_ways import Option, Way, Ways
 from shoal.units import format_bytes, format_seconds
 
+CLOSINGS = 2
+"""So many of the longest overdue claims have devices kept for them at once; the others come after them."""
 _GPU, _DISK = Residency.GPU, Residency.DISK
 
 
@@ -45,16 +47,18 @@ class _Decision:
         self.devices = {device.id: device for device in snapshot.devices}
         self.capacity = {device.id: device.budget for device in snapshot.devices}
         self.everywhere = tuple(self.devices)
+        self.open = self.everywhere
         self.closed: set[str] = set()
         self.actions: list[Action] = []
         self.refusals: list[Refusal] = []
         self.waits: list[Refusal] = []
         self.next_look = inf
-        self.left = self.closings = rules.claims_at_once
+        self.left, self.closings = rules.claims_at_once, CLOSINGS
         self.sleepers: list[Resident] | None = None
         self.spared: set[str] = set()
         self.bounds: dict[str, int] = {}
-        self.failed = False
+        self.failed = self.stale = False
+        self.hopeless: set[tuple[bool, int, int] | None] = set()  # looked for in vain, and nothing has changed since
         self.limited = self._limited()
         self.ways = Ways(self.now, rules, self.books, set(self.limited))
 
@@ -87,12 +91,8 @@ class _Decision:
             self._look_when_others_may_give_way()
         for one in lent:
             self._give_back_floor(one)
-        return Plan(
-            tuple(self.actions),
-            tuple(self.refusals),
-            tuple(self.waits),
-            None if self.next_look == inf else self.next_look,
-        )
+        look = None if self.next_look == inf else self.next_look
+        return Plan(tuple(self.actions), tuple(self.refusals), tuple(self.waits), look)
 
     def _hold(self, one: Resident) -> None:
         """Count a pinned model as there for good, as large as it will be when its motion is over."""
@@ -244,7 +244,7 @@ class _Decision:
             return
         overdue = self._overdue(one)
         if self.closed:
-            devices = [device for device in devices if device not in self.closed]
+            devices = self.open if devices is self.everywhere else [d for d in devices if d not in self.closed]
         found = self._where(one, need, devices, overdue=overdue)
         if found is not None:
             self._come(one, need, found)
@@ -257,7 +257,8 @@ class _Decision:
 
     def _where(self, one: Resident, need: int, devices: Sequence[str], *, overdue: bool) -> Way | None:
         """Where it goes now and who gives way: free memory first, then what comes free, then others'."""
-        if len(devices) < one.width:
+        sought = (overdue, one.width, need) if devices is self.open else None
+        if len(devices) < one.width or sought in self.hopeless:
             return None
         if need <= self._bound("room"):
             for room in (self.books.free.__getitem__, self.books.room):
@@ -267,12 +268,16 @@ class _Decision:
         if self.failed and need > self._bound("overdue" if overdue else "idle"):
             return None
         way = self.ways.best(one, need, devices, busy=overdue)
-        if way is None:
-            self.failed = True
-            self.bounds.clear()
-        else:
+        if way is not None:
             self.left -= 1
-        return way
+            return way
+        self.failed = True
+        if self.stale:
+            self.bounds.clear()
+            self.stale = False
+        if sought is not None:
+            self.hopeless.add(sought)
+        return None
 
     def _bound(self, what: str) -> int:
         """No device has more for a claim. Spares looking at each where there is nothing to be had.
@@ -289,6 +294,8 @@ class _Decision:
     def _changed(self, devices: Sequence[str]) -> None:
         self.ways.changed(devices)
         self.bounds.pop("room", None)
+        self.hopeless.clear()
+        self.stale = True
 
     def _come(self, one: Resident, need: int, way: Way) -> None:
         place = _words(way.devices)
@@ -358,6 +365,7 @@ class _Decision:
             if device not in self.closed and self.capacity.get(device, -1) >= (0 if one.pinned else need)
         )
         self.closed.update(device for _, device in when[: one.width])
+        self.open = tuple(device for device in self.everywhere if device not in self.closed)
 
     def _look_when_others_may_give_way(self) -> None:
         self._look(self.ways.next_change)

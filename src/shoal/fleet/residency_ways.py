@@ -17,7 +17,7 @@ the order of last use.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import exp, inf
 from operator import attrgetter
@@ -148,6 +148,10 @@ class Ways:
         if len(devices) < width:
             return None
         if len(devices) == width:
+            # What it takes asleep counts there, and it does not give way to itself.
+            mine = resident.asleep if busy and resident.place is _HOST and not resident.pinned else 0
+            if any(self.could_have(device, busy=busy) - mine < need for device in devices):
+                return None
             return self._joint(resident, need, tuple(devices), busy=busy)
         guesses = []
         enough = max(GUESSED_AT, 2 * width)
@@ -206,18 +210,28 @@ class Ways:
         ]
         if floors and (chosen := _enough(sorted(floors), shorts)) is not None:
             return Way(devices, chosen, self._judge(resident, chosen, devices))
-        for offered in (lambda: listed, lambda: self._all_unloaded(resident, devices, listed, busy=busy)):
-            ways = []
-            for order in (_order, _latest, _largest):
-                chosen = _enough(sorted(offered(), key=order), shorts)
-                if chosen is None:
-                    break
-                ways.append(Way(devices, chosen, self._judge(resident, chosen, devices)))
-                if len(chosen) == 1 and len(listed) == 1:
-                    break
-            if ways:
-                return min(ways, key=_score)
-        return None
+        way = self._cheapest(resident, devices, listed, shorts)
+        if way is not None or (not busy and any(self._would_do(device, need) for device in devices)):
+            return way
+        return self._cheapest(resident, devices, self._all_unloaded(resident, devices, listed, busy=busy), shorts)
+
+    def _cheapest(
+        self, resident: Resident, devices: tuple[str, ...], offered: Iterable[Option], shorts: Mapping[str, int]
+    ) -> Way | None:
+        """The best of a few sets of `offered` that free what is short: each the first that do, in another order."""
+        ways = []
+        for order in (_order, _latest, _largest):
+            chosen = _enough(sorted(offered, key=order), shorts)
+            if chosen is None:
+                return None
+            ways.append(Way(devices, chosen, self._judge(resident, chosen, devices)))
+        return min(ways, key=_score)
+
+    def _would_do(self, device: str, need: int) -> bool:
+        """Whether sleep will be enough once all that are awake there may go: sooner than a load that is caused now."""
+        awake = self._grouped().get(device, ())
+        kinds = (_UNLOAD, _SLEEP)
+        return self._books.room(device) + sum(frees(one, kinds[one.sleep_level > 0]) for one, *_ in awake) >= need
 
     def _all_unloaded(
         self, resident: Resident, devices: Iterable[str], listed: Iterable[Option], *, busy: bool
@@ -305,22 +319,24 @@ def _largest(option: Option) -> tuple[bool, int, int, float, str]:
     return option.in_use, one.priority, -option.size, option.harm, one.name
 
 
-def _enough(ordered: Sequence[Option], shorts: dict[str, int]) -> tuple[Option, ...] | None:
+def _enough(ordered: Sequence[Option], shorts: Mapping[str, int]) -> tuple[Option, ...] | None:
     """The first of `ordered` that together free what is short, without those that turn out not to be needed."""
     left = dict(shorts)
     chosen: list[Option] = []
     for option in ordered:
-        if all(short <= 0 for short in left.values()):
+        for device in option.resident.on:
+            if left.get(device, 0) > 0:
+                chosen.append(option)
+                _add(left, option, -1)
+                break
+        if max(left.values()) <= 0:
             break
-        if any(left.get(device, 0) > 0 for device in option.resident.on):
-            chosen.append(option)
-            _add(left, option, -1)
-    if any(short > 0 for short in left.values()):
+    else:
         return None
     kept = []
     for option in reversed(chosen):
         _add(left, option, 1)
-        if any(left[device] > 0 for device in option.resident.on if device in left):
+        if max(left.values()) > 0:
             _add(left, option, -1)
             kept.append(option)
     return tuple(reversed(kept))
