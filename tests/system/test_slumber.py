@@ -311,6 +311,20 @@ def test_a_sleep_goes_on_although_the_controller_is_killed(shoal: Shoal, moment:
     assert engines(shoal) == 1
 
 
+def test_a_sleep_that_is_none_is_undone_although_the_controller_is_killed(shoal: Shoal) -> None:
+    shoal.add("m", *SLEEPS, "--fail", "sleep-keeps-memory", on_request=False)
+    shoal.load("m")
+    with shoal.client as client:
+        client.sleep("m")
+    until(lambda: "/sleep" in log(shoal), "what the engine calls a sleep")
+    kill_controller(shoal)
+    until(lambda: history(shoal, "waking"), "the wake")
+    assert "says that it sleeps, but" in history(shoal, "waking")[0]
+    shoal.wait("m", "ready")
+    until(lambda: shoal.chat("m").status_code == 200, "an answer")
+    assert engines(shoal) == 1
+
+
 @pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("again", [1, 3])
 def test_a_wake_goes_on_although_the_controller_is_killed(shoal: Shoal, level: int, again: int) -> None:

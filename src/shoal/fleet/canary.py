@@ -20,7 +20,7 @@ async def ask(probe: Probe, model: str) -> str | None:
     if answer is None:
         return None
     status, text = answer
-    if status in (400, 404, 405, 501):
+    if status in (400, 401, 403, 404, 405, 501):  # it has no such path, or a key of its own
         return NONE
     if status != 200:
         return None

@@ -49,11 +49,9 @@ def must_free(weights: int | None, kv: int) -> int:
 def why_not_asleep(held: int, weights: int | None, kv: int, now: Footprint) -> str:
     """Why what is held now does not show a sleep; empty if it does. `held` and `kv` are as they were before."""
     freed, needed = max(0, held - now.held), must_free(weights, kv)
-    if now.kv:
-        return f"its KV cache still leases {format_bytes(now.kv)}"
     if freed < needed:
         return f"{format_bytes(freed)} came back, and its weights and KV cache are {format_bytes(needed)} at least"
-    return ""
+    return f"its KV cache still leases {format_bytes(now.kv)}" if now.kv else ""
 
 
 class Footprints:

@@ -197,7 +197,10 @@ class Sleeper:
         engine, spec = self._engines[instance.engine], instance.spec
         if spec is None:
             return None
-        each = await asyncio.to_thread(engine.sleep_frees, spec)
+        try:
+            each = await asyncio.to_thread(engine.sleep_frees, spec)
+        except ShoalError:  # its files have gone since it was started
+            return None
         return None if each is None else each * len(instance.devices)
 
     async def _footprint(self, instance: Instance, probe: Probe) -> Footprint:
