@@ -27,6 +27,7 @@ from shoal.bench import load, rig, synthetic  # noqa: E402
 from shoal.bench.clock import say  # noqa: E402
 from shoal.bench.flood import Flood  # noqa: E402
 from shoal.bench.load import Due, Served  # noqa: E402
+from shoal.bench.neighbours import Neighbours  # noqa: E402
 from shoal.bench.processes import Processes, Running, end_in_order  # noqa: E402
 from shoal.bench.results import Check, show, write  # noqa: E402
 from shoal.bench.stats import percentile, rounded, summary  # noqa: E402
@@ -138,9 +139,11 @@ class Bench:
         flood = None if system == "alone" else self.flood(side, address, number)
         if flood is not None:
             time.sleep(asked.fill)
+        neighbours = Neighbours()
         served, running = asyncio.run(self.measure(side, address, number, self.options.seconds))
         row = {"what": "turn", "system": system, "pass": number, **summary(served, asked.tokens)}
         row |= {"running_least": min(running), "running_mean": sum(running) / len(running)}
+        row |= {"others_cores": neighbours.cores()}
         if flood is not None:
             row |= {"flood": msgspec.to_builtins(self.over(flood))}
         good = [one for one in served if one.complete(asked.tokens)]
