@@ -19,6 +19,7 @@ least recently used sleeping model is unloaded; if that is the model itself, or 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from math import inf
@@ -59,6 +60,7 @@ class _Decision:
         self.bounds: dict[str, int] = {}
         self.failed = self.stale = False
         self.hopeless: set[tuple[bool, int, int] | None] = set()  # looked for in vain, and nothing has changed since
+        self.switches: Counter[str] = Counter()
         self.limited = self._limited()
         self.ways = Ways(self.now, rules, self.books, set(self.limited))
 
@@ -88,7 +90,8 @@ class _Decision:
                 break
             self._claim(one)
         if self.waits:
-            self._look_when_others_may_give_way()
+            for at in (self.ways.next_change, *self.limited.values()):
+                self._look(at)
         for one in lent:
             self._give_back_floor(one)
         look = None if self.next_look == inf else self.next_look
@@ -105,8 +108,9 @@ class _Decision:
         """Devices on which so many gave way lately that nobody else may, and until when."""
         since, limited = self.now - self.rules.switch_window, {}
         for device in self.snapshot.devices:
-            if len(device.gave_way) >= self.rules.switches:
+            if device.gave_way:
                 lately = sorted(at for at in device.gave_way if at > since)
+                self.switches[device.id] = len(lately)
                 if len(lately) >= self.rules.switches:
                     limited[device.id] = lately[-self.rules.switches] + self.rules.switch_window
         return limited
@@ -172,6 +176,9 @@ class _Decision:
 
     def _go(self, one: Resident, kind: Kind, reason: str, after: tuple[str, ...], to: str) -> None:
         self.ways.gone.add(one.name)
+        if to:
+            self.switches.update(one.on)
+            self.ways.limited.update(device for device in one.on if self.switches[device] >= self.rules.switches)
         self.books.leaves(one, kind)
         self._changed(one.on)
         self.actions.append(Action(kind, one.name, one.on, reason, after, to))
@@ -366,11 +373,6 @@ class _Decision:
         )
         self.closed.update(device for _, device in when[: one.width])
         self.open = tuple(device for device in self.everywhere if device not in self.closed)
-
-    def _look_when_others_may_give_way(self) -> None:
-        self._look(self.ways.next_change)
-        for at in self.limited.values():
-            self._look(at)
 
     # Floors
 

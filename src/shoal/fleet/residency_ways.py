@@ -92,7 +92,7 @@ class Ways:
     """Looks for ways on devices whose models may give way at `now`. On `limited` devices nobody does."""
 
     def __init__(self, now: float, rules: Rules, books: Books, limited: set[str]) -> None:
-        self._now, self._rules, self._books, self._limited = now, rules, books, limited
+        self._now, self._rules, self._books, self.limited = now, rules, books, limited
         self._residents: list[Resident] = []
         self._awake: dict[str, list[tuple[Resident, float, float]]] | None = None
         self._asleep: dict[str, list[Resident]] = {}
@@ -255,7 +255,7 @@ class Ways:
         key = device, busy
         if key not in self._options:
             now, gone, kinds = self._now, self.gone, (_UNLOAD, _SLEEP)
-            self._options[key] = [] if device in self._limited else sorted(
+            self._options[key] = [] if device in self.limited else sorted(
                 self._option(one, kinds[one.sleep_level > 0])
                 for one, stays, quiet in self._grouped().get(device, ())
                 if stays <= now and (busy or (quiet <= now and not one.busy)) and one.name not in gone
@@ -266,7 +266,7 @@ class Ways:
         """Who sleeps on a device and may be unloaded for what it takes there; those that are asked for only if `busy`,
         because what sleeping models leave on a device must not keep all of them from waking."""
         self._grouped()
-        if device in self._limited:
+        if device in self.limited:
             return ()
         return (
             one
