@@ -194,12 +194,26 @@ def test_sleeping_models_with_requests_do_not_keep_each_other_from_waking() -> N
     assert all(action.gives_way_to == "m4" for action in found.actions[:-1])
 
 
+def test_who_wakes_does_not_give_way_to_itself() -> None:
+    one = wanted(asleep("one", 10, asleep=3, load_cost=1.0), since=20)
+    other = wanted(asleep("other", 10, asleep=2), since=15)
+    assert done(plan(one, other)) == [("unload", "other"), ("wake", "one")]
+
+
 def test_switches_are_bounded() -> None:
     state = snapshot(awake("a", 8), wanted(unloaded("new", 8), since=50))
     busy = dataclasses.replace(state, devices=(Device("d0", 10, (NOW - 59, NOW - 30, NOW - 10)),))
     found = decide(busy, RULES)
     assert found.actions == () and found.next_look == NOW + 1
     assert decide(dataclasses.replace(busy, now=NOW + 1), RULES).actions != ()
+
+
+def test_switches_of_one_decision_count() -> None:
+    claims = [wanted(unloaded(f"new{n}", 3, "d0"), since=5 - n) for n in range(2)]
+    state = snapshot(awake("a", 5, host=0), awake("b", 5, host=0), *claims)
+    lately = dataclasses.replace(state, devices=(Device("d0", 10, (NOW - 30, NOW - 20)),))
+    assert done(decide(state, RULES)) == [("sleep", "a"), ("load", "new0"), ("sleep", "b"), ("load", "new1")]
+    assert done(decide(lately, RULES)) == [("sleep", "a"), ("load", "new0")]
 
 
 def test_many_claims_are_met_a_few_at_a_time() -> None:
@@ -270,6 +284,17 @@ def test_host_copies_of_models_awake_go_first_and_a_copy_is_not_paid_twice() -> 
     assert done(found) == [("forget", "copied"), ("sleep", "going")]
     assert found.next_look == NOW
     assert done(plan(dataclasses.replace(copied, sleep_after=0.0), host=6)) == [("sleep", "copied")]
+
+
+def test_the_host_has_room_for_one_of_two_that_go_at_once() -> None:
+    found = plan(awake("a", 3, host=6, sleep_after=0.0), awake("b", 3, host=6, sleep_after=0.0), host=11)
+    assert done(found) == [("sleep", "a"), ("unload", "b")]
+
+
+def test_one_that_gives_way_too_does_not_lose_its_host_copy_to_another() -> None:
+    first = awake("first", 5, host=6, last_use=NOW - 500)
+    found = plan(first, awake("copied", 5, host=6, copied=True), wanted(unloaded("new", 8)), host=6)
+    assert done(found) == [("unload", "first"), ("sleep", "copied"), ("load", "new")]
 
 
 # Floors
