@@ -387,8 +387,7 @@ class Life:
 
     def get(self, instance_id: str) -> Instance:
         """The instance of that id. Raises NotFoundError."""
-        instance = self.fleet.instances.get(instance_id)
-        if instance is None:
+        if (instance := self.fleet.instances.get(instance_id)) is None:
             raise NotFoundError(f"there is no instance {instance_id}; `shoal ps --all` lists them", param="instance")
         return instance
 
