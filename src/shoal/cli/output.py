@@ -19,6 +19,8 @@ STATE_STYLE = {
     "ready": "green",
     "starting": "yellow",
     "queued": "yellow",
+    "waking": "yellow",
+    "sleeping": "blue",
     "draining": "cyan",
     "stopping": "cyan",
     "failed": "bold red",
