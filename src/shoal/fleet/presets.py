@@ -175,7 +175,11 @@ def make_preset(data: Any) -> Preset:
 
 def to_yaml(preset: Preset) -> str:
     """A preset as YAML, with every setting."""
-    return yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    data = preset.model_dump(mode="json")
+    text = str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
+    # Some characters break lines in YAML and would be read as blanks; then everything beyond ASCII is escaped.
+    odd = any(c in text for c in "\x85\u2028\u2029\ufeff")
+    return str(yaml.safe_dump(data, sort_keys=False, width=120)) if odd else text
 
 
 def from_yaml(text: str, *, name: str | None = None) -> Preset:
