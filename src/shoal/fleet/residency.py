@@ -168,7 +168,7 @@ class Rules:
     switch_window: float = 60.0
     horizon: float = 300.0
     """How far ahead a plan is judged: a model not needed within this is not missed."""
-    claims_at_once: int = 3
+    claims_at_once: int = 2
     """For so many claims at most others give way in one decision. This bounds its time; for the rest the next look is
     at once."""
 

@@ -83,6 +83,7 @@ class _Decision:
                 lent.append(one)
         for one in due:
             self._leave(one)
+        self.largest = max(self.capacity.values(), default=-1)
         claims.sort(key=self._urgency)
         for one in claims:
             if self.left <= 0:
@@ -241,7 +242,8 @@ class _Decision:
         asleep = one.place is Residency.HOST
         need = max(0, one.awake - one.asleep) if asleep else one.awake
         devices: Sequence[str] = one.on if asleep else one.usable or self.everywhere
-        why = self._never(one, devices)
+        fits = devices is self.everywhere and one.width == 1 and one.awake <= self.largest
+        why = None if fits else self._never(one, devices)
         if why:
             if asleep and self._never(one, one.usable or self.everywhere) is None:
                 self._unload(one, f"{one.name} is unloaded and loads elsewhere: {why}")
