@@ -225,6 +225,16 @@ def test_many_claims_are_met_a_few_at_a_time() -> None:
     assert found.next_look == NOW
 
 
+def test_a_look_at_once_finds_another_state() -> None:
+    """Claims for which nobody can begin to leave yet do not count among the few: the loop would spin."""
+    leaves = asleep("leaves", 9, on="d9", motion=Motion.UNLOADING, host=40)
+    some = [awake(f"old{n}", 8, on=f"d{n}", host=8) for n in range(4)]
+    claims = [wanted(unloaded(f"new{n}", 8, f"d{n}")) for n in range(4)]
+    found = plan(leaves, *some, *claims, sizes=(10,) * 10, host=40)
+    assert [action.after for action in found.actions if action.kind is Kind.SLEEP] == [("leaves",)] * 4
+    assert found.next_look is None
+
+
 # Pins and refusals
 
 

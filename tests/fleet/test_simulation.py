@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import ShoalError
 from shoal.fleet.residency import Kind, Plan, Residency, Snapshot
-from shoal.fleet.simulation import simulate
+from shoal.fleet.simulation import Simulation, simulate
 from shoal.fleet.simulation_models import Setup, parse_devices
 from shoal.fleet.simulation_report import ModelReport, Report
 from shoal.fleet.simulation_trace import Request, generate, seconds
@@ -176,12 +176,15 @@ def fleets(draw: st.DrawFn) -> tuple[Setup, str, int]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(fleets(), st.integers(0, 99), st.sampled_from([60.0, 3600.0, 40_000.0]))
-def test_every_request_ends_and_nothing_is_overdrawn(fleet: tuple[Setup, str, int], seed: int, duration: float) -> None:
+@given(fleets(), st.integers(0, 99), st.sampled_from([60.0, 3600.0, 40_000.0]), st.sampled_from([1, 2, 8]))
+def test_every_request_ends_and_nothing_is_overdrawn(
+    fleet: tuple[Setup, str, int], seed: int, duration: float, at_once: int
+) -> None:
     made, devices, host = fleet
     watch = Watch(made)
-    traffic = list(generate(list(made.models), 150, duration, seed=seed))
-    report = simulate(made, parse_devices(devices), traffic, host_budget=host, observe=watch)
+    rules = dataclasses.replace(made.rules.rules(), claims_at_once=at_once)
+    traffic = generate(list(made.models), 150, duration, seed=seed)
+    report = Simulation(made, parse_devices(devices), host, watch, rules).run(traffic)
     assert report.served + report.refused == report.requests == 150
     for model in report.models:
         assert model.refused == 0 or model.refusal

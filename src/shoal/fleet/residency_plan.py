@@ -87,7 +87,7 @@ class _Decision:
         claims.sort(key=self._urgency)
         for one in claims:
             if self.left <= 0:
-                self.next_look = self.now  # others have given way to some, so that the next look finds another state
+                self.next_look = self.now  # others begin to give way to some, so that the next look finds another state
                 break
             self._claim(one)
         if self.waits:
@@ -278,7 +278,6 @@ class _Decision:
             return None
         way = self.ways.best(one, need, devices, busy=overdue)
         if way is not None:
-            self.left -= 1
             return way
         self.failed = True
         if self.stale:
@@ -308,9 +307,11 @@ class _Decision:
 
     def _come(self, one: Resident, need: int, way: Way) -> None:
         place = _words(way.devices)
-        self.spared = {option.resident.name for option in way.options}
+        self.spared, before = {option.resident.name for option in way.options}, len(self.actions)
         for option in way.options:
             self._give_way(option, f"{one.name} needs {format_bytes(need)} on {place}", one.name)
+        if any(not action.after for action in self.actions[before:]):
+            self.left -= 1
         after = self.books.after(need, way.devices)
         assert after is not None
         self.books.take(need, way.devices)
