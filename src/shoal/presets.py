@@ -101,7 +101,9 @@ class PresetControl:
 
     async def plan(self, name: str, *, exclusive: bool = True) -> PresetPlan:
         """What applying a preset would do now."""
-        preset = self.book.find(name).preset
+        return await self._plan(self.book.find(name).preset, exclusive)
+
+    async def _plan(self, preset: Preset, exclusive: bool) -> PresetPlan:
         fleet = self._controller.manager.fleet
         first = compare(preset, fleet, exclusive=exclusive)
         starting = {step.model for step in first.steps if step.action == "start"}
@@ -119,12 +121,13 @@ class PresetControl:
     async def apply(self, name: str, *, exclusive: bool = True) -> RunView:
         """Begin to apply a preset. 409 while another is applied."""
         self._refuse_second()
-        plan = await self.plan(name, exclusive=exclusive)
+        preset = self.book.find(name).preset
+        plan = await self._plan(preset, exclusive)
         self._refuse_second()  # another one may have begun while files were looked at
-        record = self.book.find(name)
+        self.book.find(name)  # or this one may have been removed
         run = PresetRun(
             self._controller,
-            record.preset,
+            preset,
             plan,
             self._controller.access.refuse_model,
             self._changed,

@@ -125,6 +125,9 @@ class PresetRun:
         self._end()
 
     def _end(self) -> None:
+        for one in self.view.steps:
+            if one.state == "waiting":
+                self._mark(one, "skipped", "cancelled before it began")
         after = compare(self._preset, self._fleet, exclusive=self._plan.exclusive)
         why = {one.model: one.message for one in self._plan.problems}
         why |= {s.step.model: s.message for s in self.view.steps if s.state in ("failed", "skipped")}
