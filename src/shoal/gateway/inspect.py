@@ -121,44 +121,23 @@ def read_request(
         reader.end()
         return read_form(target, reader, model_header=model_header)
     path = target.partition("?")[0]
+    said: _Usual | _Body
     try:
-        usual = _USUAL.decode(body)
+        said = usual = _USUAL.decode(body)
     except (ValueError, RecursionError):
-        pass
+        said = odd = _read(body)
+        model = odd.model or _elsewhere(target, model_header)
+        stream = odd.stream is not ABSENT and bytes(odd.stream) == b"true"
+        answer = _answer(path, odd)
     else:
-        return _read_usual(usual, path, size or len(body))
-    said = _read(body)
-    stream = said.stream is not ABSENT and bytes(said.stream) == b"true"
+        model, stream, answer = usual.model, usual.stream, _usual_answer(path, usual)
     return Named(
-        said.model or _elsewhere(target, model_header),
+        model,
         stream,
         None if said.priority is ABSENT else _PRIORITIES.get(bytes(said.priority)),
         None if said.user is ABSENT else _user(said.user),
         None if said.keep_alive is ABSENT else _keep_alive(said.keep_alive),
-        (size or len(body)) / BYTES_A_TOKEN + _answer(path, said),
-        said.stream_options is not ABSENT and asks_usage(said.stream_options),
-        stream and counts_usage(path),
-        said.stream_options is not ABSENT,
-    )
-
-
-def _read_usual(said: _Usual, path: str, size: int) -> Named:
-    stream = said.stream
-    if said.max_completion_tokens is not None:
-        tokens = said.max_completion_tokens
-    elif said.max_tokens is not None:
-        tokens = said.max_tokens
-    elif said.max_output_tokens is not None:
-        tokens = said.max_output_tokens
-    else:
-        tokens = TOKENS_UNSAID
-    return Named(
-        said.model,
-        stream,
-        None if said.priority is ABSENT else _PRIORITIES.get(bytes(said.priority)),
-        None if said.user is ABSENT else _user(said.user),
-        None if said.keep_alive is ABSENT else _keep_alive(said.keep_alive),
-        size / BYTES_A_TOKEN + (0.0 if path.rpartition("/")[2] in _READING else tokens * said.n),
+        (size or len(body)) / BYTES_A_TOKEN + answer,
         said.stream_options is not ABSENT and asks_usage(said.stream_options),
         stream and counts_usage(path),
         said.stream_options is not ABSENT,
@@ -232,6 +211,16 @@ def _of_query(target: str) -> str | None:
         return parse_qs(query, max_num_fields=1000).get("model", [None])[-1]
     except ValueError:
         raise ShoalError("The query has too many fields.", code="invalid_query") from None
+
+
+def _usual_answer(path: str, said: _Usual) -> float:
+    """`_answer` where all is as it should be."""
+    if path.rpartition("/")[2] in _READING:
+        return 0.0
+    for tokens in (said.max_completion_tokens, said.max_tokens, said.max_output_tokens):
+        if tokens is not None:
+            return tokens * said.n
+    return TOKENS_UNSAID * said.n
 
 
 def _answer(path: str, said: _Body | None) -> float:

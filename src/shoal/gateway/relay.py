@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+ERRANDS = 0.5
+"""Seconds that requests to the controller have in a stop once no others run: streams of events would never end."""
+
 
 @dataclass(frozen=True)
 class RelayConfig:

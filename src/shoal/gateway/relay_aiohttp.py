@@ -31,7 +31,7 @@ from shoal.gateway.inspect import MODEL_HEADER, read_request
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.link import Link
 from shoal.gateway.local import controller_away, health_without_controller, model_list, model_named
-from shoal.gateway.relay import RelayConfig
+from shoal.gateway.relay import ERRANDS, RelayConfig
 from shoal.gateway.routes import UNKNOWN, Routes
 from shoal.messages import Key, Outcome, Target
 from shoal.net import UnixAddress
@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 HEALTH_TIMEOUT = 2.0
 """Seconds after which a controller that does not answer a health probe counts as away."""
 BACKLOG = 2048
-ERRANDS = 0.5
-"""Seconds that requests to the controller have in a stop once no others run."""
 _KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
 
 

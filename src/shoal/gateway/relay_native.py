@@ -33,7 +33,7 @@ from shoal.gateway.local import model_list, model_named
 from shoal.gateway.manner import manner_of
 from shoal.gateway.measures import Measures
 from shoal.gateway.passage import Passage
-from shoal.gateway.relay import RelayConfig
+from shoal.gateway.relay import ERRANDS, RelayConfig
 from shoal.gateway.routes import Routes
 from shoal.gateway.server import ClientConnection
 from shoal.gateway.uploads import Upload
@@ -54,8 +54,6 @@ ENDING = 5.0
 """Seconds for writing the ends of responses that were broken off, and again for sending spans."""
 STORING = 15.0
 """Seconds for having stored what was used: long enough for a controller that has just been started anew."""
-ERRANDS = 0.5
-"""Seconds that requests to the controller have in a stop once no others run: streams of events would never end."""
 _log = logging.getLogger(__name__)
 
 

@@ -99,7 +99,7 @@ class Skimmer:
         yield from self._expect(b"}")
         self._whole = True
         while True:
-            self._at = _SPACE.match(self._data, self._at).end()  # type: ignore[union-attr]  # matches everywhere
+            self._pass(_SPACE)
             if self._at < len(self._data):
                 self._refuse("the end of the body")
             yield
@@ -139,10 +139,10 @@ class Skimmer:
         else:
             length = 0
             while True:
-                end = _SCALAR.match(self._data, self._at).end()  # type: ignore[union-attr]  # matches everywhere
-                length += end - self._at
-                self._at = end
-                if end < len(self._data):
+                begins = self._at
+                self._pass(_SCALAR)
+                length += self._at - begins
+                if self._at < len(self._data):
                     break
                 yield from self._wait()
             if not length:
@@ -159,7 +159,7 @@ class Skimmer:
             if data.find(b"\\", self._at, quote if quote >= 0 else len(data)) < 0:
                 self._at = quote + 1 if quote >= 0 else len(data)
             else:
-                self._at = _INSIDE.match(data, self._at).end()  # type: ignore[union-attr]  # matches everywhere
+                self._pass(_INSIDE)
                 quote = self._at if data.startswith(b'"', self._at) else -1
                 self._at += 1
                 if quote < 0 and self._at <= len(data):  # a backslash ends the piece: pass over what follows it
@@ -173,7 +173,7 @@ class Skimmer:
         """From its first bracket to after its last one. Which kind closes which is not looked at."""
         depth = 0
         while True:
-            self._at = _FLAT.match(self._data, self._at).end()  # type: ignore[union-attr]  # matches everywhere
+            self._pass(_FLAT)
             if self._at >= len(self._data):
                 yield from self._wait()
                 continue
@@ -204,10 +204,16 @@ class Skimmer:
                 self._from = 0
             yield
 
+    def _pass(self, pattern: re.Pattern[bytes]) -> None:
+        """Pass over what matches, which may be nothing."""
+        match = pattern.match(self._data, self._at)
+        assert match is not None
+        self._at = match.end()
+
     def _space(self) -> _Steps:
         while True:
             yield from self._wait()
-            self._at = _SPACE.match(self._data, self._at).end()  # type: ignore[union-attr]  # matches everywhere
+            self._pass(_SPACE)
             if self._at < len(self._data):
                 return
 
