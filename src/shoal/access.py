@@ -125,18 +125,23 @@ def key_event(record: KeyRecord, what: str, now: float) -> Event:
     return Event(now, "info", f"key_{what}", f"the API key {record.settings.name} ({record.prefix}-…) was {what}")
 
 
+def new_store(settings: Settings, paths: Paths) -> Store:
+    """The store that these settings have, not open yet."""
+    return Store(
+        settings.database_url,
+        paths.database,
+        history=settings.history,
+        events_kept=settings.events_kept,
+        usage_kept=settings.usage_kept,
+    )
+
+
 async def create_stored_key(settings: Settings, paths: Paths, key: KeySettings) -> NewKey:
     """Make a key where no Shoal runs: in its store, for its next start. Raises ShoalError: `already_running` if one
     runs with these folders after all, StoreError if the key cannot be saved, and what `KeyBook.create` raises."""
     make_runtime(paths)
     with hold(paths):
-        store = Store(
-            settings.database_url,
-            paths.database,
-            history=settings.history,
-            events_kept=settings.events_kept,
-            usage_kept=settings.usage_kept,
-        )
+        store = new_store(settings, paths)
         await store.open()
         try:
             book = KeyBook((await store.load()).keys)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from shoal import __version__
-from shoal.access import AccessControl
+from shoal.access import AccessControl, new_store
 from shoal.api.server import serve_api
 from shoal.config import Handover, load_settings
 from shoal.engines.base import Engine
@@ -302,13 +302,7 @@ async def serve(handover: Handover, *, first: bool, notify_fd: int | None) -> No
     settings = handover.settings
     paths = find_paths(settings)
     make_runtime(paths)
-    store = Store(
-        settings.database_url,
-        paths.database,
-        history=settings.history,
-        events_kept=settings.events_kept,
-        usage_kept=settings.usage_kept,
-    )
+    store = new_store(settings, paths)
     controller = Controller(
         settings,
         handover.config_file,

@@ -296,9 +296,15 @@ class Manager(Inbox):
                 self._life.on_exited(fact)
             case facts.Measured():
                 self._life.on_measured(fact)
-            case facts.Weighed() | facts.Asleep() | facts.NotAsleep() | facts.Awake() | facts.NotAwake():
-                self._life.slumber.take(fact)
-            case facts.NoRoom() | facts.LookedAt():
+            case (
+                facts.Weighed()
+                | facts.Asleep()
+                | facts.NotAsleep()
+                | facts.Awake()
+                | facts.NotAwake()
+                | facts.NoRoom()
+                | facts.LookedAt()
+            ):
                 self._life.slumber.take(fact)
             case facts.DevicesRead():
                 before = self.fleet.device_views()

@@ -191,6 +191,10 @@ class Ledger:
         """Bytes that KV caches hold on a device."""
         return sum(member.backed for member in self._members(device))
 
+    def backed_by(self, instance: str, device: Device) -> int:
+        """Bytes that an instance's KV cache holds on a device."""
+        return sum(member.backed for member in self._members(device) if member.engine == instance)
+
     def owed_to_floors(self, device: Device, instances: set[str]) -> int:
         """Bytes not in use on a device that floors of `instances` can claim at any time."""
         mine = (member for member in self._members(device) if member.engine in instances)

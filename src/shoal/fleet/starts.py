@@ -129,7 +129,7 @@ class Starts:
                 return None
             kv = spec.kv_cache_memory
         if any(device.kind == "host" for device in devices):
-            held = instance.memory.get("host", 0) - self._leased(instance, devices[0])
+            held = instance.memory.get("host", 0) - self._fleet.ledger.backed_by(instance.id, devices[0])
             # A fixed KV cache is resident only as far as it was used.
             return max(0, held - weights) if held > 0 and not kv and len(devices) == 1 else None
         for other in self._fleet.instances.values():
@@ -168,7 +168,3 @@ class Starts:
     def _beside(self, device: Device) -> int:
         """Bytes in use on a device that are no elastic KV cache."""
         return device.memory_used - self._fleet.ledger.backed(device)
-
-    def _leased(self, instance: Instance, device: Device) -> int:
-        book = (self._fleet.ledger.books or {}).get(device.key)
-        return sum(member.backed for member in (book.members if book else ()) if member.engine == instance.id)

@@ -13,13 +13,14 @@ from shoal.errors import ShoalError
 
 ABSENT = msgspec.Raw(b"")
 """Stands for a field that is not there; a value of JSON has at least one byte."""
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark of UTF-8."""
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def without_bom(body: bytes | bytearray) -> bytes | bytearray:
     """`body` from its first character on."""
-    return body[3:] if body.startswith(_BOM) else body
+    return body[3:] if body.startswith(BOM) else body
 
 
 def fields_of(body: bytes | bytearray) -> dict[str, msgspec.Raw]:

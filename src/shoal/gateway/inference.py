@@ -57,20 +57,14 @@ class Inference(Asking):
 
     def lines(self, response: ResponseHead) -> list[bytes]:
         del response
-        if self._waited:
-            waited = self._waited * 1000
-            queued, woken = (0.0, waited) if self._held else (waited, 0.0)
-            said = b"x-request-id: %b\r\nx-shoal-queue-ms: %.1f\r\nx-shoal-wake-ms: %.1f\r\nx-shoal-overhead-us: %d" % (
-                self.id.encode(),
-                queued,
-                woken,
-                self._overhead * 1e6,
-            )
-        else:
-            said = b"x-request-id: %b\r\nx-shoal-queue-ms: 0.0\r\nx-shoal-wake-ms: 0.0\r\nx-shoal-overhead-us: %d" % (
-                self.id.encode(),
-                self._overhead * 1e6,
-            )
+        waited = self._waited * 1000
+        queued, woken = (0.0, waited) if self._held else (waited, 0.0)
+        said = b"x-request-id: %b\r\nx-shoal-queue-ms: %.1f\r\nx-shoal-wake-ms: %.1f\r\nx-shoal-overhead-us: %d" % (
+            self.id.encode(),
+            queued,
+            woken,
+            self._overhead * 1e6,
+        )
         return [said] if self._manner.origin is None else [said, *self._relay.cors_lines(self.head)]
 
     def filters(self, response: ResponseHead) -> bool:

@@ -16,6 +16,8 @@ from typing import NoReturn
 
 import msgspec
 
+from shoal.gateway.bodies import BOM
+
 MAX_KEY = 256
 """Bytes of a name at the top level; a longer one is none of those looked for."""
 MAX_VALUE = 64 * 1024
@@ -24,7 +26,6 @@ STEPS = 10_000
 """Brackets that are read of any body, about 1 µs each, where a field of the top level counts as four; beyond them only
 one for each `BYTES_A_STEP`."""
 BYTES_A_STEP = 256
-_BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _INSIDE = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _FLAT = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
@@ -81,7 +82,7 @@ class Skimmer:
     # -- the top level ------------------------------------------------------------------------------------------------
 
     def _read(self) -> _Steps:
-        for byte in _BOM:
+        for byte in BOM:
             yield from self._wait()
             if self._data[self._at] != byte:
                 break
