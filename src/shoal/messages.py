@@ -15,6 +15,9 @@ PROTOCOL = 2
 MAX_LINE = 16 * 1024 * 1024
 """Bytes that one message may have; a longer one closes the connection."""
 
+MAX_DEMAND = 1024
+"""Models of which a report says how long they are to stay."""
+
 Priority = Literal["high", "normal", "low"]
 """Priority class of a request. A class goes before the next, but nobody waits for ever (see `gateway/admission.py`)."""
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
@@ -181,8 +184,18 @@ class Waiting(msgspec.Struct, frozen=True):
     held: int = 0
 
 
+class Demand(msgspec.Struct, frozen=True):
+    """What the last request for a model said of how long the model is to stay. `last_use`: when it ended, in Unix
+    seconds; `keep_alive`: seconds, negative for ever."""
+
+    model: str
+    last_use: float
+    keep_alive: float
+
+
 class RelayReport(msgspec.Struct, frozen=True, tag="report"):
-    """What the relay carries now. `outstanding` is by instance, zeros left out."""
+    """What the relay carries now. `outstanding` is by instance, zeros left out. `demand`: of models whose last request
+    here said something of it, the most lately used first, at most `MAX_DEMAND`."""
 
     relay: str
     epoch: str
@@ -192,6 +205,7 @@ class RelayReport(msgspec.Struct, frozen=True, tag="report"):
     waiting: tuple[Waiting, ...] = ()
     distributions: tuple[Distribution, ...] = ()
     traffic: tuple[Traffic, ...] = ()
+    demand: tuple[Demand, ...] = ()
     protocol: int = PROTOCOL
 
 

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from shoal.fleet.spec import EngineKind, ModelSpec
 from shoal.fleet.virtual import VirtualSpec, chain
 from shoal.memory.sizes import Amount
-from shoal.units import ByteSize
+from shoal.units import ByteSize, Duration
 
 PREFIX = "SHOAL_"
 
@@ -131,6 +131,19 @@ class Settings(BaseSettings):
         description="Seconds that a start may wait for the memory broker, and for a device to have free what the "
         "model needs.",
     )
+
+    host_memory: AmountText = Field(
+        "50%",
+        description="Most of the host's memory for weights of models that sleep, and for copies of those that will: "
+        "`64GiB`, or a part of it. What is not free is not used, whatever this says.",
+    )
+    patience: Duration = Field(
+        10,
+        ge=0,
+        description="Seconds that a request waits for models in use to fall idle; then one of them gives way all the "
+        "same.",
+    )
+    min_awake: Duration = Field(5, ge=0, description="Seconds that a model that came stays, at least.")
 
     log_bytes: ByteSize = Field(32 * 2**20, ge=65536, description="Bytes of log kept per instance, in two files.")
     history: int = Field(200, ge=0, description="Ended instances kept, with their logs.")

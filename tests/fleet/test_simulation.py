@@ -17,7 +17,8 @@ from shoal.fleet.residency import Kind, Plan, Residency, Snapshot
 from shoal.fleet.simulation import Simulation, simulate
 from shoal.fleet.simulation_models import Setup, parse_devices
 from shoal.fleet.simulation_report import ModelReport, Report
-from shoal.fleet.simulation_trace import Request, generate, seconds
+from shoal.fleet.simulation_trace import Request, generate
+from shoal.units import parse_seconds
 from tests.fleet.residency import overdrawn
 
 GIB = 2**30
@@ -140,7 +141,7 @@ def test_generated_traffic_is_ordered_skewed_and_as_long_as_told() -> None:
 
 
 def test_durations() -> None:
-    assert [seconds(text) for text in ("5m", "90", "1.5h", "-1s", 7, "250ms", "7d")] == [
+    assert [parse_seconds(text) for text in ("5m", "90", "1.5h", "-1s", 7, "250ms", "7d")] == [
         300,
         90,
         5400,
@@ -151,7 +152,7 @@ def test_durations() -> None:
     ]
     for text in ("soon", "5 min", "", float("inf")):
         with pytest.raises(ValueError):
-            seconds(text)
+            parse_seconds(text)
 
 
 @st.composite

@@ -13,6 +13,7 @@ from shoal.cli.shell import AsJson, ModelName, Url, connect
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Declare, list, show and forget models.")
 _TAIL = "shoal.engine_args"
 _SIZES = ("kv_cache_memory", "floor", "ceiling")
+_TIMES = ("sleep_after", "unload_after")
 
 Floor = Annotated[
     str | None,
@@ -23,6 +24,18 @@ Ceiling = Annotated[
 ]
 Priority = Annotated[
     int | None, typer.Option(metavar="N", help="Its weight when models compete for memory.", show_default=False)
+]
+Pin = Annotated[
+    bool | None,
+    typer.Option("--pin/--no-pin", metavar="", help="Whether it never gives way and never leaves for being idle."),
+]
+SleepAfter = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Idle time after which it sleeps, as 5m; `none`: never.", show_default=False),
+]
+UnloadAfter = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Idle time after which it is unloaded; `none`: never.", show_default=False),
 ]
 
 
@@ -99,6 +112,9 @@ def add(
         bool | None,
         typer.Option("--on-request/--no-on-request", metavar="", help="Whether a request may have it loaded."),
     ] = None,
+    pin: Pin = None,
+    sleep_after: SleepAfter = None,
+    unload_after: UnloadAfter = None,
     max_concurrency: Annotated[
         int | None, typer.Option(metavar="N", help="Requests that run at once over all instances; more wait.")
     ] = None,
@@ -130,6 +146,9 @@ def add(
         "instances": instances,
         "load_on_start": load_on_start or None,
         "on_request": on_request,
+        "pin": pin,
+        "sleep_after": None if sleep_after == "none" else sleep_after,
+        "unload_after": None if unload_after == "none" else unload_after,
         "max_concurrency": max_concurrency,
         "args": list(ctx.meta[_TAIL]) or None,
         "env": _pairs(env) if env else None,
@@ -157,16 +176,27 @@ def set_(
         typer.Option(metavar="SIZE", help="KV cache per device that it may never exceed; `none` takes it away."),
     ] = None,
     priority: Priority = None,
+    pin: Pin = None,
+    sleep_after: SleepAfter = None,
+    unload_after: UnloadAfter = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a model's share of the memory, while it runs."""
-    given = {"floor": floor, "ceiling": ceiling, "priority": priority}
+    """Change a model's share of the memory, and how long it stays, while it runs."""
+    given = {
+        "floor": floor,
+        "ceiling": ceiling,
+        "priority": priority,
+        "pin": pin,
+        "sleep_after": sleep_after,
+        "unload_after": unload_after,
+    }
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if not changes:
-        raise typer.BadParameter("say what to change: --floor, --ceiling or --priority")
-    if ceiling == "none":
-        changes["ceiling"] = None
+        raise typer.BadParameter(
+            "say what to change: --floor, --ceiling, --priority, --pin, --sleep-after or --unload-after"
+        )
+    changes |= {key: None for key in ("ceiling", "sleep_after", "unload_after") if changes.get(key) == "none"}
     with connect(url) as client:
         view = client.change_model(name, changes)
     from shoal.cli.output import print_json, stdout
@@ -176,7 +206,12 @@ def set_(
         return
     spec = view["spec"]
     upper = "no ceiling" if spec["ceiling"] is None else f"ceiling {_value('ceiling', spec['ceiling'])}"
-    stdout().print(f"{name}: floor {_value('floor', spec['floor'])}, {upper}, priority {spec['priority']}.")
+    stay = ["pinned"] if spec.get("pin") else []
+    for key, verb in (("sleep_after", "sleeps"), ("unload_after", "is unloaded")):
+        if spec.get(key) is not None:
+            stay.append(f"{verb} once idle for {_value(key, spec[key])}")
+    terms = [f"floor {_value('floor', spec['floor'])}", upper, f"priority {spec['priority']}", *stay]
+    stdout().print(f"{name}: {', '.join(terms)}.")
 
 
 @app.command("ls")
@@ -255,6 +290,10 @@ def _value(key: str, value: Any) -> str:
         from shoal.units import format_bytes
 
         return format_bytes(value)
+    if key in _TIMES:
+        from shoal.units import format_seconds
+
+        return format_seconds(value)
     if isinstance(value, dict):
         return " ".join(f"{name}={part}" for name, part in value.items())
     if isinstance(value, list):

@@ -41,6 +41,10 @@ def serve(
         float | None,
         typer.Option(metavar="SECONDS", help="How long a request may wait for its model to be loaded (default 600)."),
     ] = None,
+    host_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Host memory for models that sleep: 64GiB, or a part of it (default 50%)."),
+    ] = None,
     cors_origins: Annotated[
         list[str] | None,
         typer.Option("--cors-origin", metavar="ORIGIN", help="Let this origin's web pages call the endpoint; * all."),
@@ -67,6 +71,7 @@ def serve(
         "relay": relay,
         "relay_workers": relay_workers,
         "hold_timeout": hold_timeout,
+        "host_memory": host_memory,
         "cors_origins": cors_origins,
     }
     try:

@@ -68,11 +68,12 @@ def _requests(
     save: Path | None,
 ) -> Iterable[Any]:  # fmt: skip
     from shoal.fleet import simulation_trace as traffic
+    from shoal.units import parse_seconds
 
     if trace is not None:
         return traffic.read(trace)
     try:
-        duration = traffic.seconds(lasting)
+        duration = parse_seconds(lasting)
         if duration <= 0:
             raise ValueError("it has to be more than nothing")
     except ValueError as error:

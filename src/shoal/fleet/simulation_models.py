@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shoal.config import read_file, suggest
 from shoal.errors import ShoalError
 from shoal.fleet.residency import Device, Residency, Resident, Rules
-from shoal.fleet.simulation_trace import seconds
-from shoal.units import ByteSize, format_bytes, parse_bytes
+from shoal.units import ByteSize, Duration, format_bytes, parse_bytes
 
-Seconds = Annotated[float, BeforeValidator(seconds)]
 _RULES = Rules()
 _MANY = re.compile(r"(\d{1,4})\s*[x×]\s*(.+)")
 
@@ -39,15 +37,15 @@ class SimulatedModel(_Strict):
     sleep_level: Literal[0, 1, 2] = Field(1, description="0: cannot sleep. 1: weights to the host. 2: dropped.")
     asleep: ByteSize = Field(2**29, ge=0, description="What it takes of a device asleep.")
     host: ByteSize | None = Field(None, ge=0, description="What it takes of the host asleep. Default: all weights.")
-    wake: Seconds = Field(0.5, ge=0, description="Seconds to wake, to sleep, to load, to unload.")
-    sleep: Seconds = Field(0.2, ge=0)
-    load: Seconds = Field(60.0, ge=0)
-    unload: Seconds = Field(2.0, ge=0)
+    wake: Duration = Field(0.5, ge=0, description="Seconds to wake, to sleep, to load, to unload.")
+    sleep: Duration = Field(0.2, ge=0)
+    load: Duration = Field(60.0, ge=0)
+    unload: Duration = Field(2.0, ge=0)
     priority: int = Field(100, ge=1, le=1000, description="Its weight; those with less give way first.")
     pinned: bool = Field(False, description="It never gives way.")
     load_on_start: bool = Field(False, description="It is awake at the start.")
-    sleep_after: Seconds | None = Field(None, ge=0, description="Idle seconds after which it leaves the device.")
-    unload_after: Seconds | None = Field(None, ge=0, description="Idle seconds after which it is unloaded.")
+    sleep_after: Duration | None = Field(None, ge=0, description="Idle seconds after which it leaves the device.")
+    unload_after: Duration | None = Field(None, ge=0, description="Idle seconds after which it is unloaded.")
     max_concurrency: int = Field(64, ge=1, description="Requests that it runs at once.")
     prefill_rate: float = Field(8000, gt=0, description="Tokens a second of a prompt.")
     decode_rate: float = Field(50, gt=0, description="Tokens a second of an answer.")
@@ -85,12 +83,12 @@ class SimulatedModel(_Strict):
 class SimulatedRules(_Strict):
     """The rules of the policy; what is left out is as `shoal serve` has it."""
 
-    patience: Seconds = Field(_RULES.patience, ge=0, description="How long a request waits for models in use.")
-    min_awake: Seconds = Field(_RULES.min_awake, ge=0, description="How long who came stays, at least.")
+    patience: Duration = Field(_RULES.patience, ge=0, description="How long a request waits for models in use.")
+    min_awake: Duration = Field(_RULES.min_awake, ge=0, description="How long who came stays, at least.")
     payback: float = Field(_RULES.payback, ge=0, description="And so many times what its return costs.")
     switches: int = Field(_RULES.switches, ge=1, description="How often models give way on a device in the window.")
-    switch_window: Seconds = Field(_RULES.switch_window, gt=0, description="Seconds of that window.")
-    horizon: Seconds = Field(_RULES.horizon, gt=0, description="How far ahead plans are judged.")
+    switch_window: Duration = Field(_RULES.switch_window, gt=0, description="Seconds of that window.")
+    horizon: Duration = Field(_RULES.horizon, gt=0, description="How far ahead plans are judged.")
 
     def rules(self) -> Rules:
         """As the policy takes them."""

@@ -14,7 +14,6 @@ import heapq
 import json
 import math
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -23,9 +22,7 @@ import msgspec
 
 from shoal.errors import ShoalError
 from shoal.messages import PRIORITIES, Priority
-
-_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*(ms|[smhd]?)")
+from shoal.units import parse_seconds
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -49,20 +46,6 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     priority: Priority = "normal"
 
 
-def seconds(text: str | float) -> float:
-    """Seconds from a number, or from such as ``"5m"``, ``"1.5h"``, ``"7d"``. Raises ValueError."""
-    if isinstance(text, int | float):
-        value = float(text)
-    else:
-        match = _DURATION.fullmatch(text.strip())
-        if match is None:
-            raise ValueError(f"{text!r} is not a duration; give seconds, or such as 30s, 5m, 2h, 7d")
-        value = float(match[1]) * _UNITS[match[2]]
-    if not math.isfinite(value):
-        raise ValueError(f"{text!r} is not a duration: it has to be finite")
-    return value
-
-
 def read(path: Path) -> Iterator[Request]:
     """The requests of a trace, read as they are asked for. Raises ShoalError with file and line."""
     try:
@@ -80,7 +63,7 @@ def _parse(lines: Iterable[bytes], name: str) -> Iterator[Request]:
             continue
         try:
             line = decoder.decode(text)
-            keep_alive = None if line.keep_alive is None else seconds(line.keep_alive)
+            keep_alive = None if line.keep_alive is None else parse_seconds(line.keep_alive)
         except (msgspec.MsgspecError, ValueError) as error:
             raise _broken(f"{name}, line {number}: {error}") from None
         if not math.isfinite(line.at) or line.at < before:

@@ -7,14 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from shoal.units import ByteSize, format_bytes
+from shoal.units import ByteSize, Duration, format_bytes
 
 EngineKind = Literal["vllm", "simulated"]
 Elastic = Literal["auto", "required", "off"]
 Sleep = Literal["auto", "off"]
 TERMS = ("floor", "ceiling", "priority")
 """Settings that running instances take over at once, through the memory broker."""
-LIVE = ("instances", "load_on_start", "on_request", "max_concurrency", *TERMS)
+RESIDENCY = ("pin", "sleep_after", "unload_after")
+"""Settings of the residency policy."""
+LIVE = ("instances", "load_on_start", "on_request", "max_concurrency", *RESIDENCY, *TERMS)
 """Settings that need no new start: those of the fleet and of requests, and `TERMS`."""
 WORKING_SET = 256 * 2**20
 """KV cache that an elastic instance has to find free at its start, if its floor is not more: enough to serve a little;
@@ -67,6 +69,21 @@ class ModelSpec(BaseModel):
     load_on_start: bool = Field(False, description="Load when `shoal serve` starts.")
     on_request: bool = Field(
         True, description="Load it when a request asks for it, which waits meanwhile; also after `shoal unload`."
+    )
+    pin: bool = Field(
+        False, description="It never gives way to other models and never leaves its devices for being idle."
+    )
+    sleep_after: Duration | None = Field(
+        None,
+        ge=0,
+        description="Idle seconds, or such as `5m`, after which it leaves its devices: it sleeps, or is unloaded where "
+        "it cannot. 0: at once. Default: never for that alone. A request's `keep_alive` goes before it.",
+    )
+    unload_after: Duration | None = Field(
+        None,
+        ge=0,
+        description="Idle seconds, or such as `2h`, after which it is unloaded, awake or asleep. Default: never for "
+        "that alone.",
     )
     max_concurrency: int | None = Field(
         None,
