@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from shoal.fleet.keys import Former, KeyRecord, KeySettings
+from shoal.fleet.moves import Leg, Move, Step
 from shoal.fleet.presets import LastRun, Preset, PresetEntry, PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
@@ -178,6 +179,38 @@ presets = st.builds(
     | st.builds(
         LastRun, st.sampled_from(["running", "done", "failed", "interrupted"]), times, st.none() | times, texts
     ),
+)
+
+_places = st.lists(words.filter(bool), max_size=2).map(tuple)
+_ids = st.from_regex(r"[a-z0-9-]{1,12}", fullmatch=True)
+_legs = st.builds(
+    Leg,
+    source=_ids,
+    was_on=_places,
+    devices=_places,
+    compare=st.booleans(),
+    step=st.sampled_from(Step),
+    target=st.none() | _ids,
+    former=st.none() | _ids,
+    answer=st.none() | texts,
+    cause=texts,
+    note=texts,
+    began_at=st.none() | times,
+    switched_at=st.none() | times,
+    ended_at=st.none() | times,
+)
+moves = st.builds(
+    Move,
+    id=_ids,
+    model=names(),
+    created_at=times,
+    legs=st.lists(_legs, min_size=1, max_size=3).map(tuple),
+    changes=st.dictionaries(words, st.none() | st.integers(0, 100) | words | st.booleans(), max_size=2),
+    stop_first=st.booleans(),
+    state=st.sampled_from(["waiting", "running", "done", "failed", "cancelled"]),
+    cancelling=st.booleans(),
+    ended_at=st.none() | times,
+    message=texts,
 )
 
 _limits = st.none() | st.integers(1, 10**12)

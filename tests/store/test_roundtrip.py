@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, select, text, update
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.moves import Leg, Move
 from shoal.fleet.presets import LastRun, Preset, PresetEntry, PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
@@ -22,7 +23,7 @@ from shoal.store.connect import connect, find_target
 from shoal.store.database import Database
 from shoal.store.pending import Batch
 from shoal.store.queries import LOADS_PER_MODEL
-from shoal.store.tables import api_keys, instances, models, presets, profiles
+from shoal.store.tables import api_keys, instances, models, moves, presets, profiles
 
 from . import records
 from .conftest import MakeStore
@@ -98,6 +99,29 @@ async def test_a_preset_is_found_again_and_one_of_another_version_is_named(
     await again.close()
 
 
+async def test_a_move_that_cannot_be_read_is_named_and_holds_nothing_up(make_store: MakeStore, url: str | None) -> None:
+    move = Move("move-1", "m", 1.0, (Leg("m-1", ("host",), ("cuda:0",)),), {"dtype": "float16"})
+    store = make_store(url)
+    await store.open()
+    store.save_move(move)
+    store.save_move(replace(move, id="move-2"))
+    store.save_move(replace(move, id="move-3"))
+    store.delete_move("move-3")
+    await store.close()
+    engine = connect(find_target(url, Path(store._path))).execution_options(shoal_write=True)
+    with engine.begin() as connection:
+        odd = '{"legs": [{"source": "m-1", "was_on": [], "devices": [], "step": "flying"}]}'
+        connection.execute(update(moves).where(moves.c.id == "move-2").values(record=odd))
+    engine.dispose()
+    again = make_store(url)
+    await again.open()
+    saved = await again.load()
+    assert saved.moves == [move]
+    assert "the move move-2 of m was left out" in saved.problems[0]
+    assert saved.complete
+    await again.close()
+
+
 def _in_memory() -> Database:
     database = Database(find_target("sqlite://", Path("unused")), history=10_000, events_kept=10_000, usage_kept=400)
     assert database.open() is None
@@ -114,10 +138,12 @@ def _check_database(
     loads: list[LoadRecord],
     profiles: list[Profile],
     presets: list[PresetRecord],
+    moves: list[Move],
 ) -> None:
     batch = Batch(events=events, loads=loads)
     batch.records.update({("profile", profile.id): profile for profile in profiles})
     batch.records.update({("preset", record.preset.name): record for record in presets})
+    batch.records.update({("move", move.id): move for move in moves})
     batch.records.update({("key", key.id): key for key in keys})
     batch.records.update({("virtual", virtual.spec.name): virtual for virtual in virtuals})
     batch.records.update({("model", model.spec.name): model for model in models})
@@ -132,6 +158,7 @@ def _check_database(
     assert {virtual.spec.name: virtual for virtual in saved.virtual} == {v.spec.name: v for v in virtuals}
     assert {profile.id: profile for profile in saved.profiles} == {p.id: p for p in profiles}
     assert {r.preset.name: r for r in saved.presets} == {r.preset.name: r for r in presets}
+    assert {move.id: move for move in saved.moves} == {move.id: move for move in moves}
     assert not saved.keys_lost
     assert database.events(10_000, None, None)[before:] == events
     assert database.loads(len(loads), None) == loads
@@ -150,6 +177,7 @@ _lists = (
     st.lists(records.loads, max_size=3),
     st.lists(records.profiles, max_size=3),
     st.lists(records.presets, max_size=3),
+    st.lists(records.moves, max_size=3),
 )
 
 
@@ -167,8 +195,9 @@ def test_sqlite_gives_back_what_it_got() -> None:
         lo: list[LoadRecord],
         p: list[Profile],
         pr: list[PresetRecord],
+        mo: list[Move],
     ) -> None:
-        _check_database(database, m, i, k, v, e, lo, p, pr)
+        _check_database(database, m, i, k, v, e, lo, p, pr, mo)
 
     check()
     database.close()
@@ -189,8 +218,9 @@ def test_postgresql_gives_back_what_it_got(postgres: str) -> None:
         lo: list[LoadRecord],
         p: list[Profile],
         pr: list[PresetRecord],
+        mo: list[Move],
     ) -> None:
-        _check_database(database, m, i, k, v, e, lo, p, pr)
+        _check_database(database, m, i, k, v, e, lo, p, pr, mo)
 
     check()
     database.close()

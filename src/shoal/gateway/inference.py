@@ -156,6 +156,8 @@ class Inference(Asking):
                 books.prompt_tokens += tokens.prompt
                 books.completion_tokens += tokens.completion
         key, named = self.key, self._named
+        if self.instance and named is not None and self.model in relay.routes:
+            relay.keeping.ended(self.model, named.keep_alive, relay.wall)
         if key is not None and self._charged and named is not None:
             used = None if tokens is None else tokens.prompt + tokens.completion
             relay.keyring.end(key, named.cost, used, now)

@@ -27,6 +27,7 @@ from shoal.gateway.cors import Cors
 from shoal.gateway.exchange import Exchange
 from shoal.gateway.http1 import Place, RequestHead
 from shoal.gateway.inference import Inference
+from shoal.gateway.keeping import Keeping
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.link import Link
 from shoal.gateway.local import model_list, model_named
@@ -77,6 +78,7 @@ class NativeRelay:
         )
         self.keyring = Keyring()
         self.measures = Measures()
+        self.keeping = Keeping()
         self.circuits = Circuits()
         self.tracing: Tracing | None = None
         self._cors = Cors(config.cors_origins)
@@ -300,6 +302,7 @@ class NativeRelay:
         self.keyring.replace(table.keys, table.keys_required)
         known -= set(self.names.known())
         self.measures.forget(known)
+        self.keeping.forget(known)
         targets = [target for route in table.routes for target in route.targets]
         self.pools.keep_only({target.address for target in targets})
         self.circuits.keep_only({target.instance for target in targets})
@@ -391,6 +394,7 @@ class NativeRelay:
             tuple(waiting),
             self.measures.distributions(),
             self.measures.traffic(),
+            self.keeping.demand(),
         )
 
     @property

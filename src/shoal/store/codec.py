@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from shoal.config import explain
 from shoal.fleet.keys import Former, KeyRecord, KeySettings
+from shoal.fleet.moves import Leg, Move, Step
 from shoal.fleet.presets import LastRun, Preset, PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
@@ -172,6 +173,37 @@ def read_preset(row: Row) -> PresetRecord:
     preset = _checked(Preset, _json(row["preset"]))
     last = None if row["last_run"] is None else _part(LastRun, _json(row["last_run"]))
     return PresetRecord(preset, row["created_at"], row["changed_at"], last)
+
+
+def move_row(move: Move) -> dict[str, Any]:
+    """The row of a move."""
+    legs = [{item.name: getattr(leg, item.name) for item in fields(Leg)} for leg in move.legs]
+    rest = ("changes", "stop_first", "cancelling", "ended_at", "message")
+    record = {"legs": legs, **{name: getattr(move, name) for name in rest}}
+    return {
+        "id": move.id,
+        "model": move.model,
+        "state": move.state,
+        "created_at": move.created_at,
+        "record": json.dumps(record),
+    }
+
+
+def read_move(row: Row) -> Move:
+    """The move of a row. Raises UnreadableError."""
+    record = _json(row["record"])
+    columns = {name: row[name] for name in ("id", "model", "state", "created_at")}
+    try:
+        legs = tuple(_leg(leg) for leg in record.pop("legs"))
+        return Move(**_known(Move, record) | columns | {"legs": legs})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnreadableError(_reason(error)) from None
+
+
+def _leg(data: dict[str, Any]) -> Leg:
+    known = _known(Leg, data)
+    places = {name: tuple(known[name]) for name in ("was_on", "devices")}
+    return Leg(**known | places | {"step": Step(known["step"])})
 
 
 def usage_row(item: Usage) -> dict[str, Any]:

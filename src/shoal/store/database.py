@@ -101,15 +101,17 @@ class Database:
             virtual, unread_virtual = queries.read_virtual(connection)
             profiles = queries.read_profiles(connection)
             presets, unread_presets = queries.read_presets(connection)
+            moves, unread_moves = queries.read_moves(connection)
         problems = unread_models + unread_instances
         return Saved(
             models,
             instances,
-            self._notes + problems + unread_keys + unread_virtual + unread_presets,
+            self._notes + problems + unread_keys + unread_virtual + unread_presets + unread_moves,
             keys,
             virtual,
             profiles,
             presets,
+            moves,
             keys_lost=self._keys_lost or bool(unread_keys),
             complete=self._complete and not problems,
         )

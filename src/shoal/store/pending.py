@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.moves import Move
 from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
@@ -12,10 +13,10 @@ from shoal.fleet.state import Instance, Model
 from shoal.fleet.virtual import Virtual
 
 Key = tuple[str, str]
-"""`("model", name)`, `("instance", id)`, `("key", id)`, `("virtual", name)`, `("profile", id)` or
-`("preset", name)`."""
+"""`("model", name)`, `("instance", id)`, `("key", id)`, `("virtual", name)`, `("profile", id)`,
+`("preset", name)` or `("move", id)`."""
 
-Change = Model | Instance | KeyRecord | Virtual | Profile | PresetRecord | None
+Change = Model | Instance | KeyRecord | Virtual | Profile | PresetRecord | Move | None
 """The newest version of a record; None deletes it."""
 
 KINDS = {
@@ -25,6 +26,7 @@ KINDS = {
     "virtual": "virtual models",
     "profile": "profiles",
     "preset": "presets",
+    "move": "moves",
 }
 """Each kind of record, and what several are called."""
 

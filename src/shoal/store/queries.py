@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Select, Table, delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.moves import Move
 from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
@@ -16,7 +17,7 @@ from shoal.fleet.state import Instance, InstanceState, Model
 from shoal.fleet.virtual import Virtual
 from shoal.store import codec
 from shoal.store.pending import Batch
-from shoal.store.tables import api_keys, events, instances, loads, models, presets, profiles, virtual_models
+from shoal.store.tables import api_keys, events, instances, loads, models, moves, presets, profiles, virtual_models
 
 LOADS_PER_MODEL = 50
 LOADS_KEPT = 5_000
@@ -29,6 +30,7 @@ _TABLES = {
     "virtual": virtual_models,
     "profile": profiles,
     "preset": presets,
+    "move": moves,
 }
 _ENDED = [state.value for state in InstanceState if state.ended]
 
@@ -43,6 +45,7 @@ def write(connection: Connection, batch: Batch) -> None:
     _upsert(connection, virtual_models, [codec.virtual_row(c) for _, c in changes if isinstance(c, Virtual)])
     _upsert(connection, profiles, [codec.profile_row(c) for _, c in changes if isinstance(c, Profile)])
     _upsert(connection, presets, [codec.preset_row(c) for _, c in changes if isinstance(c, PresetRecord)])
+    _upsert(connection, moves, [codec.move_row(c) for _, c in changes if isinstance(c, Move)])
     for kind, table in _TABLES.items():
         gone = [name for (what, name), change in changes if what == kind and change is None]
         if gone:
@@ -123,6 +126,17 @@ def read_presets(connection: Connection) -> tuple[list[PresetRecord], list[str]]
             found.append(codec.read_preset(row))
         except codec.UnreadableError as error:
             problems.append(f"the saved preset {row['name']} was left out: {error}")
+    return found, problems
+
+
+def read_moves(connection: Connection) -> tuple[list[Move], list[str]]:
+    """Moves by age, and a clause for each that cannot be read."""
+    found, problems = [], []
+    for row in _rows(connection, select(moves).order_by(moves.c.created_at, moves.c.id)):
+        try:
+            found.append(codec.read_move(row))
+        except codec.UnreadableError as error:
+            problems.append(f"the move {row['id']} of {row['model']} was left out: {error}")
     return found, problems
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.moves import Move
 from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.state import Instance, Model
@@ -22,6 +23,7 @@ class Saved:
     virtual: list[Virtual] = field(default_factory=list)
     profiles: list[Profile] = field(default_factory=list)
     presets: list[PresetRecord] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
     keys_lost: bool = False
     """There may have been keys that could not be read: nobody can be asked for those, nor let in without."""
     complete: bool = True

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from shoal.fleet.keys import KeyRecord
+from shoal.fleet.moves import Move
 from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
@@ -170,6 +171,14 @@ class Store:
     def delete_preset(self, name: str) -> None:
         """Forget a preset."""
         self._put(("preset", name), None)
+
+    def save_move(self, move: Move) -> None:
+        """Keep a move's newest version."""
+        self._put(("move", move.id), move)
+
+    def delete_move(self, id: str) -> None:
+        """Forget a move."""
+        self._put(("move", id), None)
 
     async def add_usage(self, report: UsageReport, now: float) -> None:
         """Count a relay's report of usage, and return once it is safe; one that was counted before changes nothing.

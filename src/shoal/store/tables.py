@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest revision under `migrations/versions`."""
 
 _NAMES = {"pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s"}
@@ -132,6 +132,17 @@ presets = Table(
     Column("created_at", Double, nullable=False),
     Column("changed_at", Double, nullable=False),
     Column("last_run", Text, nullable=True),
+)
+
+# Instances that take the place of others, one row a move.
+moves = Table(
+    "moves",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("model", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("record", Text, nullable=False),
 )
 
 # A name of its own: a PostgreSQL database may hold another program's `alembic_version` too.
