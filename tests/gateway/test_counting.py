@@ -341,19 +341,18 @@ async def test_how_long_a_model_is_to_stay_is_told_as_its_last_request_said(nati
     await native_world.begin(serves("m", engine), serves("n", engine))
 
     async def said(keep_alive: object) -> tuple[Demand, ...]:
-        fields = {} if keep_alive is None else {"keep_alive": keep_alive}
-        await native_world.ask(chat(**fields))
+        await native_world.ask(chat() if keep_alive is None else chat(keep_alive=keep_alive))
         await asyncio.sleep(0)
         await native_world.controls.settled()
-        return native_world.relay.keeping.demand()
+        return native_world.native_relay.keeping.demand()
 
     assert await said(None) == ()
     (demand,) = await said("5m")
     assert (demand.model, demand.keep_alive) == ("m", 300.0)
     assert abs(demand.last_use - datetime.now(UTC).timestamp()) < 60
-    await eventually(lambda: native_world.controls.report.demand == native_world.relay.keeping.demand())
+    await eventually(lambda: native_world.controls.report.demand == native_world.native_relay.keeping.demand())
     assert (await said(0))[0].keep_alive == 0
     assert (await said("nonsense")) == (), "what cannot be read counts as not said"
     assert (await said(-1))[0].keep_alive == -1
     await native_world.controls.tell(serves("n", engine))
-    assert native_world.relay.keeping.demand() == ()
+    assert native_world.native_relay.keeping.demand() == ()
