@@ -37,6 +37,17 @@ def place(
     """
     room = {device.id: device.memory_free + (spare or {}).get(device.id, 0) - promised.get(device.id, 0)
             for device in devices}  # fmt: skip
+    found = usable(spec, devices, kinds)
+    if spec.devices == "auto":
+        found = sorted(found, key=lambda device: (-room[device.id], device.id))[: spec.tensor_parallel]
+    for device in found:
+        _refuse_if_full(spec, _on(needs, device), device, room[device.id], promised)
+    return tuple(found) if spec.devices != "auto" else tuple(sorted(found, key=lambda device: device.id))
+
+
+def usable(spec: ModelSpec, devices: Sequence[Device], kinds: Sequence[str]) -> list[Device]:
+    """The devices that an instance of `spec` may be on, any `tensor_parallel` of them: those that it names, in that
+    order, or all of the first of `kinds` that there is any of. Raises ShoalError if they are too few."""
     by_id = {device.id: device for device in devices}
     if spec.devices != "auto":
         chosen = []
@@ -53,29 +64,24 @@ def place(
                     code="wrong_device",
                     param="devices",
                 )
-            _refuse_if_full(spec, _on(needs, device), device, room[device.id], promised)
             chosen.append(device)
-        return tuple(chosen)
+        return chosen
 
     # The first kind with any device is the engine's favourite: a GPU engine does not fall back to the host's memory
     # because its GPUs are full.
-    usable: list[Device] = []
+    found: list[Device] = []
     for kind in kinds:
-        usable = [device for device in devices if device.kind == kind and device.error is None]
-        if usable:
+        found = [device for device in devices if device.kind == kind and device.error is None]
+        if found:
             break
-    if len(usable) < spec.tensor_parallel:
+    if len(found) < spec.tensor_parallel:
         raise ShoalError(
             f"{spec.name} needs {spec.tensor_parallel} {' or '.join(kinds)} device(s); "
-            f"this machine has {len(usable)} ready",
+            f"this machine has {len(found)} ready",
             code="no_device",
-            param="tensor_parallel" if usable else "engine",
+            param="tensor_parallel" if found else "engine",
         )
-    usable.sort(key=lambda device: (-room[device.id], device.id))
-    picked = usable[: spec.tensor_parallel]
-    for device in picked:
-        _refuse_if_full(spec, _on(needs, device), device, room[device.id], promised)
-    return tuple(sorted(picked, key=lambda device: device.id))
+    return found
 
 
 def _on(needs: int | Mapping[str, int | None] | None, device: Device) -> int | None:
