@@ -196,6 +196,7 @@ class Controller:
         self.manager.fleet.profiles = {profile.id: profile for profile in saved.profiles}
         self.access.restore(saved)  # before any table can be made: none is to let anybody in whom keys keep out
         self.manager.handle(facts.DevicesRead(await asyncio.to_thread(self.devices.read), {}))
+        self.manager.moves.restore(saved.moves)
         await self._recover(saved)
         self.manager.handle(lambda: self._declare(first=first))
         self.presets.restore(saved)

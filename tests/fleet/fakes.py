@@ -14,6 +14,7 @@ from shoal.fleet.life import Limits
 from shoal.fleet.lifecycle import RestartPolicy
 from shoal.fleet.manager import Manager
 from shoal.fleet.memory import Terms
+from shoal.fleet.moves import Move
 from shoal.fleet.profiles import Profile, Profiles
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.spec import ModelSpec
@@ -51,6 +52,7 @@ class FakeEffects:
     suspended: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)
     looked_at: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     terminated: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
@@ -62,6 +64,7 @@ class FakeEffects:
     events: list[Event] = field(default_factory=list)
     loads: list[LoadRecord] = field(default_factory=list)
     profiles: Profiles = field(default_factory=dict)
+    moves: dict[str, Move] = field(default_factory=dict)
 
     def now(self) -> float:
         return self.clock
@@ -99,6 +102,10 @@ class FakeEffects:
     def look(self, instance: Instance) -> None:
         self.looked_at.append(instance.id)
 
+    def ask(self, instance: Instance) -> None:
+        assert instance.id in self.alive
+        self.asked.append(instance.id)
+
     def terminate(self, instance: str) -> None:
         self.terminated.append(instance)
 
@@ -129,6 +136,12 @@ class FakeEffects:
 
     def delete_instance(self, instance: str) -> None:
         self.instances.pop(instance, None)
+
+    def save_move(self, move: Move) -> None:
+        self.moves[move.id] = move
+
+    def delete_move(self, id: str) -> None:
+        self.moves.pop(id, None)
 
     def add_event(self, event: Event) -> None:
         self.events.append(event)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from shoal.engines.base import Engine
 from shoal.fleet.memory import Terms
+from shoal.fleet.moves import Move
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Device, Instance, Model
@@ -64,6 +65,10 @@ class Effects(Protocol):
         """See whether an instance that was taken back sleeps, and watch it if it is not ready → LookedAt."""
         ...
 
+    def ask(self, instance: Instance) -> None:
+        """Ask an instance the canary → CanaryAnswered."""
+        ...
+
     def terminate(self, instance: str) -> None:
         """End the process group with grace → Exited."""
         ...
@@ -95,6 +100,10 @@ class Effects(Protocol):
     def save_instance(self, instance: Instance) -> None: ...
 
     def delete_instance(self, instance: str) -> None: ...
+
+    def save_move(self, move: Move) -> None: ...
+
+    def delete_move(self, id: str) -> None: ...
 
     def add_event(self, event: Event) -> None: ...
 

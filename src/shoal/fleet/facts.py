@@ -90,6 +90,14 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
+class CanaryAnswered:
+    """What an engine answered to the canary: empty, if it completes no text; None, if it did not answer."""
+
+    instance: str
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """An engine's own readings."""
 
@@ -227,6 +235,7 @@ Fact = (
     | Overdue
     | Hung
     | Exited
+    | CanaryAnswered
     | Measured
     | Slumber
     | DevicesRead

@@ -15,14 +15,15 @@ from typing import Any
 
 from shoal.engines.base import Engine
 from shoal.errors import ShoalError
-from shoal.fleet import facts
+from shoal.fleet import canary, facts
 from shoal.fleet.broker import Broker
 from shoal.fleet.devices import Devices
 from shoal.fleet.footprint import Footprints
 from shoal.fleet.hub import Hub
 from shoal.fleet.logs import tail
 from shoal.fleet.memory import Terms
-from shoal.fleet.monitor import Monitor
+from shoal.fleet.monitor import Monitor, Probe
+from shoal.fleet.moves import Move
 from shoal.fleet.processes import Processes
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
@@ -127,6 +128,9 @@ class LiveEffects:
             self.watch(instance)
         self._sleeper.look(instance)
 
+    def ask(self, instance: Instance) -> None:
+        self._in_background(self._ask(instance))
+
     def terminate(self, instance: str) -> None:
         self._end(instance, self.processes.terminate)
 
@@ -163,6 +167,12 @@ class LiveEffects:
 
     def delete_instance(self, instance: str) -> None:
         self._store.delete_instance(instance)
+
+    def save_move(self, move: Move) -> None:
+        self._store.save_move(move)
+
+    def delete_move(self, id: str) -> None:
+        self._store.delete_move(id)
 
     def add_event(self, event: Event) -> None:
         log = {"error": _log.error, "warning": _log.warning}.get(event.level, _log.info)
@@ -346,6 +356,15 @@ class LiveEffects:
             self._in_background(self.broker.keep_room(instance.id, devices))
         finally:
             self._spawning.discard(instance.id)
+
+    async def _ask(self, instance: Instance) -> None:
+        probe = Probe(instance.address)
+        answer = None
+        try:
+            answer = await canary.ask(probe, instance.model)
+        finally:
+            await probe.close()
+            self._tell(facts.CanaryAnswered(instance.id, answer))
 
     async def _room_to_wake(self, instance: Instance) -> None:
         """Wait until it fits; what others only cache is asked back for it. Usually it fits at once."""

@@ -16,6 +16,7 @@ from shoal.fleet.facts import Fact
 from shoal.fleet.inbox import Inbox
 from shoal.fleet.life import Life, Limits
 from shoal.fleet.memory import MemoryView, Terms
+from shoal.fleet.move_runs import Moves
 from shoal.fleet.occupancy import seen_now
 from shoal.fleet.records import Event as Note
 from shoal.fleet.snapshot import Access, Fleet, ModelView
@@ -43,6 +44,7 @@ class Manager(Inbox):
         self.fleet = fleet if fleet is not None else Fleet(engines=effects.engines)
         self._effects = effects
         self._life = Life(self.fleet, effects, limits)
+        self.moves = Moves(self.fleet, effects, self._life, self.change_model)
         self._epoch = secrets.token_hex(8)
         self._version = 0
 
@@ -57,6 +59,7 @@ class Manager(Inbox):
                 self._take(item)
             self._tell_relays()  # draining looks at what the relays were told
             self._life.settle()
+            self.moves.settle()
         except Exception:  # the fleet must go on whatever one event does to us
             _log.exception("while handling %r", item)
         try:
@@ -143,6 +146,7 @@ class Manager(Inbox):
         present = self.fleet.of_model(name)
         serving = (S.QUEUED, S.STARTING, S.READY, S.WAKING)
         live = [i for i in present if i.state in serving or i.sleeps or self.fleet.comes_back(i)]
+        live = self.fleet.without_doubles(live)
         asleep = [i for i in live if i.sleeps]
         missing = max(0, wanted - len(live))
         roused = [self._life.slumber.wake(i, "loaded") for i in asleep[: max(0, wanted - len(live) + len(asleep))]]
@@ -204,7 +208,8 @@ class Manager(Inbox):
         instance = self._life.get(instance_id)
         changed = instance.state is not S.STOPPED
         model = self.fleet.models.get(instance.model)
-        if changed and model is not None and model.desired and instance.state not in (S.DRAINING, S.STOPPING):
+        counts = instance.state not in (S.DRAINING, S.STOPPING) and instance_id not in self.fleet.apart
+        if changed and model is not None and model.desired and counts:
             self._put_model(dataclasses.replace(model, desired=model.desired - 1))
         if changed:
             instance = self._life.unload(instance, force=force)
@@ -294,6 +299,8 @@ class Manager(Inbox):
                 self._life.on_hung(fact)
             case facts.Exited():
                 self._life.on_exited(fact)
+            case facts.CanaryAnswered():
+                self.moves.answered(fact)
             case facts.Measured():
                 self._life.on_measured(fact)
             case (

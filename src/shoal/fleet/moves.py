@@ -276,7 +276,7 @@ def _see(move: Move, seen: See, now: float) -> Result:
     leg, source, target = move.leg, seen.source, seen.target
     match leg.step:
         case Step.ASKING if source.state != "serves":
-            return _end(move, Step.FAILED, now, f"{leg.source}, which is to be replaced, does not serve: {source.why}")
+            return _end(move, Step.FAILED, now, f"{leg.source}, which is to be replaced, does not serve ({source.why})")
         case Step.LOADING | Step.CHECKING if source.state == "left" and not move.stop_first:
             return _undo(move, now, f"{leg.source}, which is to be replaced, {source.why} meanwhile")
         case Step.LOADING | Step.CHECKING if target is not None and target.state == "left":
@@ -301,7 +301,7 @@ def _see(move: Move, seen: See, now: float) -> Result:
 def _restored(move: Move, former: Sight, now: float) -> Result:
     if former.state == "serves":
         return _end(move, Step.CANCELLED if move.cancelling else Step.FAILED, now, move.leg.cause)
-    text = f"{move.leg.cause}; and the old one could not be loaded again: it {former.why}"
+    text = f"{move.leg.cause}; and the old one could not be loaded again: {former.why}"
     return _end(move, Step.FAILED, now, text)
 
 

@@ -122,7 +122,8 @@ def capture(fleet: Fleet, name: str, description: str = "", *, fix_devices: bool
 def live(fleet: Fleet, model: str) -> list[Instance]:
     """The model's instances that run or sleep, or are on their way there; those on their way out are not among them."""
     there = (S.QUEUED, S.STARTING, S.READY, S.WAKING)
-    return [i for i in fleet.of_model(model) if i.state in there or i.sleeps or fleet.comes_back(i)]
+    found = [i for i in fleet.of_model(model) if i.state in there or i.sleeps or fleet.comes_back(i)]
+    return fleet.without_doubles(found)
 
 
 def asleep(fleet: Fleet, instance: Instance) -> bool:

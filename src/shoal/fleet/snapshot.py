@@ -129,6 +129,8 @@ class Fleet:
     """Instances that are to wake as soon as they can: they are being put to sleep now, or wait for room."""
     naps: dict[tuple[str, NapKind], tuple[int, float]] = field(default_factory=dict)
     """How often instances of a model slept and woke, or failed to, and the seconds that it took them together."""
+    apart: Mapping[str, str] = field(default_factory=dict)
+    """Instances that no request may go to yet, each with the one whose place it is to take."""
     leaving: set[str] = field(default_factory=set)
     """Models that are to be removed once their instances have ended."""
     closing: bool = False
@@ -223,7 +225,7 @@ class Fleet:
         """Where requests for the model go, or why they cannot go anywhere and when to come back."""
         model = self.models[name]
         instances = self.of_model(name)
-        ready = [i for i in instances if i.state is InstanceState.READY]
+        ready = [i for i in instances if i.state is InstanceState.READY and i.id not in self.apart]
         targets = tuple(Target(i.id, i.address, self._capacity(i)) for i in ready)
         detail, retry = ("", None) if targets else _why_not(name, instances)
         return Route(
@@ -246,7 +248,18 @@ class Fleet:
     def comes_by_itself(self, name: str) -> bool:
         """Whether an instance of the model is on its way to serving."""
         states = (InstanceState.QUEUED, InstanceState.STARTING, InstanceState.WAKING)
-        return any(i.state in states or i.id in self.rouse or self.comes_back(i) for i in self.of_model(name))
+        return any(
+            i.state in states
+            or i.id in self.rouse
+            or (i.state is InstanceState.READY and i.id in self.apart)
+            or self.comes_back(i)
+            for i in self.of_model(name)
+        )
+
+    def without_doubles(self, instances: list[Instance]) -> list[Instance]:
+        """Those of some instances that count: one that is to take another's place does not count beside it."""
+        there = {i.id for i in instances}
+        return [i for i in instances if self.apart.get(i.id) not in there]
 
     def may_be_asked_for(self, name: str) -> bool:
         """Whether a request may have the model woken or loaded: it sleeps, or is not loaded and has not failed."""
@@ -303,6 +316,8 @@ def _why_not(name: str, instances: list[Instance]) -> tuple[str, int | None]:
     if (failed := by_state.get(InstanceState.FAILED)) is not None:
         why = failed.failure.message if failed.failure else failed.reason
         return f"{name} could not be run: {why}; see `shoal logs {name}`, then `shoal load {name}`", None
+    if InstanceState.READY in by_state:  # it is apart
+        return f"{name} is about to serve; try again shortly", 1
     if instances:
         return f"{name} is being unloaded; load it again with `shoal load {name}`", None
     return f"{name} is not loaded; load it with `shoal load {name}`", None

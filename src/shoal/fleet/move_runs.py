@@ -1,0 +1,264 @@
+"""Moves under way, carried out on the fleet: what is seen of it goes into the steps, what they say is done.
+
+All of it happens inside the manager's task, and a move is kept together with the instances that it concerns: whatever
+moment the controller is killed at, the next one finds both as they belong together and goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from shoal.errors import NotFoundError, ShoalError
+from shoal.fleet import facts, moves
+from shoal.fleet.effects import Effects
+from shoal.fleet.life import Life
+from shoal.fleet.lifecycle import Event as Happening
+from shoal.fleet.move_plan import Wanted, changed, pinned, plan
+from shoal.fleet.moves import Answered, Begin, Cancel, Created, Do, Move, Refused, See, Sight
+from shoal.fleet.records import Event as Note
+from shoal.fleet.snapshot import Fleet
+from shoal.fleet.spec import ModelSpec
+from shoal.fleet.state import Instance
+from shoal.fleet.state import InstanceState as S
+
+KEPT = 100
+"""Moves that have ended and are remembered."""
+_LEVELS = {"done": "info", "cancelled": "warning", "failed": "error"}
+
+
+class Moves:
+    """Every move. `change` gives a model other settings; raises ShoalError if they cannot be."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        effects: Effects,
+        life: Life,
+        change: Callable[[str, Callable[[ModelSpec], ModelSpec]], object],
+    ) -> None:
+        self.records: dict[str, Move] = {}
+        self._fleet = fleet
+        self._effects = effects
+        self._life = life
+        self._change = change
+        self._asked: set[tuple[str, str]] = set()  # move and instance
+        self._told: dict[str, str] = {}  # why a move waits
+
+    def restore(self, records: Iterable[Move]) -> None:
+        """At start: know again what was known. Before any table is made: no request may go to what is not checked."""
+        self.records = {move.id: move for move in records}
+        self._fleet.apart = moves.apart(self.records.values())
+
+    def touching(self) -> frozenset[str]:
+        """The instances that moves under way work with: nobody else may put them to sleep or end them by policy."""
+        return moves.touching(self.records.values())
+
+    def find(self, id: str) -> Move:
+        """The move of this id. Raises NotFoundError."""
+        if (found := self.records.get(id)) is None:
+            raise NotFoundError(
+                f"there is no move {id}; `shoal moves ls` lists them", code="move_not_found", param="id"
+            )
+        return found
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    def begin(self, wanted: Wanted) -> Move:
+        """Begin what is asked for, or have it wait for moves that touch its devices. Raises ShoalError."""
+        move = plan(self._fleet, self.records.values(), wanted, self._new_id(), self._effects.now())
+        self._put(move)
+        self._say(move, "move_asked", f"{move.model} is to be replaced: {_way(move)} (move {move.id})")
+        return move
+
+    def cancel(self, id: str) -> Move:
+        """Undo a move as far as it can be. Raises ConflictError once the new one serves, or if it has ended."""
+        self._take(self.find(id), Cancel())
+        return self.records[id]
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    def answered(self, fact: facts.CanaryAnswered) -> None:
+        """An instance was asked the canary."""
+        for move in [m for m in self.records.values() if moves.asks(m) == fact.instance]:
+            self._asked.discard((move.id, fact.instance))
+            self._take(move, Answered(fact.instance, fact.answer))
+
+    def settle(self) -> None:
+        """Go on with every move as far as the fleet lets it."""
+        if self._fleet.closing:
+            return  # what Shoal ends is nobody's failure
+        begin, waits = moves.turns(self.records.values())
+        for id in begin:
+            self._take(self.records[id], Begin())
+        for id, why in waits.items():
+            if self._told.get(id) != why:
+                self._told[id] = why
+                self._put(dataclasses.replace(self.records[id], message=why))
+        for move in [m for m in self.records.values() if m.state == "running"]:
+            self._look(move.id)
+
+    def _look(self, id: str) -> None:
+        """Show a move how its instances are, until that changes nothing more."""
+        while (move := self.records[id]).state == "running":
+            leg = move.leg
+            source = self._sight(leg.source) or Sight("left", "is gone", runs=False)
+            self._take(move, See(source, self._sight(leg.target, leg.devices), self._sight(leg.former)))
+            if self.records[id] is move:
+                break
+        asked = moves.asks(self.records[id])
+        if asked is not None and (id, asked) not in self._asked:
+            self._asked.add((id, asked))
+            self._effects.ask(self._fleet.instances[asked])
+
+    def _take(self, move: Move, event: moves.Event) -> None:
+        after, todo = moves.step(move, event, self._effects.now())
+        if after is move:
+            return
+        self._put(after)
+        self._tell(move, after)
+        for one in todo:
+            try:
+                self._carry_out(after.id, one)
+            except ShoalError as error:
+                self._take(self.records[after.id], Refused(error.message))
+                break
+
+    # -- what is to be done -------------------------------------------------------------------------------------------
+
+    def _carry_out(self, id: str, do: Do) -> None:
+        move = self.records[id]
+        leg, model = move.leg, self._fleet.models.get(move.model)
+        match do.action:
+            case "load":
+                if model is None:
+                    raise NotFoundError(f"{move.model} was removed meanwhile")
+                created = self._life.create(pinned(changed(model.spec, move.changes), leg))
+                self._take(move, Created(created.id))
+            case "restore":
+                source = self._fleet.instances.get(leg.source)
+                spec = source.spec if source is not None else None
+                if model is None or spec is None:
+                    raise NotFoundError(f"{move.model} was removed meanwhile")
+                created = self._life.create(spec)
+                self._take(move, Created(created.id))
+            case "keep":
+                try:
+                    self._change(move.model, partial(changed, changes=move.changes))
+                except ShoalError as error:  # the new one serves all the same
+                    text = f"{move.model} runs with settings that could not be kept: {error.message}"
+                    self._say(move, "move_not_kept", text, "error")
+            case "switch":
+                self._release(leg.target, model.spec if model else None)
+                self._unload(do.instance)
+            case "drop":
+                self._unload(do.instance)
+
+    def _release(self, id: str | None, spec: ModelSpec | None) -> None:
+        """Requests may go to an instance that was apart. From now on it is as any other of its model, and its settings
+        say so too: where it was to go was the move's wish."""
+        instance = self._fleet.instances.get(id or "")
+        if instance is None or instance.spec is None:
+            return
+        if spec is not None and spec.devices == "auto":
+            instance = dataclasses.replace(instance, spec=instance.spec.model_copy(update={"devices": "auto"}))
+            self._fleet.instances[instance.id] = instance
+            self._effects.save_instance(instance)
+        self._life.dirty.add(instance.model)
+
+    def _unload(self, id: str) -> None:
+        if (instance := self._fleet.instances.get(id)) is not None:
+            self._life.unload(instance)
+
+    # -- what is seen -------------------------------------------------------------------------------------------------
+
+    def _sight(self, id: str | None, devices: Iterable[str] = ()) -> Sight | None:
+        if id is None:
+            return None
+        instance = self._fleet.instances.get(id)
+        if instance is None:
+            return Sight("left", "is gone", runs=False)
+        known = {device.id for device in self._fleet.devices}
+        gone = [name for name in devices if name not in known]
+        seen = self._as_seen(instance)
+        if gone and known and seen.state in ("serves", "comes"):
+            return Sight("failed", f"{gone[0]} is gone")
+        return seen
+
+    def _as_seen(self, instance: Instance) -> Sight:
+        failure = instance.failure
+        match instance.state:
+            case S.READY:
+                return Sight("serves")
+            case S.FAILED:
+                why = " ".join((failure.message, failure.hint)).strip() if failure else instance.reason
+                return Sight("failed", why, runs=False)
+            case S.STOPPED:
+                return Sight("left", "was unloaded", runs=False)
+            case S.STOPPING if self._fleet.after.get(instance.id, Happening.END) is Happening.END:
+                return Sight("left", "was unloaded")
+            case _ if instance.sleeps:
+                return Sight("left", "was put to sleep")
+            case S.DRAINING:
+                return Sight("left", "was unloaded")
+        return Sight("comes", f"it is {instance.state.value}")
+
+    # -- what is told -------------------------------------------------------------------------------------------------
+
+    def _put(self, move: Move) -> None:
+        self.records[move.id] = move
+        self._effects.save_move(move)
+        self._effects.publish("move", move)
+        apart = moves.apart(self.records.values())
+        if apart != self._fleet.apart:
+            self._fleet.apart = apart
+            self._life.routes_changed = True
+        if move.ended:
+            self._asked = {(id, instance) for id, instance in self._asked if id != move.id}
+            self._told.pop(move.id, None)
+            self._prune()
+
+    def _prune(self) -> None:
+        ended = sorted((m for m in self.records.values() if m.ended), key=lambda m: (m.ended_at or 0.0, m.id))
+        for move in ended[: max(0, len(ended) - KEPT)]:
+            del self.records[move.id]
+            self._effects.delete_move(move.id)
+
+    def _tell(self, before: Move, after: Move) -> None:
+        if after.ended:
+            self._say(after, f"move_{after.state}", after.message, _LEVELS[after.state])
+            return
+        if before.at != after.at or before.leg.step is after.leg.step:
+            return
+        leg = after.leg
+        match leg.step:
+            case moves.Step.LOADING:
+                self._say(after, "move_loading", f"{after.model}: another instance loads, {_to(leg.devices)}")
+            case moves.Step.DRAINING:
+                text = f"{after.model}: {leg.target} serves in the place of {leg.source}, which drains"
+                self._say(after, "move_switched", text + (f" ({leg.note})" if leg.note else ""))
+            case moves.Step.UNDOING:
+                self._say(after, "move_undone", f"{after.model}: {leg.cause}; {leg.source} serves on", "warning")
+            case moves.Step.RESTORING:
+                self._say(after, "move_undone", f"{after.model}: {leg.cause}; the old one is loaded again", "warning")
+
+    def _say(self, move: Move, kind: str, message: str, level: str = "info") -> None:
+        leg = move.leg
+        self._life.say(Note(self._effects.now(), level, kind, message, move.model, leg.target or leg.source))
+
+    def _new_id(self) -> str:
+        while (new := f"move-{self._effects.token()}") in self.records:
+            pass
+        return new
+
+
+def _way(move: Move) -> str:
+    first = "; the old one ends first" if move.stop_first else ""
+    changes = f", with another {', '.join(sorted(move.changes))}" if move.changes else ""
+    legs = [f"{', '.join(leg.was_on)} → {', '.join(leg.devices) or 'wherever it fits'}" for leg in move.legs]
+    return "; ".join(legs) + changes + first
+
+
+def _to(devices: tuple[str, ...]) -> str:
+    return f"on {', '.join(devices)}" if devices else "wherever it fits"
