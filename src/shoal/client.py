@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import httpx2
 
 from shoal.client_fit import Fitting
+from shoal.client_moves import MoveCalls
 from shoal.client_presets import Json, PresetCalls
 from shoal.errors import ShoalError
 
@@ -44,7 +45,7 @@ class Event:
     id: str = ""
 
 
-class Client(Fitting, PresetCalls):
+class Client(Fitting, MoveCalls, PresetCalls):
     """Talks to a running Shoal at `url`; default: `SHOAL_URL`, then http://127.0.0.1:8000.
 
     `timeout` bounds, in seconds, how long an answer may keep one waiting; streams may be silent for longer.

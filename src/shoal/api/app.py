@@ -13,7 +13,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shoal import __version__
-from shoal.api import events, fit, instances, keys, models, page, presets, requests, system, usage, virtual_models
+from shoal.api import (
+    events,
+    fit,
+    instances,
+    keys,
+    models,
+    moves,
+    page,
+    presets,
+    requests,
+    system,
+    usage,
+    virtual_models,
+)
 from shoal.errors import ShoalError, error_body
 from shoal.settings import is_loopback
 
@@ -34,7 +47,7 @@ def make_app(controller: Controller) -> FastAPI:
         openapi_url="/api/openapi.json",
     )
     app.state.controller = controller
-    for module in (models, fit, presets, virtual_models, instances, keys, usage, requests, system, events):
+    for module in (models, moves, fit, presets, virtual_models, instances, keys, usage, requests, system, events):
         app.include_router(module.router)
     page.mount(app)
     app.add_exception_handler(ShoalError, _shoal_error)

@@ -14,6 +14,7 @@ from shoal.cli import (
     loading,
     looking,
     models,
+    moves,
     presets,
     requests,
     settings,
@@ -70,6 +71,9 @@ app.add_typer(virtual.app, name="virtual", rich_help_panel=_RUN)
 app.add_typer(presets.app, name="presets", rich_help_panel=_RUN)
 app.command(rich_help_panel=_RUN)(loading.load)
 app.command(rich_help_panel=_RUN)(loading.unload)
+app.command(rich_help_panel=_RUN)(moves.move)
+app.command(rich_help_panel=_RUN)(moves.change)
+app.add_typer(moves.app, name="moves", rich_help_panel=_RUN)
 app.command(rich_help_panel=_RUN)(sleeping.sleep)
 app.command(rich_help_panel=_RUN)(sleeping.wake)
 app.command(rich_help_panel=_RUN)(chat.chat)

@@ -104,7 +104,10 @@ class Moves:
         while (move := self.records[id]).state == "running":
             leg = move.leg
             source = self._sight(leg.source) or Sight("left", "is gone", runs=False)
-            self._take(move, See(source, self._sight(leg.target, leg.devices), self._sight(leg.former)))
+            target = self._sight(leg.target, leg.devices)
+            if target is not None and not move.stop_first and set(leg.was_on) & set(leg.devices):
+                target = self._with_a_hint(leg.target, target)
+            self._take(move, See(source, target, self._sight(leg.former)))
             if self.records[id] is move:
                 break
         asked = moves.asks(self.records[id])
@@ -185,6 +188,14 @@ class Moves:
         if gone and known and seen.state in ("serves", "comes"):
             return Sight("failed", f"{gone[0]} is gone")
         return seen
+
+    def _with_a_hint(self, id: str | None, seen: Sight) -> Sight:
+        """What a new one that does not fit beside the old one could do about it."""
+        failure = self._fleet.instances[id].failure if id in self._fleet.instances else None
+        if seen.state != "failed" or failure is None or failure.code != "too_little_memory":
+            return seen
+        hint = "or say `--stop-first`: the old one ends before, and requests are held meanwhile"
+        return dataclasses.replace(seen, why=f"{seen.why}; {hint}")
 
     def _as_seen(self, instance: Instance) -> Sight:
         failure = instance.failure

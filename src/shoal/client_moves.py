@@ -1,0 +1,46 @@
+"""The part of the client that moves models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import quote
+
+Json = dict[str, Any]
+
+
+class Asking(Protocol):
+    """What this part needs of the client."""
+
+    def _json(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
+    ) -> Json: ...
+
+
+class MoveCalls:
+    """A part of `Client`."""
+
+    def moves(self: Asking) -> list[Json]:
+        """Moves that wait or are under way, and the last that have ended, as MoveView."""
+        return list(self._json("GET", "/moves")["moves"])
+
+    def move(self: Asking, id_: str) -> Json:
+        """One move, as MoveView."""
+        return self._json("GET", f"/moves/{quote(id_, safe='')}")
+
+    def begin_move(
+        self: Asking,
+        model: str,
+        *,
+        to: Sequence[str] = (),
+        changes: Mapping[str, Any] | None = None,
+        instance: str | None = None,
+        stop_first: bool = False,
+    ) -> Json:
+        """Have other instances take the place of a model's, on the devices `to` or with the settings `changes`."""
+        body = {"to": list(to), "set": dict(changes or {}), "instance": instance, "stop_first": stop_first}
+        return self._json("POST", "/moves", body={"model": model, **body})
+
+    def cancel_move(self: Asking, id_: str) -> Json:
+        """Undo a move: the new instance ends, the old one serves on."""
+        return self._json("DELETE", f"/moves/{quote(id_, safe='')}")
