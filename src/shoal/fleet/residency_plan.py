@@ -24,8 +24,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from math import inf
 
-from shoal.fleet.residency import Action, Kind, Motion, Plan, Refusal, Residency, Resident, Rules, Snapshot
+from shoal.fleet.residency import Action, Kind, Plan, Refusal, Residency, Resident, Rules, Snapshot
 from shoal.fleet.residency_books import HOST, Books, most
+from shoal.fleet.residency_fit import Capacity
 from shoal.fleet.residency_ways import Option, Way, Ways
 from shoal.units import format_bytes, format_seconds
 
@@ -46,7 +47,7 @@ class _Decision:
         self.now, self.rules, self.snapshot = snapshot.now, rules, snapshot
         self.books = Books(snapshot)
         self.devices = {device.id: device for device in snapshot.devices}
-        self.capacity = {device.id: device.budget for device in snapshot.devices}
+        self.capacity = Capacity(snapshot)
         self.everywhere = tuple(self.devices)
         self.open = self.everywhere
         self.closed: set[str] = set()
@@ -67,8 +68,6 @@ class _Decision:
     def plan(self) -> Plan:
         claims, due, lent = [], [], []
         for one in self.snapshot.residents:
-            if one.pinned:
-                self._hold(one)
             if one.motion is not None:
                 continue
             if one.waiting and one.place is not _GPU:
@@ -81,9 +80,9 @@ class _Decision:
                     due.append(one)
             if one.floor < one.floor_wanted and one.place is _GPU:
                 lent.append(one)
+        due.sort(key=lambda one: (one.last_use, one.name))
         for one in due:
             self._leave(one)
-        self.largest = max(self.capacity.values(), default=-1)
         claims.sort(key=self._urgency)
         for one in claims:
             if self.left <= 0:
@@ -93,17 +92,11 @@ class _Decision:
         if self.waits:
             for at in (self.ways.next_change, *self.limited.values()):
                 self._look(at)
+        lent.sort(key=lambda one: (-one.priority, one.name))
         for one in lent:
             self._give_back_floor(one)
         look = None if self.next_look == inf else self.next_look
         return Plan(tuple(self.actions), tuple(self.refusals), tuple(self.waits), look)
-
-    def _hold(self, one: Resident) -> None:
-        """Count a pinned model as there for good, as large as it will be when its motion is over."""
-        size = one.asleep if one.motion is Motion.SLEEPING else 0 if one.motion is Motion.UNLOADING else one.taken
-        for device in one.on:
-            if device in self.capacity:
-                self.capacity[device] -= size
 
     def _limited(self) -> dict[str, float]:
         """Devices on which so many gave way lately that nobody else may, and until when."""
@@ -242,10 +235,10 @@ class _Decision:
         asleep = one.place is Residency.HOST
         need = max(0, one.awake - one.asleep) if asleep else one.awake
         devices: Sequence[str] = one.on if asleep else one.usable or self.everywhere
-        fits = devices is self.everywhere and one.width == 1 and one.awake <= self.largest
-        why = None if fits else self._never(one, devices)
+        fits = devices is self.everywhere and one.width == 1 and one.awake <= self.capacity.largest
+        why = None if fits else self.capacity.why_never(one, devices)
         if why:
-            if asleep and self._never(one, one.usable or self.everywhere) is None:
+            if asleep and self.capacity.why_never(one, one.usable or self.everywhere) is None:
                 self._unload(one, f"{one.name} is unloaded and loads elsewhere: {why}")
                 self.bounds.clear()
             else:
@@ -338,30 +331,6 @@ class _Decision:
         else:
             self._unload(one, reason, to)
 
-    def _never(self, one: Resident, devices: Sequence[str]) -> str | None:
-        """Why it can never have its memory on any of `devices` as things are, with the numbers."""
-        mine = one.taken if one.pinned else 0
-        fit = 0
-        for device in devices:
-            if self.capacity.get(device, -1) + (mine if device in one.on else 0) >= one.awake:
-                fit += 1
-                if fit >= one.width:
-                    return None
-        missing = [device for device in devices if device not in self.devices]
-        if missing and len(devices) - len(missing) < one.width:
-            return f"{one.name} needs {', '.join(missing)}, which this machine does not have"
-        if len(devices) < one.width:
-            return f"{one.name} needs {one.width} devices, and this machine has {len(devices)}"
-        known = [device for device in devices if device in self.devices]
-        best = max(known, key=lambda device: self.capacity[device])
-        budget = self.devices[best].budget
-        pinned = budget - self.capacity[best]
-        beside = f", of which {format_bytes(pinned)} are pinned" if pinned else ""
-        on = f"each of {one.width} devices" if one.width > 1 else "a device" if len(known) > 1 else best
-        most_ = f"; {best} has {format_bytes(budget)}{beside}"
-        do = "unpin a model, or give it less memory" if one.awake <= budget else "give it less memory or more devices"
-        return f"{one.name} needs {format_bytes(one.awake)} on {on}{most_}; {do}"
-
     def _close(self, one: Resident, need: int) -> None:
         """Keep later claims off the devices that this one can have first."""
         if self.closings <= 0:
@@ -372,7 +341,7 @@ class _Decision:
         when = sorted(
             (self.ways.ready(device, need), device)
             for device in devices
-            if device not in self.closed and self.capacity.get(device, -1) >= (0 if one.pinned else need)
+            if device not in self.closed and self.capacity.free.get(device, -1) >= (0 if one.pinned else need)
         )
         self.closed.update(device for _, device in when[: one.width])
         self.open = tuple(device for device in self.everywhere if device not in self.closed)

@@ -1,0 +1,65 @@
+"""What can never fit as things are: models that are too large for any device beside what is pinned there. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from shoal.fleet.residency import Motion, Resident, Snapshot
+from shoal.units import format_bytes
+
+
+class Capacity:
+    """The bytes of each device that are not pinned."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.budgets = {device.id: device.budget for device in snapshot.devices}
+        self.free = dict(self.budgets)
+        for one in snapshot.residents:
+            if one.pinned:
+                self._hold(one)
+        self.largest = max(self.free.values(), default=-1)
+
+    def _hold(self, one: Resident) -> None:
+        """Count a pinned model as there for good, as large as it will be when its motion is over."""
+        size = one.asleep if one.motion is Motion.SLEEPING else 0 if one.motion is Motion.UNLOADING else one.taken
+        for device in one.on:
+            if device in self.free:
+                self.free[device] -= size
+
+    def why_never(self, one: Resident, devices: Iterable[str]) -> str | None:
+        """Why it can never have its memory on `one.width` of `devices` as things are, with the numbers."""
+        devices = tuple(devices)
+        mine = one.taken if one.pinned else 0
+        fit = 0
+        for device in devices:
+            if self.free.get(device, -1) + (mine if device in one.on else 0) >= one.awake:
+                fit += 1
+                if fit >= one.width:
+                    return None
+        return self._why(one, devices)
+
+    def _why(self, one: Resident, devices: Sequence[str]) -> str:
+        missing = [device for device in devices if device not in self.budgets]
+        if missing and len(devices) - len(missing) < one.width:
+            return f"{one.name} needs {', '.join(missing)}, which this machine does not have"
+        if len(devices) < one.width:
+            return f"{one.name} needs {one.width} devices, and this machine has {len(devices)}"
+        known = [device for device in devices if device in self.budgets]
+        best = max(known, key=lambda device: self.free[device])
+        budget = self.budgets[best]
+        pinned = budget - self.free[best]
+        beside = f", of which {format_bytes(pinned)} are pinned" if pinned else ""
+        on = f"each of {one.width} devices" if one.width > 1 else "a device" if len(known) > 1 else best
+        most = f"; {best} has {format_bytes(budget)}{beside}"
+        do = "unpin a model, or give it less memory" if one.awake <= budget else "give it less memory or more devices"
+        return f"{one.name} needs {format_bytes(one.awake)} on {on}{most}; {do}"
+
+
+def why_never(snapshot: Snapshot, name: str) -> str | None:
+    """Why a resident can never be awake as things are, with the numbers; None if it can, once others give way.
+
+    One that sleeps where it cannot wake may still be loaded elsewhere.
+    """
+    one = next(one for one in snapshot.residents if one.name == name)
+    capacity = Capacity(snapshot)
+    return capacity.why_never(one, one.usable or tuple(capacity.budgets))
