@@ -166,6 +166,7 @@ class PageMap:
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
+        self._aligned = _aligned(geometry)
         self._backed = bytearray(geometry.blocks)
         self._edges: Counter[int] = Counter()  # page → ends of backed runs on it
         self._blocks = 0
@@ -234,17 +235,23 @@ class PageMap:
         if len(set(ids)) != len(ids):
             twice = next(block for block, times in Counter(ids).items() if times > 1)
             raise BlockError(f"block {twice} is named more than once")
+        if ids:
+            self.geometry.check(min(ids))
+            self.geometry.check(max(ids))
+        state = self._backed
         for block in ids:
-            self.geometry.check(block)
-            if self._backed[block] != backed:
+            if state[block] != backed:
                 raise BlockError(f"block {block} is {'not backed' if backed else 'backed already'}")
         return ids
 
     def _split(self, blocks: Sequence[int]) -> tuple[list[tuple[int, int]], Counter[int]]:
         """Page ranges (first, stop) that one run covers whole; for pages covered in part, how many ends of runs."""
         page_size = self.geometry.page_size
-        whole: list[tuple[int, int]] = []
         edges: Counter[int] = Counter()
+        if self._aligned is not None:
+            first, step, pages = self._aligned
+            return [(at := first + block * step, at + pages) for block in blocks], edges
+        whole: list[tuple[int, int]] = []
         for block in blocks:
             for start, end in self.geometry.spans(block):
                 first, head = divmod(start, page_size)
@@ -266,6 +273,14 @@ class PageMap:
         edges: Counter[int],
     ) -> Plan:
         return Plan(kind, blocks, tuple(_coalesce(pages)), self.geometry.page_size, self._version, edges)
+
+
+def _aligned(geometry: Geometry) -> tuple[int, int, int] | None:
+    """First page, pages from block to block and pages a block, if blocks are whole pages of one run."""
+    if len(geometry.runs) > 1 or any(size % geometry.page_size for size in geometry.runs[0]):
+        return None
+    offset, stride, length = (size // geometry.page_size for size in geometry.runs[0])
+    return offset, stride, length
 
 
 def _coalesce(ranges: Iterable[tuple[int, int]]) -> Iterator[PageRange]:

@@ -106,19 +106,24 @@ class CudaVmm:
         self._pages[addresses] = {}
         return addresses
 
-    def back(self, addresses: AddressRange, first: int, count: int) -> None:
-        """Back pages with zeroed memory; returns when any stream may use them. Raises OutOfMemory, VmmError."""
+    def back(self, addresses: AddressRange, first: int, count: int, *, urgent: bool = False) -> None:
+        """Back pages with zeroed memory; returns when any stream may use them. Raises OutOfMemory, VmmError.
+
+        If ``urgent``, the interpreter is kept for a few pages at a time (`held.py`).
+        """
         address, size = check_pages(addresses, self._page_size, first, count)
         pages = self._range(addresses)
         wanted = range(first, first + count)
         if any(page in pages for page in wanted):
             raise ValueError(f"some of the pages {first} to {first + count - 1} are backed already")
         with self._current():
-            handles, reused = self._take(count)
+            held = self._held if urgent else None
+            handles, reused = self._take(count, held)
             mapped = 0
             try:
                 while mapped < count:
-                    done, error = self._map(address + mapped * self._page_size, handles[mapped : mapped + PAGES_HELD])
+                    part = handles[mapped : mapped + PAGES_HELD]
+                    done, error = self._map(address + mapped * self._page_size, part, held)
                     mapped += done
                     if error is not None:
                         raise error
@@ -205,14 +210,14 @@ class CudaVmm:
         except IndexError:
             return None
 
-    def _take(self, count: int) -> tuple[list[Any], int]:
+    def _take(self, count: int, held: HeldCalls | None) -> tuple[list[Any], int]:
         """Memory for ``count`` pages, kept before new, and how many were kept."""
         handles: list[Any] = []
         while len(handles) < count and (handle := self._reuse()) is not None:
             handles.append(handle)
         reused = len(handles)
         while len(handles) < count:
-            made, error = self._create(min(PAGES_HELD, count - len(handles)))
+            made, error = self._create(min(PAGES_HELD, count - len(handles)), held)
             handles.extend(made)
             if error is not None:
                 self._kept.extend(handles)
@@ -221,10 +226,10 @@ class CudaVmm:
                 raise error
         return handles, reused
 
-    def _create(self, count: int) -> tuple[list[Any], VmmError | None]:
+    def _create(self, count: int, held: HeldCalls | None) -> tuple[list[Any], VmmError | None]:
         """Memory for up to ``count`` pages, and why not for more."""
-        if self._held is not None:
-            handles, code = self._held.create(count)
+        if held is not None:
+            handles, code = held.create(count)
             return handles, self._error("cuMemCreate", self._cu.CUresult(code)) if code else None
         handles = []
         try:
@@ -234,10 +239,10 @@ class CudaVmm:
             return handles, error
         return handles, None
 
-    def _map(self, address: int, handles: list[Any]) -> tuple[int, VmmError | None]:
+    def _map(self, address: int, handles: list[Any], held: HeldCalls | None) -> tuple[int, VmmError | None]:
         """Map pages from ``address`` on: how many were, and why not more."""
-        if self._held is not None:
-            done, code = self._held.map(address, handles)
+        if held is not None:
+            done, code = held.map(address, handles)
             return done, self._error("cuMemMap", self._cu.CUresult(code)) if code else None
         for index, handle in enumerate(handles):
             try:

@@ -72,7 +72,14 @@ class HostVmm:
             self._backed[addresses] = bytearray(size // self._page_size)
         return addresses
 
-    def back(self, addresses: AddressRange, first: int, count: int) -> None:
+    def back(
+        self,
+        addresses: AddressRange,
+        first: int,
+        count: int,
+        *,
+        urgent: bool = False,  # noqa: ARG002 - a call here is short either way
+    ) -> None:
         """Make pages usable: zeros, and resident. Raises OutOfMemory, VmmError."""
         address, size = check_pages(addresses, self._page_size, first, count)
         pages = slice(first, first + count)

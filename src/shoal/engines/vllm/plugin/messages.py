@@ -24,9 +24,10 @@ class ChannelError(RuntimeError):
 
 
 class Back(msgspec.Struct, frozen=True, tag="back"):
-    """Back `ids` in order, as far as memory goes; answered by how many."""
+    """Back `ids` in order, as far as memory goes; answered by how many. `urgent` as in `Vmm.back`."""
 
     ids: Sequence[int]
+    urgent: bool = False
 
 
 class Unback(msgspec.Struct, frozen=True, tag="unback"):

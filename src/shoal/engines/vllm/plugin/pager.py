@@ -34,6 +34,9 @@ log = logging.getLogger("vllm.shoal")
 BATCH_BYTES = 64 << 20
 """How much is backed before vLLM gets it: the first blocks of a large growth are of use before its last."""
 
+GATHER_BYTES = 256 << 20
+"""How much is backed before the first step of many requests: 5 ms of backing on an H200, and 50 of computing."""
+
 PARK_BYTES = 512 << 20
 """How much leaves vLLM's pool under one hold of the lock."""
 
@@ -78,7 +81,7 @@ class Pager:
         self._spare = Window()
         self._full_until = 0.0
         self._report = Report(pool, leases, self._block)
-        self._asleep = True
+        self._asleep = self._idle = True
         self._closed = False
         self._failure: BaseException | None = None
         self._sleepers = 0
@@ -146,6 +149,11 @@ class Pager:
             self._poked.set()
             self._changed.wait_for(lambda: self.pool.free >= goal, timeout)
         return self.pool.free >= goal
+
+    @property
+    def gathers(self) -> int:
+        """Blocks that are worth waiting for before a first step."""
+        return max(1, GATHER_BYTES // self._block)
 
     @property
     def owes(self) -> bool:
@@ -245,8 +253,7 @@ class Pager:
                     if not self._asleep:
                         while self._look():
                             pass
-                work = self._workload()
-                self._poked.wait(IDLE if work.idle and not self._leaving else BUSY)
+                self._poked.wait(IDLE if self._idle and not self._leaving else BUSY)
                 self._poked.clear()
         except BaseException as error:
             if isinstance(error, ChannelError):
@@ -261,6 +268,7 @@ class Pager:
         """One decision, carried out as far as one hold of the lock goes. Returns whether to look again at once."""
         self._unback_left()
         work = self._workload()
+        self._idle = work.idle
         now = time.monotonic()
         with self.lock:
             rate = self._consumed.per_second(now)
@@ -281,15 +289,16 @@ class Pager:
             self._unback_left()
             return decision.shrink > self._most_parked
         if decision.grow and now >= self._full_until:
-            self._grow_ahead(decision.grow)
+            # While nothing runs, somebody waits for the first of them.
+            self._grow_ahead(decision.grow, urgent=not work.running)
         return False
 
-    def _grow_ahead(self, count: int) -> None:
+    def _grow_ahead(self, count: int, *, urgent: bool) -> None:
         """Back `count` blocks, batch by batch, unless something goes before it."""
         while count > 0 and not (self._closed or self._leases.excess):
             with self.lock:
                 claimed = self._claim(min(count, self._batch))
-            if not self._back(claimed):
+            if not self._back(claimed, urgent=urgent):
                 return
             count -= len(claimed)
 
@@ -329,12 +338,12 @@ class Pager:
             ids = ids[:keep]
         return []
 
-    def _back(self, ids: list[int]) -> bool:
+    def _back(self, ids: list[int], *, urgent: bool) -> bool:
         """Back claimed blocks and hand them to vLLM. Returns whether all of them could be."""
         if not ids:
             return False
         began = time.perf_counter()
-        done = self._ranks.back(ids)
+        done = self._ranks.back(ids, urgent=urgent)
         self.statistics.backed(done, time.perf_counter() - began)
         with self._changed:
             if done < len(ids):
@@ -351,7 +360,7 @@ class Pager:
         """As many of `count` blocks as the lease and the device have, at once. The lock is held."""
         while count > 0 and (claimed := self._claim(min(count, self._batch))):
             try:
-                done = self._back(claimed)
+                done = self._back(claimed, urgent=True)
             except (RankError, ChannelError) as error:
                 self._failure = error
                 self._raise_failure()

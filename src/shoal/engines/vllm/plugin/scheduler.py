@@ -35,6 +35,13 @@ log = logging.getLogger("vllm.shoal")
 LOOKED_AT = 64
 """Waiting requests whose prompts are counted; the others are taken to be like them."""
 
+SETTLED = 32
+"""Requests that are past their prompts, from the last admitted on, after which those before them are taken to be so
+too: vLLM admits in order. To look at all would take the interpreter from vLLM's own thread 20 times a second."""
+
+GATHERED = 16
+"""Waiting requests for which memory is got before the first step, at most."""
+
 HOLD, HOLD_A_BLOCK, HOLD_STEP = 0.01, 0.0002, 0.005
 """Seconds for which a newcomer is held back at most, and more for each block it lacks; and at once if nothing runs."""
 
@@ -111,8 +118,8 @@ class ElasticMixin:
             pager.before_step(self._required, sure)
         # Without a place in the batch nobody is admitted, and so nobody has to be held back.
         held_back = bool(scheduler.waiting) and len(running) < self._places and self._hold_back(pager)
-        if not running and scheduler.waiting and not held_back:
-            self._admit_first(pager)
+        if not running and scheduler.waiting and not held_back and self._admit_first(pager):
+            self._gather(pager)
         before = pager.pool.free
         if held_back:
             # One more step without newcomers.
@@ -198,8 +205,11 @@ class ElasticMixin:
         # vLLM always computes a prompt's last token.
         return blocks - self.pager.pool.cached_prefix(request.block_hashes, (request.num_tokens - 1) // self._sizes[0])
 
-    def _admit_first(self, pager: Pager) -> None:
-        """Nothing runs, so nothing is in the way: the first waiting request gets its memory here, or waits for it."""
+    def _admit_first(self, pager: Pager) -> bool:
+        """Nothing runs, so nothing is in the way: the first waiting request gets its memory here, or waits for it.
+
+        Returns whether it has it.
+        """
         scheduler: Any = self
         request = next(iter(scheduler.waiting))
         needed = self._blocks(request.num_tokens + scheduler.num_lookahead_tokens)
@@ -207,9 +217,9 @@ class ElasticMixin:
         if short <= 0:
             # With room for all it has, it may still find none for its next token.
             self._patience.notice(request.request_id, request.num_tokens, time.monotonic(), served=True)
-            return
+            return True
         if pager.wait(short, STUCK_WAIT):
-            return
+            return True
         # What others take of the device may come back; this engine's own terms are what they are.
         never = needed >= pager.ceiling
         if self._patience.notice(request.request_id, request.num_tokens, time.monotonic(), never=never):
@@ -225,6 +235,18 @@ class ElasticMixin:
                 needed,
                 why,
             )
+        return False
+
+    def _gather(self, pager: Pager) -> None:
+        """Memory for some more of many that wait, before the first step: one with little in it is over on the device
+        before the next is ready, and the device would idle."""
+        scheduler: Any = self
+        first = list(itertools.islice(scheduler.waiting, GATHERED))
+        if len(first) < 2:
+            return
+        wanted = min(sum(map(self._missing, first)), self._blocks(self._step_tokens), pager.gathers)
+        if (short := wanted - pager.pool.fresh(wanted)) > 0 and pager.may_grow():
+            pager.wait(short, HOLD_STEP)
 
     def _end(self, request_id: str, outputs: Any) -> None:
         scheduler: Any = self
@@ -262,14 +284,15 @@ class ElasticMixin:
         except (RuntimeError, IndexError):  # the queue changed meanwhile
             return Workload(running=len(scheduler.running), queued=1, step=self._blocks(self._step_tokens))
         waiting = sum(prompts) if admissible <= len(prompts) else sum(prompts) * admissible // max(1, len(prompts))
-        prefilling = decoding = 0
-        for request in running:
+        prefilling = late = settled = 0
+        for request in reversed(running):
             missing = request.num_tokens - request.num_computed_tokens
             if missing > 1:
                 prefilling += self._blocks(missing)
-            else:
-                decoding += 1
-        tokens = decoding * self._steps.per_second(time.monotonic()) * LEASE_AHEAD
+                late += 1
+            elif (settled := settled + 1) == SETTLED:
+                break
+        tokens = (len(running) - late) * self._steps.per_second(time.monotonic()) * LEASE_AHEAD
         growth = int(sum(tokens / size for size in self._sizes))
         alone = 0
         if first and not running:
