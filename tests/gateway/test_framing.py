@@ -47,7 +47,7 @@ def read(framing: Framing, pieces: list[bytes]) -> tuple[bytes, int]:
     content, used = b"", 0
     for piece in pieces:
         end = framing.feed(piece)
-        content += framing.take()
+        content += framing.content
         used += end
         assert 0 <= end <= len(piece)
         assert framing.done or end == len(piece)
@@ -85,7 +85,6 @@ def test_what_is_there_up_to_a_boundary_is_whole_chunks(body: tuple[bytes, bytes
     framing, held = Chunked(), b""
     for piece in cut(raw, at):
         framing.feed(piece)
-        framing.take()
         held += piece
         if framing.boundary:
             whole = held[: len(held) - len(piece) + framing.boundary]
@@ -201,6 +200,6 @@ def test_a_bare_line_end_is_refused_at_once(raw: bytes) -> None:
 def test_a_huge_size_is_no_memory() -> None:
     framing = Chunked()
     assert framing.feed(b"f" * 15 + b"\r\nabc") == 20
-    assert framing.take() == b"abc"
+    assert framing.content == b"abc"
     assert not framing.done
     assert not framing.clean

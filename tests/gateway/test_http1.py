@@ -24,7 +24,7 @@ from shoal.gateway.http1 import (
     passed_on,
     trailers_passed_on,
 )
-from shoal.gateway.known import Known
+from shoal.gateway.known import LARGEST, Known, repeated
 
 EXAMPLES = int(os.environ.get("SHOAL_TEST_EXAMPLES", "200"))
 _thorough = settings(max_examples=EXAMPLES, deadline=None)
@@ -209,6 +209,41 @@ def test_a_head_that_is_known_is_read_as_a_new_one(heads: list[tuple[list[bytes]
         assert len(passed_on(head)) == len(passed_on(new))
         if (head.length or 0) < 1000:
             _read_alike(head)
+
+
+@_thorough
+@given(lines(), FRAMINGS, st.integers(0, 10**19), st.binary(max_size=30), st.data())
+def test_a_head_that_comes_again_is_read_as_a_new_one(
+    more: list[bytes], framing: list[bytes], length: int, rest: bytes, data: st.DataObject
+) -> None:
+    """Whatever follows it, and only if it is there whole and nothing but its length differs."""
+    first = b"\r\n".join([b"POST /x HTTP/1.1", b"Host: h", *more, *framing, b"", b""])
+    last = Known(parse_request).read(first)
+    sized = [line.partition(b":")[0] + b": %d" % length if b"ength" in line else line for line in framing]
+    raw = b"\r\n".join([b"POST /x HTTP/1.1", b"Host: h", *more, *sized, b"", b""])
+    again = repeated(last, raw + rest)
+    if again is not None:  # not of a length as no request has, or that is written in another way than before
+        head, end = again
+        assert end == len(raw)
+        assert _plain(head) == _plain(parse_request(raw))
+    else:
+        assert sized != framing
+        assert length >= 10**18 or b": " not in b"".join(framing)
+    assert repeated(last, raw[: data.draw(st.integers(0, len(raw) - 1))]) is None
+    at = data.draw(st.integers(0, len(raw) - 1))
+    byte = data.draw(st.sampled_from(b" \r\n:;+-_0xA"))
+    changed = raw[:at] + bytes([byte]) + raw[at + 1 :]
+    again = repeated(last, changed + rest)
+    if again is not None:  # a digit that became another one
+        assert _plain(again[0]) == _plain(parse_request(changed[: again[1]]))
+
+
+def test_what_is_not_kept_is_not_compared() -> None:
+    """None came yet; a head that is too large."""
+    raw = b"GET / HTTP/1.1\r\nHost: h\r\nA: %b\r\n\r\n" % (b"a" * LARGEST)
+    known = Known(parse_request)
+    assert repeated(None, raw) is None
+    assert repeated(known.read(raw), raw) is None
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_models_that_left_are_forgotten_and_begin_anew() -> None:
 def test_what_a_request_took() -> None:
     measures = Measures()
     books = measures.of("m", "normal")
-    books.took(0.0, 2.0, 1e-5)
-    books.took(1.0, 3.0, 0.0)
+    books.took("ok", 0.0, 2.0, 1e-5)
+    books.took("ok", 1.0, 3.0, 0.0)
     found = {d.name: (sum(d.counts), d.total) for d in measures.distributions()}
     assert found == {"queue": (2, 1.0), "duration": (2, 5.0), "overhead": (1, 1e-5)}

@@ -265,7 +265,7 @@ async def test_an_instance_alone_is_tried_however_often_it_failed(native_world: 
     await engine.start()
     assert (await native_world.ask(chat())).status == 200
     assert native_world.counts == {("m", "engine_error"): 3, ("m", "ok"): 1}
-    assert native_world.native_relay.circuits.open(0.0) == ()
+    assert not native_world.native_relay.circuits.failing
 
 
 async def test_only_two_instances_are_tried(native_world: NativeWorld) -> None:

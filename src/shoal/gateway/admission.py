@@ -91,8 +91,9 @@ class _Model:
         self.tenants[job.tenant] = self.tenants.get(job.tenant, 0) + 1
         self.last = job
 
-    def end(self, job: Job) -> None:
+    def end(self, job: Job, now: float) -> None:
         """`job` runs no more."""
+        job.state = "ended"
         self.running -= 1
         left = self.tenants[job.tenant] - 1
         if left:
@@ -101,6 +102,10 @@ class _Model:
             del self.tenants[job.tenant]
         if self.last is job:
             self.last = None
+        self.last_end = now
+        if self.ended < MEMORY:
+            self.ended += 1
+        self.mean += (now - job.started - self.mean) / self.ended
 
     def below_share(self, tenant: str) -> bool:
         """Whether a tenant runs less than an equal share of the slots would be if one more tenant came."""
@@ -163,13 +168,8 @@ class Admission:
         """A running job ended: the jobs that run now in its place, in order. No effect on a job that does not run."""
         if job.state != "running":
             return []
-        job.state = "ended"
         model = self._models[job.model]
-        model.end(job)
-        model.last_end = now
-        if model.ended < MEMORY:
-            model.ended += 1
-        model.mean += (now - job.started - model.mean) / model.ended
+        model.end(job, now)
         if model.waiting is not None:
             return self._start(job.model, model, now)
         if not model.running and model.limit == math.inf:

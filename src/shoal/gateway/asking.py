@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError
 from shoal.gateway.admission import LARGEST, Job
-from shoal.gateway.http1 import RequestHead
+from shoal.gateway.http1 import Place, RequestHead
 from shoal.gateway.inspect import FIELDS, Named, read_request
-from shoal.gateway.manner import DROPPED, manner_of
+from shoal.gateway.manner import DROPPED, Manner
 from shoal.gateway.measures import Books
 from shoal.gateway.passage import Passage
 from shoal.gateway.reading import Reader
@@ -38,44 +38,45 @@ _log = logging.getLogger(__name__)
 class Asking(Passage):
     """A request to an engine, until it is sent. `Inference` is the rest of it."""
 
-    def __init__(
-        self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str, path: str
-    ) -> None:
-        super().__init__(connection, head, target, relay.config.max_body)
-        self._relay = relay
-        self._path = path
-        self._manner = manner = manner_of(head)
-        self.arrived = self._received = monotonic()
-        self.id = relay.request_id(manner.id)
+    __slots__ = (
+        "_body", "_books", "_bytes_in", "_bytes_out", "_charged", "_first_part", "_job", "_last_part", "_manner",
+        "_message", "_named", "_overhead", "_path", "_reader", "_received", "_relay", "_resolved", "_tokens",
+        "_trailers", "_waited", "arrived", "id", "instance", "key", "model", "outcome", "priority", "tenant",
+    )  # fmt: skip
+    _last_part: float
 
-    # What a request has before it is known to have anything; most keep most of it.
-    model = UNKNOWN
-    outcome: Outcome = "cancelled"
-    instance = ""
-    key: Key | None = None
-    tenant = ""
-    priority: Priority = "normal"
-    _job: Job | None = None
+    def __init__(
+        self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, place: Place, manner: Manner
+    ) -> None:
+        super().__init__(connection, head, place.target, relay.config.max_body)
+        self._relay = relay
+        self._path = place.path
+        self._manner = manner
+        self.arrived = monotonic()
+        self.id = relay.request_id(manner.id)
+        self.model = UNKNOWN
+        self.outcome: Outcome = "cancelled"
+        self.instance = ""
+        self.key: Key | None = None
+        self.tenant = ""
+        self.priority: Priority = "normal"
+        self._named: Named | None = None
+        self._resolved: Resolved | None = None
+        self._job: Job | None = None
+        self._books: Books | None = None
+        self._reader: Reader | None = None
+        self._tokens: Tokens | None = None
+        self._charged = False
+        self._trailers: Sequence[bytes] = ()
+        self._bytes_in = self._bytes_out = 0
+        self._waited = self._overhead = self._first_part = 0.0
+
+    # What few have.
     _held = False
-    _charged = False
     _strips = False
-    _resolved: Resolved | None = None
-    _named: Named | None = None
     _skimmer: Skimmer | None = None
-    _body: bytes | bytearray | None = None
-    _trailers: Sequence[bytes] = ()
     _candidates: tuple[str, ...] = ()
-    _message: Parts = ()
     _passed_over: tuple[str, ...] = ()
-    _reader: Reader | None = None
-    _tokens: Tokens | None = None
-    _books: Books | None = None
-    _bytes_in = 0
-    _bytes_out = 0
-    _waited = 0.0
-    _overhead = 0.0
-    _first_part = 0.0
-    _last_part = 0.0
     _trace: Trace | None = None
     _error: ShoalError | None = None
 
@@ -141,17 +142,18 @@ class Asking(Passage):
                 model_header=manner.model,
                 size=self._bytes_in,
             )
-        self._body = body
+        self._body: bytes | bytearray | None = body
         self._trailers = trailers
         key = self.key
         if manner.priority is not None or named.priority is not None:
             self.priority = self._class(manner.priority or named.priority or "normal")
-        resolved = self._resolved = relay.names.resolve(
-            named.model, None if key is None else relay.keyring.may_see(key)
-        )
+        resolved = self._resolved = relay.names.find(named.model)
+        if resolved is None:
+            raise relay.names.missing(named.model, None if key is None else relay.keyring.may_see(key))
         self.model = resolved.model
         if key is not None:
-            relay.keyring.allow(key, resolved.name)
+            if key.models:
+                relay.keyring.allow(key, resolved.name)
             try:
                 relay.keyring.begin(key, named.cost, now)
             except ShoalError:
@@ -252,7 +254,7 @@ class Asking(Passage):
             rewritten, body = rewritten or self._strips, asking
         if self._relay.tracing is not None:
             self._pass_trace(self._relay.tracing)
-        self._message = self.message(body, self._trailers, rewritten=rewritten)
+        self._message: Parts = self.message(body, self._trailers, rewritten=rewritten)
         self._body = None
         self._go()
 
@@ -326,11 +328,14 @@ class Asking(Passage):
         """Whether it is the engine's turn, so that `response_timeout` holds."""
         return True
 
-    def own_lines(self) -> list[bytes]:
-        lines = [] if self.id == self._manner.id else [b"X-Request-Id: " + self.id.encode()]
-        if self._manner.websocket:
-            lines += [b"Connection: Upgrade", b"Upgrade: websocket"]
-        return lines if self._trace is None else lines + self._trace.lines
+    def own_fields(self) -> bytes:
+        manner = self._manner
+        fields = b"" if self.id == manner.id else b"X-Request-Id: %b\r\n" % self.id.encode()
+        if manner.websocket:
+            fields += b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+        if self._trace is not None:
+            fields += b"".join(line + b"\r\n" for line in self._trace.lines)
+        return fields
 
     def _pass_trace(self, tracing: Tracing) -> None:
         """Have the engine's spans belong to this request's."""

@@ -14,24 +14,26 @@ class Circuits:
 
     def __init__(self) -> None:
         self._failures: dict[str, tuple[int, float]] = {}
+        self.failing = False
+        """Whether there is any such instance, for those who look before they ask."""
 
     def failed(self, instance: str, now: float) -> None:
         """No connection could be made."""
         count = self._failures.get(instance, (0, 0.0))[0] + 1
         self._failures[instance] = count, now + min(LONGEST, FIRST * 2 ** min(count - 1, 10))
+        self.failing = True
 
     def succeeded(self, instance: str) -> None:
         """It answers."""
-        if self._failures:
-            self._failures.pop(instance, None)
+        self._failures.pop(instance, None)
+        self.failing = bool(self._failures)
 
     def open(self, now: float) -> Collection[str]:
         """Instances to leave alone now."""
-        if not self._failures:
-            return ()
         return [instance for instance, (_, until) in self._failures.items() if until > now]
 
     def keep_only(self, instances: Collection[str]) -> None:
         """Forget all others."""
         for instance in [instance for instance in self._failures if instance not in instances]:
             del self._failures[instance]
+        self.failing = bool(self._failures)

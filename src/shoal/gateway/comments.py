@@ -14,8 +14,9 @@ import msgspec
 
 from shoal.errors import ShoalError, error_event, told_in_stream
 from shoal.gateway.framing import Framing, chunk
-from shoal.gateway.http1 import RequestHead, ResponseHead
+from shoal.gateway.http1 import Place, RequestHead, ResponseHead
 from shoal.gateway.inference import Inference
+from shoal.gateway.manner import Manner
 from shoal.gateway.passage import Mode
 from shoal.gateway.reading import reader_for
 from shoal.gateway.server import ClientConnection
@@ -73,9 +74,9 @@ class Commented(Inference):
     whole = False  # an answer has to be looked at before it is passed on
 
     def __init__(
-        self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str, path: str
+        self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, place: Place, manner: Manner
     ) -> None:
-        super().__init__(relay, connection, head, target, path)
+        super().__init__(relay, connection, head, place, manner)
         self._begun = False  # the head of an event stream has been written
         self._timer: asyncio.TimerHandle | None = None
         self._other: ResponseHead | None = None  # the engine's answer, if it is no stream
@@ -107,7 +108,7 @@ class Commented(Inference):
         """Write the head of the answer, which may be all that is known of it for long."""
         self._begun = True
         self._keep_alive = self.head.keep_alive and not self.closes
-        lines = [*_HEAD, b"x-request-id: " + self.id.encode(), *self._relay.cors_lines(self.head)]
+        lines = [*_HEAD, b"x-request-id: " + self.id.encode()]
         if self.head.minor:
             self._mode = Mode.CHUNKED
             lines.append(b"Transfer-Encoding: chunked")
@@ -116,7 +117,7 @@ class Commented(Inference):
             self._keep_alive = False
         if not self._keep_alive:
             lines.append(b"Connection: close")
-        self.connection.write(b"\r\n".join((*lines, b"", b"")))
+        self.connection.write(b"\r\n".join((*lines, self._relay.cors_fields(self.head) + b"\r\n")))
 
     def _put(self, content: bytes) -> None:
         self.connection.write(chunk(content) if self._mode is Mode.CHUNKED else content)
@@ -163,9 +164,8 @@ class Commented(Inference):
         if self._other is None:
             super().on_body(data, framing)
             return
-        content = framing.take()
         if len(self._said) <= MAX_ERROR:
-            self._said += content
+            self._said += framing.content
 
     def on_complete(self) -> None:
         head = self._other

@@ -17,6 +17,8 @@ _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _BARE = re.compile(rb"\n|\r(?!\Z)")
 """What cannot become a line's end; for text without CR LF."""
 _PLAIN = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
+_SMALL = {b"%x\r\n" % size: size for size in range(1, 1024)}
+"""The first lines of small chunks, as servers write them."""
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 _FRAMES = re.compile(rb"(?:content-length|transfer-encoding):", re.IGNORECASE)
 """Fields that must not come after a body (RFC 9110, section 6.5.1): some would believe them."""
@@ -35,65 +37,61 @@ class Framing(Protocol):
     """Whether a body that ends here because the connection does is complete."""
     exact: bool
     """Whether what was fed last is whole chunks and nothing else, and none of them the last one."""
+    content: bytes
+    """What the last `feed` read, without chunk headers."""
 
     def feed(self, data: bytes) -> int:
         """Read `data`; the position after the last byte of the body, at most ``len(data)``."""
-        ...
-
-    def take(self) -> bytes:
-        """The content that the last `feed` read, without chunk headers. To be called once after each."""
         ...
 
 
 class Fixed:
     """A body of `length` bytes."""
 
-    __slots__ = ("_taken", "done", "left")
+    __slots__ = ("content", "done", "left")
     whole = False
     exact = False
 
     def __init__(self, length: int) -> None:
         self.left = length
         self.done = not length
-        self._taken = b""
+        self.content = b""
 
     def feed(self, data: bytes) -> int:
         end = min(len(data), self.left)
         self.left -= end
         self.done = not self.left
-        self._taken = data if end == len(data) else data[:end]
+        self.content = data if end == len(data) else data[:end]
         return end
-
-    def take(self) -> bytes:
-        return self._taken
 
 
 class UntilClose:
     """A body that ends with the connection."""
 
-    __slots__ = ("_taken",)
+    __slots__ = ("content",)
     done = False
     whole = True
     exact = False
 
-    def feed(self, data: bytes) -> int:
-        self._taken = data
-        return len(data)
+    def __init__(self) -> None:
+        self.content = b""
 
-    def take(self) -> bytes:
-        return self._taken
+    def feed(self, data: bytes) -> int:
+        self.content = data
+        return len(data)
 
 
 class Chunked:
     """A chunked body. `boundary` is the position in the last fed data after the last complete chunk, 0 if none."""
 
     __slots__ = (
-        "_content",
         "_in_trailers",
         "_left",
         "_partial",
+        "_pieces",
         "_trailer_bytes",
         "boundary",
+        "content",
         "done",
         "exact",
         "trailers",
@@ -110,26 +108,23 @@ class Chunked:
         self._partial = b""  # of a line that is not all there yet
         self._in_trailers = False
         self._trailer_bytes = 0
-        self._content: list[bytes] = []
+        self._pieces: list[bytes] = []  # of the content
+        self.content = b""
 
     def feed(self, data: bytes) -> int:
         at, size = 0, len(data)
         self.exact = False
         if not (self._left or self._partial or self._in_trailers):
             # As most pieces of a stream are: one chunk, or a few, and nothing else.
-            match = _PLAIN.match(data)
-            if match is not None:
-                first = match.end()
-                last = first + int(match[1], 16)
-                if last + 2 == size and data.endswith(b"\r\n"):
-                    self._content.append(data[first:last])
-                    self.boundary = size
-                    self.exact = True
-                    return size
-            at = self.boundary = self._read_whole_chunks(data, 0)
-            if at == size:
+            first = data.find(b"\n", 0, 8) + 1
+            length = _SMALL.get(data[:first])
+            if length is not None and first + length + 2 == size and data.endswith(b"\r\n"):
+                self.content = data[first:-2]
+                self.boundary = size
                 self.exact = True
-                return at
+                return size
+            at = self.boundary = self._read_whole_chunks(data, 0)
+            self.exact = at == size
         else:
             self.boundary = 0
         while at < size and not self.done:
@@ -140,15 +135,9 @@ class Chunked:
                     at = self.boundary = end
                 if at < size:
                     at = self._read_line(data, at, size)
+        self.content = b"".join(self._pieces)
+        self._pieces.clear()
         return at
-
-    def take(self) -> bytes:
-        content = self._content
-        if len(content) == 1:
-            return content.pop()
-        taken = b"".join(content)
-        content.clear()
-        return taken
 
     @property
     def clean(self) -> bool:
@@ -162,7 +151,7 @@ class Chunked:
             last = first + int(match[1], 16)
             if not data.startswith(b"\r\n", last):
                 break
-            self._content.append(data[first:last])
+            self._pieces.append(data[first:last])
             at = last + 2
         return at
 
@@ -170,7 +159,7 @@ class Chunked:
         left = self._left
         if left > 2:
             end = min(size, at + left - 2)
-            self._content.append(data[at:end])
+            self._pieces.append(data[at:end])
             left -= end - at
             at = end
         while left in (1, 2) and at < size:

@@ -57,21 +57,26 @@ class BadResponseError(Exception):
     """An engine answered with something that is no HTTP; the message says what."""
 
 
+Kind = Literal["models", "inference", "other"]
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where a request's target leads: `target` in origin form, its path. `straight`: the head can go on as it is."""
 
     target: str
     path: str
-    kind: Literal["models", "inference", "other"]
+    kind: Kind
     straight: bool
 
 
 class Shared:
     """What is worked out once of heads that differ in their length alone."""
 
-    __slots__ = ("blocks", "manner", "place")
+    __slots__ = ("around", "blocks", "manner", "place")
 
     def __init__(self) -> None:
+        self.around: tuple[bytes, bytes | None] | None = None
+        """See `known.py`."""
         self.blocks: dict[frozenset[bytes], tuple[bytes, bytes]] = {}
         """The fields that travel on, by those that do not; cut where the length's digits stand (see `block`)."""
         self.place: Place | None = None
@@ -229,7 +234,8 @@ def invalid_http(detail: str) -> ShoalError:
 
 
 class ResponseHead(msgspec.Struct):
-    """The head of a response; fields as in a request."""
+    """The head of a response; fields as in a request. `sized`: but for a request with HEAD a body of `length` bytes
+    follows."""
 
     status: int
     reason: bytes
@@ -237,6 +243,7 @@ class ResponseHead(msgspec.Struct):
     names: list[bytes]
     fields: dict[bytes, bytes]
     keep_alive: bool
+    sized: bool = False
     length: int | None = None
     shared: Shared = msgspec.field(default_factory=Shared)
 
@@ -289,6 +296,7 @@ def parse_response(head: bytes) -> ResponseHead:
         if not length.isdigit() or len(length) > 18:
             raise BadResponseError("its Content-Length is not a number of bytes")
         response.length = int(length)
+        response.sized = response.status not in (204, 304) and b"transfer-encoding" not in fields
     return response
 
 

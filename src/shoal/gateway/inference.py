@@ -24,6 +24,8 @@ _CORS = frozenset(
     for word in (b"allow-origin", b"allow-credentials", b"allow-methods", b"allow-headers", b"expose-headers")
 )
 """Engines allow every origin by default; which ones may come is the relay's to say."""
+_WAITED = b"x-request-id: %b\r\nx-shoal-overhead-us: %d\r\nx-shoal-queue-ms: %.1f\r\nx-shoal-wake-ms: %.1f\r\n"
+_NOT_WAITED = b"x-request-id: %b\r\nx-shoal-overhead-us: %d\r\nx-shoal-queue-ms: 0.0\r\nx-shoal-wake-ms: 0.0\r\n"
 _log = logging.getLogger(__name__)
 
 
@@ -44,28 +46,25 @@ class Inference(Asking):
             self._relay.set_deadline(self)
         super().on_head(head, framing)
 
-    def on_whole(self, head: ResponseHead, content: bytes) -> None:
-        self._message = ()
-        self._relay.circuits.succeeded(self.instance)
+    def came(self, head: ResponseHead, content: bytes) -> None:
+        circuits, books = self._relay.circuits, self._books
+        if circuits.failing:
+            circuits.succeeded(self.instance)
         if content:
             self._tokens = tokens_in(head, content)
-            now = self._first_part = self._last_part = monotonic()
-            assert self._books is not None
-            self._books.first_byte.add(now - self.arrived)
+            now = self._first_part = monotonic()
+            assert books is not None
+            books.first_byte.add(now - self.arrived)
             self._bytes_out = len(content)
-        super().on_whole(head, content)
 
-    def lines(self, response: ResponseHead) -> list[bytes]:
-        del response
-        waited = self._waited * 1000
-        queued, woken = (0.0, waited) if self._held else (waited, 0.0)
-        said = b"x-request-id: %b\r\nx-shoal-queue-ms: %.1f\r\nx-shoal-wake-ms: %.1f\r\nx-shoal-overhead-us: %d" % (
-            self.id.encode(),
-            queued,
-            woken,
-            self._overhead * 1e6,
-        )
-        return [said] if self._manner.origin is None else [said, *self._relay.cors_lines(self.head)]
+    def added(self) -> bytes:
+        id, overhead = self.id.encode(), int(self._overhead * 1e6)
+        if not self._waited:  # as nearly all: without formatting two numbers
+            said = _NOT_WAITED % (id, overhead)
+        else:
+            waited = self._waited * 1000
+            said = _WAITED % (id, overhead, *((0.0, waited) if self._held else (waited, 0.0)))
+        return said if self._manner.origin is None else said + self._relay.cors_fields(self.head)
 
     def filters(self, response: ResponseHead) -> bool:
         del response
@@ -135,34 +134,34 @@ class Inference(Asking):
             relay.routes.end(self.instance)
         if status is not None:
             self.outcome = "ok" if status < 400 else "client_error" if status < 500 else "engine_error"
+        outcome = self.outcome
         if job is not None and job.state == "waiting":
             self._waited += now - job.submitted
         took_part = self._waited or (job is not None and job.state == "running")
         relay.over(self, job, now)
         tokens = self._tokens if self._reader is None else self._reader.tokens
+        prompt, completion = (0, 0) if tokens is None else (tokens.prompt, tokens.completion)
         books = self._books
         if books is None or books.forgotten:
             # What has left the table meanwhile is not counted by its name.
             books = relay.measures.of(self.model if self.model in relay.routes else UNKNOWN, self.priority)
             took_part = took_part and self.model in relay.routes
-        books.ended(self.outcome)
-        if took_part:
-            books.took(self._waited, now - self.arrived, self._overhead)
+        if not took_part:
+            books.ended(outcome)
+        else:
+            books.took(outcome, self._waited, now - self.arrived, self._overhead)
             if status is not None and not self._bytes_out and not self._raw:  # the head was all there is
                 books.first_byte.add(now - self.arrived)
             books.bytes_in += self._bytes_in
             books.bytes_out += self._bytes_out
-            if tokens is not None:
-                books.prompt_tokens += tokens.prompt
-                books.completion_tokens += tokens.completion
+            books.prompt_tokens += prompt
+            books.completion_tokens += completion
         key, named = self.key, self._named
         if self.instance and named is not None and self.model in relay.routes:
             relay.keeping.ended(self.model, named.keep_alive, relay.wall)
         if key is not None and self._charged and named is not None:
-            used = None if tokens is None else tokens.prompt + tokens.completion
-            relay.keyring.end(key, named.cost, used, now)
-        if self.outcome == "ok" or tokens is not None:
-            prompt, completion = (0, 0) if tokens is None else (tokens.prompt, tokens.completion)
+            relay.keyring.end(key, named.cost, None if tokens is None else prompt + completion, now)
+        if outcome == "ok" or tokens is not None:
             of = "" if key is None else key.id
             relay.link.used((of, self.model, relay.day), prompt, completion, relay.wall)
         if relay.tracing is not None:

@@ -10,7 +10,8 @@ is answered 404. Nesting beyond some 1,000 levels is refused, as JSON parsers in
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from functools import lru_cache
+from typing import Annotated, NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
@@ -120,7 +121,6 @@ def read_request(
         reader.feed(body)
         reader.end()
         return read_form(target, reader, model_header=model_header)
-    path = target.partition("?")[0]
     said: _Usual | _Body
     try:
         said = usual = _USUAL.decode(body)
@@ -128,9 +128,10 @@ def read_request(
         said = odd = _read(body)
         model = odd.model or _elsewhere(target, model_header)
         stream = odd.stream is not ABSENT and bytes(odd.stream) == b"true"
-        answer = _answer(path, odd)
+        answer = _answer(target, odd)
     else:
-        model, stream, answer = usual.model, usual.stream, _usual_answer(path, usual)
+        model, stream = usual.model, usual.stream
+        answer = 0.0 if _kind_of(target).reads else _usual_answer(usual)
     return Named(
         model,
         stream,
@@ -139,7 +140,7 @@ def read_request(
         None if said.keep_alive is ABSENT else _keep_alive(said.keep_alive),
         (size or len(body)) / BYTES_A_TOKEN + answer,
         said.stream_options is not ABSENT and asks_usage(said.stream_options),
-        stream and counts_usage(path),
+        stream and _kind_of(target).counts,
         said.stream_options is not ABSENT,
     )
 
@@ -156,7 +157,7 @@ def read_form(target: str, reader: FormReader, *, model_header: str | None = Non
         reader.priority,
         reader.user,
         reader.keep_alive,
-        _answer(target.partition("?")[0], None),
+        _answer(target, None),
     )
 
 
@@ -186,7 +187,7 @@ def _read(body: bytes | bytearray) -> _Body:
 
 
 def _unread(target: str, model_header: str | None, size: int, *, compressed: bool = False) -> Named:
-    cost = size / BYTES_A_TOKEN + _answer(target.partition("?")[0], None)
+    cost = size / BYTES_A_TOKEN + _answer(target, None)
     return Named(_elsewhere(target, model_header, compressed=compressed), cost=cost)
 
 
@@ -213,19 +214,30 @@ def _of_query(target: str) -> str | None:
         raise ShoalError("The query has too many fields.", code="invalid_query") from None
 
 
-def _usual_answer(path: str, said: _Usual) -> float:
-    """`_answer` where all is as it should be."""
-    if path.rpartition("/")[2] in _READING:
-        return 0.0
+class _Kind(NamedTuple):
+    """`reads`: requests to a target generate nothing. `counts`: see `usage.counts_usage`."""
+
+    reads: bool
+    counts: bool
+
+
+@lru_cache(256)
+def _kind_of(target: str) -> _Kind:
+    path = target.partition("?")[0]
+    return _Kind(path.rpartition("/")[2] in _READING, counts_usage(path))
+
+
+def _usual_answer(said: _Usual) -> float:
+    """`_answer` where all is as it should be, of what generates."""
     for tokens in (said.max_completion_tokens, said.max_tokens, said.max_output_tokens):
         if tokens is not None:
             return tokens * said.n
     return TOKENS_UNSAID * said.n
 
 
-def _answer(path: str, said: _Body | None) -> float:
+def _answer(target: str, said: _Body | None) -> float:
     """Estimated tokens of the answer."""
-    if path.rpartition("/")[2] in _READING:
+    if _kind_of(target).reads:
         return 0.0
     if said is None:
         return TOKENS_UNSAID

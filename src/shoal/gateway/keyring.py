@@ -49,13 +49,13 @@ class Bucket:
 
     def take(self, cost: float, now: float) -> bool:
         """Take `cost`, if `wait` would be 0."""
-        level = self.level
-        if now > self._at:
-            level += (now - self._at) * self._rate
-            if level > self.capacity:
-                level = self.capacity
-            self._at = now
-        if level + _NOTHING < cost and level + _NOTHING < self.capacity:  # for more than it holds it has to be full
+        level = self.level + (now - self._at) * self._rate
+        capacity = self.capacity
+        if level > capacity:
+            level = capacity
+        self._at = now
+        enough = level + _NOTHING
+        if enough < cost and enough < capacity:  # for more than it holds it has to be full
             self.level = level
             return False
         self.level = level - cost

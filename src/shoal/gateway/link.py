@@ -142,11 +142,10 @@ class Link:
         """Have the controller store what a request used: tokens of the prompt and of the answer, at the Unix time
         `when`, by the id of the key ("" without one), model and day (`YYYY-MM-DD`, UTC). It is sent until that is
         confirmed."""
-        self._outbox.add(kind, prompt, completion, when)
-        if self._all_stored.is_set():
-            self._all_stored.clear()
-        if not self._usage_waits.is_set():
-            self._usage_waits.set()
+        if not self._outbox.add(kind, prompt, completion, when):
+            return  # what waits already is known of
+        self._all_stored.clear()
+        self._usage_waits.set()
         if self._outbox.lost and not self._losing:
             self._losing = True
             log.error("the controller stores no usage, and there is no room left to keep it: some is lost")

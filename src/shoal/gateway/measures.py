@@ -82,8 +82,10 @@ class Books:
         """A request has ended."""
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
-    def took(self, queue: float, duration: float, overhead: float) -> None:
-        """Seconds that a request waited, lasted, and cost here; no overhead, if it was never sent on."""
+    def took(self, outcome: Outcome, queue: float, duration: float, overhead: float) -> None:
+        """A request has ended that had its turn: seconds that it waited, lasted, and cost here; no overhead, if it was
+        never sent on."""
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         self.queue.add(queue)
         self.duration.add(duration)
         if overhead:

@@ -43,19 +43,22 @@ class Outbox:
         """Whether all is stored."""
         return self._sent is None and not self._waiting
 
-    def add(self, kind: tuple[str, str, str], prompt: int, completion: int, when: float) -> None:
-        """Keep what a request used at the Unix time `when`, added to what waits of the same key, model and day."""
+    def add(self, kind: tuple[str, str, str], prompt: int, completion: int, when: float) -> bool:
+        """Keep what a request used at the Unix time `when`, added to what waits of the same key, model and day. Says
+        whether nothing waited that it could be added to."""
         sums = self._waiting.get(kind)
+        new = sums is None
         if sums is None:
             if len(self._waiting) >= WAITING_ITEMS:
                 self.lost += 1
-                return
+                return True
             sums = self._waiting[kind] = _Sums()
         sums.requests += 1
         sums.prompt_tokens += prompt
         sums.completion_tokens += completion
         if when > sums.last_used:
             sums.last_used = when
+        return new
 
     def report(self) -> UsageReport | None:
         """What to send: the report that is on its way, or else one of what waits, the oldest first; None if nothing."""

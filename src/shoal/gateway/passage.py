@@ -26,6 +26,7 @@ LARGE = 64 * 1024
 """Bytes of a body from which on it is not copied to stand behind its head."""
 _EVENT_ENDS = (b"\n\n", b"\r\r", b"\r\n\r\n")
 _LAST_CHUNK = b"0\r\n\r\n"
+_EXPECT = frozenset({b"expect"})
 _NO_LENGTH = frozenset({b"content-length"})
 
 
@@ -38,25 +39,35 @@ class Mode(Enum):
     """Without framing: its end is the connection's."""
 
 
-_AS_IT_CAME = Mode.AS_IT_CAME  # an Enum's members are slow to get at
+_AS_IT_CAME, _CHUNKED = Mode.AS_IT_CAME, Mode.CHUNKED  # an Enum's members are slow to get at
 
 
 class Passage:
-    """A request and its response. Subclasses say where it goes and what is learnt from it."""
+    """A request and its response. Subclasses say where it goes and what is learnt from it.
 
-    max_body: int
-    dropped: frozenset[bytes] = frozenset({b"expect"})
-    """Request headers that do not travel on."""
+    What every request comes to have is in slots, because with more than 30 attributes each object makes a dictionary.
+    """
+
+    __slots__ = (
+        "__dict__",
+        "connection",
+        "dropped",
+        "ended",
+        "head",
+        "max_body",
+        "method",
+        "response",
+        "target",
+        "upstream",
+    )
+
     response_dropped: ClassVar[frozenset[bytes]] = frozenset()
     """Response headers that do not."""
 
     whole = False
     """Whether `on_whole` may be called."""
 
-    # What a passage has before it is known to have anything.
-    upstream: EngineConnection | None = None
-    response: ResponseHead | None = None
-    ended = False
+    # What few have.
     _give_up: Callable[[], object] | None = None
     _mode = _AS_IT_CAME
     _keep_alive = True
@@ -73,6 +84,11 @@ class Passage:
         self.method = head.method
         self.target = target
         self.max_body = max_body
+        self.dropped: frozenset[bytes] = _EXPECT
+        """Request headers that do not travel on."""
+        self.upstream: EngineConnection | None = None
+        self.response: ResponseHead | None = None
+        self.ended = False
 
     # -- what subclasses say ------------------------------------------------------------------------------------------
 
@@ -97,10 +113,12 @@ class Passage:
         """All is over. `status`: of a response that came whole; None if it did not."""
         raise NotImplementedError
 
-    def lines(self, response: ResponseHead) -> list[bytes]:
-        """Header lines to be added to the response."""
-        del response
-        return []
+    def added(self) -> bytes:
+        """Header lines to be added to the response, each with its end."""
+        return b""
+
+    def came(self, head: ResponseHead, content: bytes) -> None:
+        """All of the response has come at once, and is about to be passed on."""
 
     def filters(self, response: ResponseHead) -> bool:
         """Whether the body will go through `passing`."""
@@ -140,32 +158,32 @@ class Passage:
         head = self.head
         place = head.shared.place
         if not (rewritten or head.chunked) and place is not None and place.straight and self.target is place.target:
-            before, after = block(head, self.dropped)
+            before, after = head.shared.blocks.get(self.dropped) or block(head, self.dropped)
             digits = b"" if head.length is None else b"%d" % head.length
             if body is not None and len(body) > LARGE:
-                return (b"".join((before, digits, after, b"\r\n".join((*self.own_lines(), b"", b"")))), body)
-            return (b"".join((before, digits, after, b"\r\n".join((*self.own_lines(), b"", body or b"")))),)
+                return (b"".join((before, digits, after, self.own_fields(), b"\r\n")), body)
+            return (b"".join((before, digits, after, self.own_fields(), b"\r\n", body or b"")),)
         fields = head.fields
         dropped = self.dropped | {b"content-length"} if rewritten else self.dropped
         lines = passed_on(head, dropped)
         if b"host" not in fields:
             lines.insert(0, b"Host: localhost")  # clients of HTTP/1.0 may send none
-        lines += self.own_lines()
         first = b"%b %b HTTP/1.1" % (self.method, self.target.encode("latin-1"))
+        if rewritten and not head.chunked:
+            lines.append(b"Content-Length: %d" % len(body or b""))
+        start = b"\r\n".join((first, *lines, self.own_fields()))
         if body is not None and head.chunked:
             size = b"%x\r\n" % len(body) if body else b""
             end = b"\r\n".join((b"\r\n0" if body else b"0", *trailers, b"", b""))
-            parts = (b"\r\n".join((first, *lines, b"Transfer-Encoding: chunked", b"", size)), body, end)
+            parts = (start + b"Transfer-Encoding: chunked\r\n\r\n" + size, body, end)
             return parts if len(body) > LARGE else (b"".join(parts),)
-        if rewritten:
-            lines.append(b"Content-Length: %d" % len(body or b""))
         if body is not None and len(body) > LARGE:
-            return (b"\r\n".join((first, *lines, b"", b"")), body)  # not copied
-        return (b"\r\n".join((first, *lines, b"", body or b"")),)
+            return (start + b"\r\n", body)  # not copied
+        return (b"".join((start, b"\r\n", body or b"")),)
 
-    def own_lines(self) -> list[bytes]:
-        """Header lines to be added to the request."""
-        return []
+    def own_fields(self) -> bytes:
+        """Header lines to be added to the request, each with its end."""
+        return b""
 
     # -- the response -------------------------------------------------------------------------------------------------
 
@@ -192,16 +210,15 @@ class Passage:
             self._write_head(head, framing, filtered=filtered)
             return
         before, after = block(head, self.response_dropped)
-        own = b"\r\n".join((*self.lines(head), b"", b""))
         if fixed:
             digits = b"" if head.length is None else b"%d" % head.length
-            head_bytes = b"".join((before, digits, after, own))
+            head_bytes = b"".join((before, digits, after, self.added(), b"\r\n"))
             if framing.done:
                 self.connection.write(head_bytes)
             else:
                 self._unsent = head_bytes
         else:
-            self.connection.write(b"".join((before, after, b"Transfer-Encoding: chunked\r\n", own)))
+            self.connection.write(b"".join((before, after, b"Transfer-Encoding: chunked\r\n", self.added(), b"\r\n")))
 
     def _write_head(self, head: ResponseHead, framing: Framing, *, filtered: bool) -> None:
         """Write a head that cannot be written as it came."""
@@ -218,12 +235,11 @@ class Passage:
                     self._mode = Mode.CHUNKED
         elif head.status == 204:  # RFC 9110, section 8.6, forbids a length
             lines = [line for line in lines if line[:15].lower() != b"content-length:"]
-        lines += self.lines(head)
         if not self._keep_alive:
             lines.append(b"Connection: close")
         elif not minor:
             lines.append(b"Connection: keep-alive")
-        self.connection.write(head.first + b"\r\n".join((*lines, b"", b"")))
+        self.connection.write(head.first + b"\r\n".join((*lines, self.added() + b"\r\n")))
 
     def _write(self, data: bytes) -> None:
         """Write, behind the head if that is still here."""
@@ -240,7 +256,7 @@ class Passage:
 
     def on_body(self, data: bytes, framing: Framing) -> None:
         """A part of the body."""
-        content = framing.take()
+        content = framing.content
         if self._events:
             self._tail = content if len(content) >= 4 else (self._tail + content)[-4:]
         passed = self.passing(content)
@@ -252,7 +268,7 @@ class Passage:
             else:
                 self._write_chunks(data, framing)
         elif passed:
-            if self._mode is not Mode.CHUNKED:
+            if self._mode is not _CHUNKED:
                 self.connection.write(passed)
             elif passed is content and framing.exact:
                 self.connection.write(data)  # its chunks do as they are
@@ -263,17 +279,18 @@ class Passage:
         """All of the response at once: a head with a length, and a body of that length."""
         self.upstream = None
         self.response = head
-        keep = self.head.keep_alive and not self.closes
-        if keep and self.head.minor:
-            before, after = block(head, self.response_dropped)
-            own = b"\r\n".join((*self.lines(head), b"", content))
-            self.connection.write(b"".join((before, b"%d" % len(content), after, own)))
+        self.came(head, content)
+        connection, asked = self.connection, self.head
+        keep = asked.keep_alive and not connection.front.stopping
+        if keep and asked.minor:
+            before, after = head.shared.blocks.get(self.response_dropped) or block(head, self.response_dropped)
+            connection.write(b"".join((before, b"%d" % len(content), after, self.added(), b"\r\n", content)))
         else:
             self._keep_alive = keep
             self._write_head(head, Fixed(len(content)), filtered=False)
-            self.connection.write(content)
+            connection.write(content)
         self._finish(head.status)
-        self.connection.finish(keep_alive=keep)
+        connection.finish(keep_alive=keep)
 
     def on_complete(self) -> None:
         """The response is there, whole."""

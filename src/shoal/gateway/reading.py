@@ -69,7 +69,7 @@ def reader_for(response: ResponseHead, strip: bool) -> Reader | None:
 
 def tokens_in(response: ResponseHead, content: bytes) -> Tokens | None:
     """The tokens that a whole answer says were used."""
-    kind = kind_of(response)
+    kind = response.shared.manner or kind_of(response)
     if kind == "json":
         return usage_of_json(content)
     if kind == "events":

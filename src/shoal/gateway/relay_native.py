@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from time import monotonic
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError
 from shoal.gateway import heads
@@ -25,13 +25,13 @@ from shoal.gateway.circuits import Circuits
 from shoal.gateway.comments import Commented
 from shoal.gateway.cors import Cors
 from shoal.gateway.exchange import Exchange
-from shoal.gateway.http1 import Place, RequestHead
+from shoal.gateway.http1 import Kind, Place, RequestHead
 from shoal.gateway.inference import Inference
 from shoal.gateway.keeping import Keeping
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.link import Link
 from shoal.gateway.local import model_list, model_named
-from shoal.gateway.manner import manner_of
+from shoal.gateway.manner import Manner, manner_of
 from shoal.gateway.measures import Measures
 from shoal.gateway.passage import Passage
 from shoal.gateway.relay import ERRANDS, RelayConfig
@@ -145,10 +145,12 @@ class NativeRelay:
     def open(self, connection: ClientConnection, head: RequestHead) -> Exchange:
         """Begin an exchange. Raises ShoalError to refuse it."""
         place = head.shared.place or _place(head)
-        target, path = place.target, place.path
         if place.kind == "inference":
-            return self._infer(connection, head, target, path)
-        if place.kind == "models":
+            return self._infer(connection, head, place, head.shared.manner or manner_of(head))
+        return self._others(connection, head, place.kind, place.target, place.path)
+
+    def _others(self, connection: ClientConnection, head: RequestHead, kind: Kind, target: str, path: str) -> Exchange:
+        if kind == "models":
             return self._models(connection, head, path)
         if head.upgrade and head.fields.get(b"upgrade", b"").lower() == b"websocket":
             raise ShoalError(
@@ -166,8 +168,7 @@ class NativeRelay:
         self.errands.add(errand)
         return errand
 
-    def _infer(self, connection: ClientConnection, head: RequestHead, target: str, path: str) -> Exchange:
-        manner = manner_of(head)
+    def _infer(self, connection: ClientConnection, head: RequestHead, place: Place, manner: Manner) -> Exchange:
         if manner.origin is not None:
             connection.extra = self._cors.headers(manner.origin)
             if head.method == b"OPTIONS" and b"access-control-request-method" in head.fields:
@@ -175,7 +176,7 @@ class NativeRelay:
         if head.upgrade and not manner.websocket:
             head.upgrade = False  # a server may ignore it (RFC 9110, section 7.8)
         make = Upload if manner.form else Commented if manner.comments else Inference
-        inference = make(self, connection, head, target, path)
+        inference = make(self, connection, head, place, manner)
         self.requests[inference.id] = inference
         connection.extra["x-request-id"] = inference.id
         try:
@@ -220,20 +221,20 @@ class NativeRelay:
             return given
         return f"req-{self._prefix}-{next(self._numbers):x}"
 
-    def cors_lines(self, head: RequestHead) -> list[bytes]:
-        """What lets a web page read the answer, if it may."""
+    def cors_fields(self, head: RequestHead) -> bytes:
+        """What lets a web page read the answer, if it may: header lines, each with its end."""
         origin = head.fields.get(b"origin")
         if origin is None:
-            return []
-        return [f"{name}: {value}".encode("latin-1") for name, value in self._cors.headers(origin).items()]
+            return b""
+        return "".join(f"{name}: {value}\r\n" for name, value in self._cors.headers(origin).items()).encode("latin-1")
 
     def pick(self, model: str, passed_over: Sequence[str]) -> Target:
         """The instance that a request goes to; those that take no connections are left alone where there are others.
 
         Raises ShoalError as `Routes.pick`.
         """
-        avoided = self.circuits.open(monotonic())
-        if avoided:
+        if self.circuits.failing:
+            avoided = self.circuits.open(monotonic())
             try:
                 return self.routes.pick(model, without=[*passed_over, *avoided])
             except ShoalError:
@@ -426,7 +427,7 @@ def _place(head: RequestHead) -> Place:
     given = head.target.decode("latin-1")
     target = heads.origin_form(given)
     path = heads.path_of(target)
-    kind: Literal["models", "inference", "other"] = "other"
+    kind: Kind = "other"
     if path == "/v1/models" or heads.model_in_path(path) is not None:
         kind = "models"
     elif heads.is_inference(path):

@@ -18,7 +18,7 @@ from shoal.gateway.answers import answer, body_late, head_late, too_large, too_m
 from shoal.gateway.exchange import Exchange, Front, State
 from shoal.gateway.framing import Chunked, Framing, FramingError
 from shoal.gateway.http1 import MAX_REQUEST_HEAD, RequestHead, find_end, parse_request, trailers_passed_on
-from shoal.gateway.known import Known
+from shoal.gateway.known import Known, repeated
 
 PIPELINED = 64 * 1024
 """Bytes of further requests that are read while one is answered."""
@@ -41,6 +41,7 @@ class ClientConnection(asyncio.Protocol):
         "_buffer",
         "_expecting",
         "_framing",
+        "_last",
         "_limit",
         "_loop",
         "_paused",
@@ -75,6 +76,7 @@ class ClientConnection(asyncio.Protocol):
         """Whether the client does not read as fast as is written."""
         self.exchange: Exchange | None = None
         self.head: RequestHead | None = None
+        self._last: RequestHead | None = None
         self.deadline = 0.0
         """Loop time at which the present state has lasted too long; 0 for never."""
         self.peer = ""
@@ -146,14 +148,19 @@ class ClientConnection(asyncio.Protocol):
             data = data.lstrip(b"\r\n")
             if not data:
                 return
-        end = find_end(data, MAX_REQUEST_HEAD, self._seen)
-        if end < 0:
-            if not self._seen:
-                self.deadline = self._loop.time() + self.front.header_timeout
-            self._buffer, self._seen = data, len(data)
-            return
+        again = repeated(self._last, data)
+        if again is not None:
+            head, end = again
+        else:
+            end = find_end(data, MAX_REQUEST_HEAD, self._seen)
+            if end < 0:
+                if not self._seen:
+                    self.deadline = self._loop.time() + self.front.header_timeout
+                self._buffer, self._seen = data, len(data)
+                return
+            head = self._last = _HEADS.read(data[:end])
         self._seen = 0
-        head = self.head = _HEADS.read(data[:end])
+        self.head = head
         rest = data[end:]
         length = head.length
         if not (length or head.chunked):  # it is whole: if it is refused, the next one may come
@@ -187,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
             end = framing.feed(data)
         except FramingError as error:
             raise ShoalError(f"The request body is broken: {error}.", code="invalid_body") from None
-        content = framing.take()
+        content = framing.content
         self._size += len(content)
         if self._size > exchange.max_body:
             raise too_large(exchange.max_body)
@@ -203,18 +210,16 @@ class ClientConnection(asyncio.Protocol):
             return
         if framing.done:
             trailers = trailers_passed_on(framing.trailers) if isinstance(framing, Chunked) else []
-            self._complete(self._body, data[end:], trailers)
+            body, self._body, self._size, self._framing = self._body, b"", 0, None
+            self._complete(body, data[end:], trailers)
         else:
             self._await_body()
 
     def _complete(self, body: bytes | bytearray | None, rest: bytes, trailers: list[bytes]) -> None:
         self._state = _BUSY
-        self._framing = None
         self._buffer = rest
         if len(rest) > PIPELINED:
             self.pause(True)
-        self._body = b""
-        self._size = 0
         self.deadline = 0.0
         exchange = self.exchange
         assert exchange is not None

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from shoal.errors import ShoalError
 from shoal.gateway.forms import FormReader
 from shoal.gateway.framing import Framing, chunk
-from shoal.gateway.http1 import RequestHead, ResponseHead
+from shoal.gateway.http1 import Place, RequestHead, ResponseHead
 from shoal.gateway.inference import Inference
 from shoal.gateway.inspect import read_form
+from shoal.gateway.manner import Manner
 from shoal.gateway.server import ClientConnection
 from shoal.gateway.spool import Spool
 from shoal.gateway.upstream import EngineConnection, Parts, Pool
@@ -37,9 +38,9 @@ class Upload(Inference):
     whole = False  # an engine may answer before all has been sent
 
     def __init__(
-        self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str, path: str
+        self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, place: Place, manner: Manner
     ) -> None:
-        super().__init__(relay, connection, head, target, path)
+        super().__init__(relay, connection, head, place, manner)
         self._form: FormReader | None = None  # of a form that comes in several pieces
         self._spool = Spool()
         self._came = 0
@@ -144,11 +145,9 @@ class Upload(Inference):
         if self.head.length is not None:
             self.head.length += self._spool.left - before
 
-    def own_lines(self) -> list[bytes]:
-        lines = super().own_lines()
-        if self._form is not None and self.head.chunked:
-            lines.append(b"Transfer-Encoding: chunked")
-        return lines
+    def own_fields(self) -> bytes:
+        chunked = self._form is not None and self.head.chunked
+        return super().own_fields() + (b"Transfer-Encoding: chunked\r\n" if chunked else b"")
 
     def forward(self, pool: Pool, data: Parts, *, keep: bool = True) -> None:
         """Over a connection of its own: one that idled may close just as a request comes that cannot be repeated."""

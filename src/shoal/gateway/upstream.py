@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from shoal.gateway.framing import Framing, FramingError
 from shoal.gateway.http1 import BARE, END, MAX_RESPONSE_HEAD, BadResponseError, ResponseHead, parse_response
-from shoal.gateway.known import Known
+from shoal.gateway.known import Known, repeated
 from shoal.net import UnixAddress, parse_address
 
 KEEPALIVE = 3.0
@@ -73,6 +73,7 @@ class EngineConnection(asyncio.Protocol):
         self._sender: Sender | None = None
         self._framing: Framing | None = None
         self._head = b""
+        self._last: ResponseHead | None = None
         self._reusable = True
         self._raw = False
         self._paused = False
@@ -170,17 +171,21 @@ class EngineConnection(asyncio.Protocol):
             if self._head:
                 seen = max(0, len(self._head) - 3)
                 data, self._head = self._head + data, b""
-            end = data.find(END, seen) + 4
-            if end < 4:
-                if len(data) > MAX_RESPONSE_HEAD:
+            again = repeated(self._last, data)
+            if again is not None:
+                head, end = again
+            else:
+                end = data.find(END, seen) + 4
+                if end < 4:
+                    if len(data) > MAX_RESPONSE_HEAD:
+                        raise BadResponseError("the head of its response is too long")
+                    if not b"HTTP/1.".startswith(data[:7]) or BARE.search(data, seen):
+                        raise BadResponseError("it answered with no HTTP")
+                    self._head = data
+                    return
+                if end > MAX_RESPONSE_HEAD:
                     raise BadResponseError("the head of its response is too long")
-                if not b"HTTP/1.".startswith(data[:7]) or BARE.search(data, seen):
-                    raise BadResponseError("it answered with no HTTP")
-                self._head = data
-                return
-            if end > MAX_RESPONSE_HEAD:
-                raise BadResponseError("the head of its response is too long")
-            head = _HEADS.read(data[:end])
+                head = self._last = _HEADS.read(data[:end])
             if head.status == 101:
                 self._raw, self._reusable = True, False
                 sender.on_upgraded(head, data[end:])
@@ -193,7 +198,14 @@ class EngineConnection(asyncio.Protocol):
                 return
         if not head.keep_alive:
             self._reusable = False
-        if sender.whole and head.length is not None and len(data) == end + head.length and _has_body(head, sender):
+        length = head.length
+        if (
+            length is not None
+            and sender.whole
+            and len(data) == end + length
+            and head.sized
+            and sender.method != b"HEAD"
+        ):
             self._sender = None
             self._release(clean=True)
             sender.on_whole(head, data[end:])
@@ -336,10 +348,6 @@ class Pools:
     def close(self) -> None:
         """Close every idle connection."""
         self.keep_only(())
-
-
-def _has_body(head: ResponseHead, sender: Sender) -> bool:
-    return sender.method != b"HEAD" and head.status not in (204, 304) and b"transfer-encoding" not in head.fields
 
 
 def _reason(exc: BaseException | None) -> str:

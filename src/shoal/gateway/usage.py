@@ -171,6 +171,9 @@ class SseReader:
     has no usage in it, as nearly all do, costs a search for that word.
     """
 
+    strips = False
+    """Whether chunks that only tell usage are taken out."""
+
     def __init__(self) -> None:
         self.tokens: Tokens | None = None
         """The last counts that the stream gave."""
@@ -182,26 +185,28 @@ class SseReader:
         """Whether the event that is not whole yet is too long to be held back."""
 
     def feed(self, payload: bytes) -> bytes:
-        """Read on; returns what goes on to the client, which is `payload`."""
-        if not self._is_plain(payload):
-            self._read(payload)
-        return payload
+        """Read on; returns what goes on to the client: all of `payload`, unless it `strips`."""
+        if (
+            not self._held
+            and payload.endswith(_EVENT_ENDS)
+            and len(payload) <= MAX_EVENT
+            # some engines have `"usage":null` everywhere
+            and (_KEY not in payload or _OBJECT.search(payload) is None)
+        ):  # whole events without usage, as nearly all are: they are counted, and need no further look
+            self.events += payload.count(b"\ndata:") + payload.startswith(b"data:")
+            return payload
+        left = self._read(payload)
+        return left if self.strips else payload
 
     def end(self) -> bytes:
-        """The stream is over; returns what is left for the client, which is nothing."""
-        self._end()
-        return b""
-
-    def _is_plain(self, payload: bytes) -> bool:
-        """Whether these are whole events without usage. They are counted then, and need no further look."""
-        if self._held or not payload.endswith(_EVENT_ENDS) or len(payload) > MAX_EVENT:
-            return False
-        if _KEY in payload and _OBJECT.search(payload) is not None:  # some engines have `"usage":null` everywhere
-            return False
-        self.events += payload.count(b"\ndata:")
-        if payload.startswith(b"data:"):
-            self.events += 1
-        return True
+        """The stream is over; returns what was held back of an event that did not end, if it `strips`."""
+        held, self._held = bytes(self._held), bytearray()
+        if self._passing:
+            self._passing = False
+            self._read_long(held)
+            return b""
+        left = self._left(held)
+        return left if self.strips else b""
 
     def _read(self, payload: bytes) -> bytes:
         """Read on, and return what is left if chunks that only tell usage are taken out and part of an event is held
@@ -229,14 +234,6 @@ class SseReader:
         if self._passing:
             del held[:-TAIL]
         return b"".join(out)
-
-    def _end(self) -> bytes:
-        held, self._held = bytes(self._held), bytearray()
-        if self._passing:
-            self._passing = False
-            self._read_long(held)
-            return b""
-        return self._left(held)
 
     def _left(self, event: bytes) -> bytes:
         """Read an event, and return it, or if it only tells usage the empty lines before it."""
@@ -282,13 +279,7 @@ class UsageStripper(SseReader):
     back, up to `MAX_EVENT` bytes; a longer one passes as it comes.
     """
 
-    def feed(self, payload: bytes) -> bytes:
-        """Read on; returns what goes on to the client."""
-        return payload if self._is_plain(payload) else self._read(payload)
-
-    def end(self) -> bytes:
-        """The stream is over; returns what was held back of an event that did not end."""
-        return self._end()
+    strips = True
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ class Names:
     def __init__(self, table: RoutingTable) -> None:
         self._routes = {route.model: route for route in table.routes}
         self._found = {name: Resolved(name, name) for name in self._routes}
+        self.find: Callable[[str], Resolved | None] = self._found.get
+        """What a name stands for, or None."""
         for route in table.routes:
             for name in route.names:
                 self._found.setdefault(name, Resolved(name, route.model))
