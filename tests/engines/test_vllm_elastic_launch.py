@@ -67,7 +67,7 @@ def test_arguments_that_leave_no_room_for_it(engine: VllmEngine, arg: str, form:
     made = launch(engine, spec("org/m", args=(given, "x")), CUDA, [gpu(0)])
     assert not made.elastic
     assert arg in made.fixed_because
-    assert "--worker-cls" not in made.argv[:-2]
+    assert elastic.WORKER["cuda"] not in made.argv
     assert "SHOAL_MEMORY_SOCKET" not in made.env
     for refuse in (engine.check, lambda settings: launch(engine, settings, CUDA, [gpu(0)])):
         with pytest.raises(ShoalError, match=arg) as refused:

@@ -1,8 +1,9 @@
 """One offline engine (`vllm.LLM`) that does what it is told: `python -m shoal.bench.offline` in an engine.
 
 Reads JSON objects from standard input, the first with what the engine is started with, then loads (`make_prompts`),
-``{"sleep": level}`` and ``{"wake": true}``, and answers each with one on standard output; whatever else is printed goes
-to standard error. The engine runs in this very process, so that nothing but it is measured.
+``{"sleep": level}``, ``{"wake": true}``, ``{"call": method, "with": arguments}`` for a method of its workers and
+``{"change": true}`` for a weight that changes, and answers each with one on standard output; whatever else is printed
+goes to standard error. The engine runs in this very process, so that nothing but it is measured.
 """
 
 from __future__ import annotations
@@ -72,6 +73,12 @@ def _generate(engine: Any, load: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _change_a_weight(model: Any) -> None:
+    """Turn the last layer's normalisation around, in place: every answer is another one then."""
+    *_, weight = (weight for name, weight in model.named_parameters() if "norm" in name)
+    weight.data.neg_()
+
+
 def main() -> None:
     """Start the engine, and serve commands until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -85,11 +92,17 @@ def main() -> None:
     answers.write(json.dumps({"ready": time.monotonic() - began}) + "\n")
     for line in sys.stdin:
         command = json.loads(line)
+        began = time.monotonic()
         if "sleep" in command:
             engine.sleep(level=command["sleep"])
-            answers.write("{}\n")
+            answers.write(json.dumps({"seconds": time.monotonic() - began}) + "\n")
         elif "wake" in command:
             engine.wake_up()
+            answers.write(json.dumps({"seconds": time.monotonic() - began}) + "\n")
+        elif "call" in command:
+            answers.write(json.dumps({"results": engine.collective_rpc(command["call"], args=command["with"])}) + "\n")
+        elif "change" in command:
+            engine.apply_model(_change_a_weight)
             answers.write("{}\n")
         else:
             answers.write(json.dumps(_generate(engine, command)) + "\n")

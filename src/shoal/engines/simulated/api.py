@@ -275,11 +275,8 @@ class Api:
         _json(reply, 200, await self._slumber.wake_up(request))
 
     async def _collective_rpc(self, request: Request, reply: Reply) -> None:
-        method = self._read(request, named=False).get("method")
-        if method != "reload_weights":
-            raise RequestError(400, f"the simulated engine has no {method!r}; it has reload_weights", "Bad Request")
-        self._slumber.reload()
-        _json(reply, 200, {"results": [None]})
+        asked = self._read(request, named=False)
+        _json(reply, 200, {"results": [self._slumber.call(asked.get("method"), asked.get("args"))]})
 
     async def _is_sleeping(self, _: Request, reply: Reply) -> None:
         _json(reply, 200, {"is_sleeping": self._slumber.level is not None})

@@ -29,6 +29,7 @@ FAILURES = {
     "log-flood": "=N: print N lines while starting",
     "sleep-keeps-memory": "say that it sleeps and free nothing",
     "sleep-fails": "answer /sleep with 500",
+    "copy-fails": "find no host memory for a copy of its weights that is kept",
     "wake-fails": "answer /wake_up with 500",
     "wake-oom": "find no memory when waking, answer 500 and exit 1",
     "canary-differs": "answer otherwise after a sleep than before",
@@ -61,6 +62,7 @@ class Options:
     ttft: float
     start_seconds: float
     sleep_seconds: float
+    copy_seconds: float
     slow_shutdown: float
     memory: int
     device_memory: int
@@ -149,6 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--ttft", type=_seconds, default=0.01, help="seconds from admission to the first token")
     add("--start-seconds", type=_seconds, default=0.0, help="how long a start takes")
     add("--sleep-seconds", type=_seconds, default=0.0, help="how long falling asleep and waking up take, each")
+    add(
+        "--copy-seconds",
+        type=_seconds,
+        default=0.0,
+        help="how long copying its weights to the host takes: in the background, or in a sleep that finds no copy",
+    )
     add("--slow-shutdown", type=_seconds, default=0.0, help="seconds between SIGTERM and the exit")
     add("--memory", type=_bytes, default=0, help="bytes of host memory to really use; freed while asleep")
     add("--device-memory", type=_bytes, default=0, help="bytes of device memory to report only")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from shoal.engines.simulated.completions import RequestError
+from shoal.engines.simulated.copies import HostCopy
 from shoal.engines.simulated.core import Core
 from shoal.engines.simulated.http import Request
 from shoal.engines.simulated.options import Options
@@ -32,6 +33,8 @@ class Slumber:
         self.spoiled = False
         """Its weights are not what they were: it answers otherwise than before."""
         self._memory = occupy(options.memory)
+        size = max(options.memory, options.device_memory)
+        self.copy = HostCopy(size, options.copy_seconds, fails="copy-fails" in options.fail)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -73,6 +76,17 @@ class Slumber:
         await self._whatever_happens(self._wake(set(TAGS if tag is None else (tag,))))
         return {"status": "awake", "tags": None if tag is None else [tag]}
 
+    def call(self, method: object, args: object) -> object:
+        """`POST /collective_rpc`: what the worker answers. Raises RequestError if it has no such method."""
+        if method == "reload_weights":
+            self.reload()
+            return None
+        what = args[0] if isinstance(args, list) and args else "look"
+        if method != "shoal_copies" or what not in ("take", "forget", "look"):
+            text = f"the simulated engine has no {method!r} of {what!r}; it has reload_weights and shoal_copies"
+            raise RequestError(400, text, "Bad Request")
+        return {"take": self.copy.take, "forget": self.copy.forget, "look": self.copy.look}[what]()
+
     def reload(self) -> None:
         """Read dropped weights anew."""
         self._dropped = False
@@ -86,7 +100,7 @@ class Slumber:
 
     async def _fall_asleep(self, level: int) -> None:
         self._log(f"falling asleep at level {level}")
-        await asyncio.sleep(self._options.sleep_seconds)
+        await asyncio.sleep(self._options.sleep_seconds + (self.copy.complete() if level == 1 else 0.0))
         self.level = level
         self._tags = set()
         if level and not self._keeps:
@@ -109,6 +123,7 @@ class Slumber:
             return
         self.spoiled = self._dropped or (self.level is not None and "canary-differs" in self._options.fail)
         self.level = None
+        self.copy.woke()
         if self.on_wake is not None:
             self.on_wake()
         self._core.resume()

@@ -221,10 +221,14 @@ class VllmEngine:
             env = {**env, **spec.env, **own}
             return Launch((*argv, *spec.args), env, elastic=True, can_sleep=not sleepless, sleepless_because=sleepless)
         argv += ["--kv-cache-memory-bytes", str(fixed_kv(spec, found))] if variant == "cpu" else _cuda(spec, devices)
+        own = {}
+        if not sleepless and (worker := slumber.copying(environment.version)):
+            argv += worker
+            own = {"PYTHONPATH": python_path(str(make_python_path(self._python_path)), spec.env)}
         fixed = reason or "no memory broker was given"
         return Launch(
             (*argv, *spec.args),
-            {**env, **spec.env},
+            {**env, **spec.env, **own},
             fixed_because=fixed,
             can_sleep=not sleepless,
             sleepless_because=sleepless,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from shoal.engines.arguments import values_of
+from shoal.engines.vllm.elastic import UnsupportedVersionError, check_version
 from shoal.engines.vllm.sizing import why_fixed
 from shoal.fleet.spec import ModelSpec
 
 ARGUMENT = "--enable-sleep-mode"
+WORKER = "shoal.engines.vllm.plugin.copying.CopyingWorker"
+"""The worker of an engine that sleeps and is not elastic; the elastic one keeps host copies too."""
+
 DEVELOPMENT = "VLLM_SERVER_DEV_MODE"
 """The variable without which vLLM has no `/sleep`. It brings other paths too, which only Shoal's user may reach."""
 
@@ -40,6 +44,18 @@ def why_sleepless(spec: ModelSpec, variant: str) -> str:
 def arguments(spec: ModelSpec) -> list[str]:
     """Arguments of `vllm serve` for an engine that can sleep."""
     return [] if ARGUMENT in spec.args else [ARGUMENT]
+
+
+def copying(version: str) -> list[str]:
+    """Arguments of one of `version` that keeps host copies of its weights; none where the worker is not known to fit.
+
+    They come before the model's own, which win.
+    """
+    try:
+        check_version(version)
+    except UnsupportedVersionError:
+        return []
+    return ["--worker-cls", WORKER]
 
 
 def environment() -> dict[str, str]:

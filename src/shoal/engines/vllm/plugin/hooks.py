@@ -27,6 +27,7 @@ class Hook:
 
 
 _WORKER = "vllm.v1.worker.gpu_worker"
+_ALLOCATOR = "vllm.device_allocator.cumem"
 _POOL = "vllm.v1.core.block_pool"
 _UTILS = "vllm.v1.core.kv_cache_utils"
 _SCHEDULER = "vllm.v1.core.sched.async_scheduler"
@@ -43,6 +44,20 @@ WORKER_HOOKS = (
     Hook(_WORKER, "Worker.shutdown", ("self",)),
     Hook("torch", "_C._construct_storage_from_data_pointer"),
 )
+
+COPY_HOOKS = (
+    Hook(_WORKER, "Worker._maybe_get_memory_pool_context", ("self", "tag")),
+    Hook(_WORKER, "Worker.execute_model", ("self", "scheduler_output")),
+    Hook(_WORKER, "Worker.sleep", ("self", "level")),
+    Hook(_WORKER, "Worker.shutdown", ("self",)),
+    Hook(_ALLOCATOR, "CuMemAllocator.get_instance"),
+    Hook(_ALLOCATOR, "CuMemAllocator.sleep", ("self", "offload_tags")),
+    Hook(_ALLOCATOR, "CuMemAllocator.wake_up", ("self", "tags")),
+    Hook(_ALLOCATOR, "CuMemAllocator._python_free_callback", ("self", "ptr")),
+    Hook("vllm.device_allocator", "AllocationData", ("handle", "tag", "cpu_backup_tensor")),
+    Hook("torch", "_C._construct_storage_from_data_pointer"),
+)
+"""What host copies of weights rely on. Where these are otherwise, vLLM sleeps as it does by itself."""
 
 SCHEDULER_HOOKS = (
     Hook(_SCHEDULER, "AsyncScheduler.schedule", ("self",)),

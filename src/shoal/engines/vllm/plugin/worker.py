@@ -19,6 +19,7 @@ from shoal.memory.pages import PageMap
 from shoal.memory.vmm import Vmm
 
 from . import hooks
+from .copying import CopyingMixin
 from .layout import NotElasticError, plan, refuse_others
 from .placing import Placement
 from .rank import RankMemory
@@ -94,7 +95,7 @@ class ElasticMixin:
             self._shoal.close()
 
 
-class ElasticWorker(ElasticMixin, Worker):  # type: ignore[misc]
+class ElasticWorker(CopyingMixin, ElasticMixin, Worker):  # type: ignore[misc]
     """The GPU's worker."""
 
 

@@ -1,0 +1,39 @@
+"""Whether two places hold the same bytes, told by two numbers for each: on the device at the speed of its memory.
+
+The bytes count as 64-bit words in rows of `ROW`. One number sums the rows, each times a factor of its own, the other
+the columns. A changed word changes both; words that change places change at least one. Sums wrap at 2**64 alike on
+every device, so that a copy on the host can be compared with its source.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+ROW = 4096
+"""Words in a row: 32 KiB, of which vLLM's allocations (whole pages of 2 MiB) are multiples."""
+
+_FACTOR = 0x1E3779B97F4A7C15
+"""Odd and without a pattern, so that the factors of any two rows differ."""
+
+
+def marks(data: torch.Tensor, first_row: int = 0) -> torch.Tensor:
+    """The two numbers of `data` (uint8, whole rows), as an int64 tensor beside it.
+
+    Of data that begins at `first_row` of something larger it is what that part adds to the whole's.
+    """
+    rows = data.view(torch.int64).view(-1, ROW)
+    by_row = (rows.sum(1) * _factors(data.device, first_row + len(rows))[first_row:]).sum()
+    by_column = (rows.sum(0) * _factors(data.device, ROW)).sum()
+    return torch.stack((by_row, by_column))
+
+
+def _factors(device: torch.device, count: int) -> torch.Tensor:
+    size = 1 << max(15, (count - 1).bit_length())  # a few sizes, so that hardly any is made twice
+    return _all_factors(str(device), size)[:count]
+
+
+@cache
+def _all_factors(device: str, size: int) -> torch.Tensor:
+    return (2 * torch.arange(size, dtype=torch.int64, device=device) + 1) * _FACTOR

@@ -1,0 +1,91 @@
+"""A worker that keeps host copies of its weights: `--worker-cls shoal.engines.vllm.plugin.copying.CopyingWorker`.
+
+`collective_rpc` reaches `shoal_copies`, which takes, forgets and looks at them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from vllm.v1.worker.gpu_worker import Worker
+from vllm.version import __version__ as VLLM_VERSION  # noqa: N812 - vLLM's own name for it
+
+from shoal.memory.nvml import HOST, Machine
+
+from . import hooks
+from .copies import HostCopies
+
+log = logging.getLogger("vllm.shoal")
+
+
+class CopyingMixin:
+    """What goes before vLLM's worker, and before what makes its memory elastic."""
+
+    _host_copies: HostCopies | None = None
+    _copyless_because = "this engine was started without sleep"
+
+    def _maybe_get_memory_pool_context(self, tag: str) -> Any:
+        if tag == "weights" and self._host_copies is None:
+            self._keep_copies()
+        return super()._maybe_get_memory_pool_context(tag)  # type: ignore[misc]
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        """One step, which copying gives way to."""
+        if self._host_copies is not None:
+            self._host_copies.step()
+        return super().execute_model(*args, **kwargs)  # type: ignore[misc]
+
+    def sleep(self, level: int = 1) -> None:
+        """As vLLM's. What cannot be copied is found out before anything is taken away."""
+        copies = self._host_copies
+        if copies is not None and level == 1:
+            began = time.perf_counter()
+            copied = copies.prepare()
+            took = time.perf_counter() - began
+            log.info("Shoal: saw to the host copy of the weights in %.3f s, copied %.2f GiB", took, copied / 2**30)
+        super().sleep(level)  # type: ignore[misc]
+
+    def shoal_copies(self, what: str = "look") -> dict[str, Any]:
+        """`take` copies of what has none, in the background; `forget` them; or only `look` at them."""
+        copies = self._host_copies
+        if copies is None:
+            return {"size": 0, "held": 0, "reserved": 0, "taking": False, "reason": self._copyless_because}
+        if what not in ("take", "forget", "look"):
+            raise ValueError(f"shoal_copies takes take, forget or look, not {what!r}")
+        return {"take": copies.take, "forget": copies.forget, "look": copies.look}[what]()
+
+    def shutdown(self) -> None:
+        """Stop copying first."""
+        if self._host_copies is not None:
+            self._host_copies.close()
+        super().shutdown()  # type: ignore[misc]
+
+    def _keep_copies(self) -> None:
+        """Take the place of vLLM's allocator; where that is not as expected, vLLM sleeps as it does without Shoal."""
+        worker: Any = self
+        if not getattr(worker.vllm_config.model_config, "enable_sleep_mode", False):
+            return
+        try:
+            hooks.verify(hooks.COPY_HOOKS, VLLM_VERSION)
+            from .keeping import KeepingAllocator
+            from .pinned import CudaMover
+
+            allocator = KeepingAllocator.install()
+            copies = HostCopies(allocator.weights, CudaMover(worker.device), host_room)
+        except (RuntimeError, ValueError, ImportError, AssertionError) as error:
+            self._copyless_because = str(error)
+            log.warning("Shoal: weights are copied to the host anew at every sleep: %s", error)
+            return
+        self._host_copies = allocator.copies = copies
+
+
+class CopyingWorker(CopyingMixin, Worker):  # type: ignore[misc]
+    """The GPU's worker, with a KV cache of vLLM's own."""
+
+
+def host_room() -> int:
+    """Bytes of the host's memory that are free."""
+    reading = Machine()().get(HOST)
+    return 0 if reading is None else reading.free
