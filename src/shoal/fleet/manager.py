@@ -259,6 +259,7 @@ class Manager(Inbox):
                     self._effects.prepare(instance)
         for fact in ended:
             self._life.on_exited(fact)
+        self.moves.go_on()
         self._life.routes_changed = True
 
     def restore(self, *, remembered: bool) -> None:

@@ -34,19 +34,21 @@ def plan(fleet: Fleet, moves: Iterable[Move], wanted: Wanted, id: str, now: floa
     """The move that was asked for, still waiting. Raises ShoalError if it cannot be, before anything is changed."""
     model = _model(fleet, moves, wanted.model)
     changes = dict(wanted.changes)
-    if wanted.to and model.spec.devices != "auto":
-        changes["devices"] = list(wanted.to)
-    if changes and model.origin == "file":
+    fixed = model.spec.devices != "auto"
+    if model.origin == "file" and (changes or (wanted.to and fixed)):
+        what = ", ".join(sorted(changes) or ["devices"])
         raise ConflictError(
-            f"{wanted.model} is declared in the configuration file with its {', '.join(sorted(changes))}; change it "
-            "there, then `shoal reload`, and roll it out with `shoal change`",
+            f"{wanted.model} is declared in the configuration file with its {what}; change it there, then "
+            "`shoal reload`, and have it with `shoal change`",
             code="declared_in_file",
         )
-    spec = changed(model.spec, changes)
     sources = _sources(fleet, wanted)
-    places = _places(fleet, spec, wanted.to, len(sources))
-    if model.spec.devices != "auto" and wanted.to:
+    anywhere = changed(model.spec, {**changes, **({"devices": "auto"} if wanted.to else {})})
+    places = _places(fleet, anywhere, wanted.to, len(sources))
+    if wanted.to and fixed:
         _refuse_several_choices(fleet, model, places, sources)
+        changes["devices"] = list(places[0])
+    spec = changed(model.spec, changes)
     legs = []
     for n, source in enumerate(sources):
         devices = places[n % len(places)] if places else _where(source, spec)

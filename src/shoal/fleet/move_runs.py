@@ -44,12 +44,19 @@ class Moves:
         self._life = life
         self._change = change
         self._asked: set[tuple[str, str]] = set()  # move and instance
+        self._stands = False
         self._told: dict[str, str] = {}  # why a move waits
 
     def restore(self, records: Iterable[Move]) -> None:
-        """At start: know again what was known. Before any table is made: no request may go to what is not checked."""
+        """At start: know again what was known, and stand still until `go_on`. Before any table is made: no request may
+        go to what is not checked."""
+        self._stands = True
         self.records = {move.id: move for move in records}
         self._fleet.apart = moves.apart(self.records.values())
+
+    def go_on(self) -> None:
+        """The instances are known again too."""
+        self._stands = False
 
     def touching(self) -> frozenset[str]:
         """The instances that moves under way work with: nobody else may put them to sleep or end them by policy."""
@@ -87,8 +94,8 @@ class Moves:
 
     def settle(self) -> None:
         """Go on with every move as far as the fleet lets it."""
-        if self._fleet.closing:
-            return  # what Shoal ends is nobody's failure
+        if self._stands or self._fleet.closing:
+            return  # what Shoal ends, or does not know yet, is nobody's failure
         begin, waits = moves.turns(self.records.values())
         for id in begin:
             self._take(self.records[id], Begin())
