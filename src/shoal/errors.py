@@ -64,7 +64,7 @@ def anthropic_body(message: str, *, status: int, code: str) -> dict[str, Any]:
 
 def told_on(path: str, error: ShoalError) -> dict[str, Any]:
     """The JSON body that tells clients of `path` about an error, in the shape that they know."""
-    if _is_anthropics(path):
+    if is_anthropics(path):
         return anthropic_body(error.message, status=error.status, code=error.code)
     return error.body()
 
@@ -80,10 +80,11 @@ def error_event(path: str, data: bytes) -> bytes:
 
     Anthropic's clients pass over events without a name; OpenAI's look at the data alone.
     """
-    return b"%bdata: %b\n\n" % (b"event: error\n" if _is_anthropics(path) else b"", data)
+    return b"%bdata: %b\n\n" % (b"event: error\n" if is_anthropics(path) else b"", data)
 
 
-def _is_anthropics(path: str) -> bool:
+def is_anthropics(path: str) -> bool:
+    """Whether a path (without its query) is one of Anthropic's API."""
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 

@@ -79,6 +79,24 @@ async def test_an_engine_s_echo_of_the_id_is_not_said_twice(native_world: Native
     assert ids(await native_world.ask(chat(extra=b"x-request-id: a\r\n"))) == ["a"]
 
 
+async def test_clients_of_anthropic_s_find_the_id_where_they_look(native_world: NativeWorld) -> None:
+    async def script(message: Message, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reply(writer, head="HTTP/1.1 200 OK\r\nRequest-Id: engine-1")
+
+    engine = await native_world.engine(script=script)
+    await native_world.begin(serves("m", engine))
+
+    def both(answer: Message) -> list[bytes]:
+        return [value for name, value in answer.headers if name.lower() in (b"x-request-id", b"request-id")]
+
+    for path in ("/v1/messages", "/v1/messages/count_tokens?beta=true"):
+        for model, status in ((b"m", 200), (b"none", 404)):
+            answer = await native_world.ask(post(path, b'{"model":"%b"}' % model, b"X-Request-Id: a\r\n"))
+            assert answer.status == status
+            assert both(answer) == [b"a", b"a"]
+    assert both(await native_world.ask(chat(extra=b"X-Request-Id: b\r\n"))) == [b"engine-1", b"b"], "not of theirs"
+
+
 async def test_times_are_told(native_world: NativeWorld) -> None:
     gate = Gate()
     engine = await native_world.engine(script=gate)

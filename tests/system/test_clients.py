@@ -182,7 +182,8 @@ def test_messages(claude: anthropic.Anthropic) -> None:
     assert (message.stop_reason, message.usage.output_tokens) == ("end_turn", LENGTH)
     raw = claude.messages.with_raw_response.create(model="m", max_tokens=2, system="Be kind.", messages=HELLO)
     assert raw.headers["x-request-id"].startswith("req-")
-    assert raw.parse().stop_reason == "max_tokens"
+    parsed = raw.parse()
+    assert (parsed.stop_reason, parsed._request_id) == ("max_tokens", raw.headers["x-request-id"])
 
 
 def test_message_streams(claude: anthropic.Anthropic) -> None:

@@ -39,9 +39,10 @@ class Asking(Passage):
     """A request to an engine, until it is sent. `Inference` is the rest of it."""
 
     __slots__ = (
-        "_body", "_books", "_bytes_in", "_bytes_out", "_charged", "_first_part", "_job", "_last_part", "_manner",
-        "_message", "_named", "_overhead", "_path", "_reader", "_received", "_relay", "_resolved", "_tokens",
-        "_trailers", "_waited", "arrived", "id", "instance", "key", "model", "outcome", "priority", "tenant",
+        "_anthropic", "_body", "_books", "_bytes_in", "_bytes_out", "_charged", "_first_part", "_job", "_last_part",
+        "_manner", "_message", "_named", "_overhead", "_path", "_reader", "_received", "_relay", "_resolved",
+        "_tokens", "_trailers", "_waited", "arrived", "id", "instance", "key", "model", "outcome", "priority",
+        "tenant",
     )  # fmt: skip
     _last_part: float
 
@@ -52,6 +53,7 @@ class Asking(Passage):
         self._relay = relay
         self._path = place.path
         self._manner = manner
+        self._anthropic = place.anthropic
         self.arrived = monotonic()
         self.id = relay.request_id(manner.id)
         self.model = UNKNOWN

@@ -109,6 +109,8 @@ class Commented(Inference):
         self._begun = True
         self._keep_alive = self.head.keep_alive and not self.closes
         lines = [*_HEAD, b"x-request-id: " + self.id.encode()]
+        if self._anthropic:
+            lines.append(b"request-id: " + self.id.encode())
         if self.head.minor:
             self._mode = Mode.CHUNKED
             lines.append(b"Transfer-Encoding: chunked")

@@ -6,7 +6,7 @@ from typing import Any
 
 from shoal.errors import error_body
 
-_EXPOSED = "x-request-id, x-shoal-queue-ms, x-shoal-wake-ms, x-shoal-overhead-us, retry-after"
+_EXPOSED = "x-request-id, request-id, x-shoal-queue-ms, x-shoal-wake-ms, x-shoal-overhead-us, retry-after"
 _DAY = "86400"
 
 

@@ -61,12 +61,14 @@ Kind = Literal["models", "inference", "other"]
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a request's target leads: `target` in origin form, its path. `straight`: the head can go on as it is."""
+    """Where a request's target leads: `target` in origin form, its path. `straight`: the head can go on as it is.
+    `anthropic`: it is of that API."""
 
     target: str
     path: str
     kind: Kind
     straight: bool
+    anthropic: bool
 
 
 class Shared:

@@ -10,7 +10,7 @@ from shoal.errors import ShoalError
 from shoal.gateway.asking import Asking
 from shoal.gateway.framing import Framing
 from shoal.gateway.http1 import ResponseHead
-from shoal.gateway.manner import REQUEST_ID_HEADER
+from shoal.gateway.manner import ANTHROPICS_ID_HEADER, REQUEST_ID_HEADER
 from shoal.gateway.reading import reader_for, tokens_in
 from shoal.gateway.routes import UNKNOWN
 from shoal.gateway.usage import UsageStripper
@@ -24,6 +24,8 @@ _CORS = frozenset(
     for word in (b"allow-origin", b"allow-credentials", b"allow-methods", b"allow-headers", b"expose-headers")
 )
 """Engines allow every origin by default; which ones may come is the relay's to say."""
+_DROPPED = _CORS | REQUEST_ID_HEADER
+_DROPPED_OF_ANTHROPICS = _DROPPED | ANTHROPICS_ID_HEADER
 _WAITED = b"x-request-id: %b\r\nx-shoal-overhead-us: %d\r\nx-shoal-queue-ms: %.1f\r\nx-shoal-wake-ms: %.1f\r\n"
 _NOT_WAITED = b"x-request-id: %b\r\nx-shoal-overhead-us: %d\r\nx-shoal-queue-ms: 0.0\r\nx-shoal-wake-ms: 0.0\r\n"
 _log = logging.getLogger(__name__)
@@ -32,8 +34,13 @@ _log = logging.getLogger(__name__)
 class Inference(Asking):
     """A request to an engine."""
 
-    response_dropped = _CORS | REQUEST_ID_HEADER
+    response_dropped = _DROPPED
     whole = True
+
+    def identify(self) -> None:
+        super().identify()
+        if self._anthropic:
+            self.response_dropped = _DROPPED_OF_ANTHROPICS
 
     # -- and back -----------------------------------------------------------------------------------------------------
 
@@ -64,6 +71,8 @@ class Inference(Asking):
         else:
             waited = self._waited * 1000
             said = _WAITED % (id, overhead, *((0.0, waited) if self._held else (waited, 0.0)))
+        if self._anthropic:
+            said += b"request-id: %b\r\n" % id
         return said if self._manner.origin is None else said + self._relay.cors_fields(self.head)
 
     def filters(self, response: ResponseHead) -> bool:

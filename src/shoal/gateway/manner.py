@@ -13,6 +13,8 @@ from shoal.gateway.keyring import token_of
 from shoal.messages import PRIORITIES, Priority
 
 KEY_HEADERS = frozenset({b"authorization", b"x-api-key"})
+ANTHROPICS_ID_HEADER = frozenset({b"request-id"})
+"""What clients of Anthropic's API know the id by, in answers."""
 REQUEST_ID_HEADER = frozenset({b"x-request-id"})
 _EXPECT = frozenset({b"expect"})
 DROPPED = (

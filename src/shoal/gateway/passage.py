@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError, told_in_stream
 from shoal.gateway.framing import Chunked, Fixed, Framing, UntilClose, chunk
@@ -16,9 +15,6 @@ from shoal.gateway.heads import path_of
 from shoal.gateway.http1 import RequestHead, ResponseHead, block, passed_on
 from shoal.gateway.server import ClientConnection
 from shoal.gateway.upstream import EngineConnection, Parts, Pool
-
-if TYPE_CHECKING:
-    from typing import ClassVar
 
 HELD_BACK = 64 * 1024
 """Bytes of an incomplete chunk of an event stream that wait for its end, so that an error event could still follow."""
@@ -61,8 +57,8 @@ class Passage:
         "upstream",
     )
 
-    response_dropped: ClassVar[frozenset[bytes]] = frozenset()
-    """Response headers that do not."""
+    response_dropped: frozenset[bytes] = frozenset()
+    """Response headers that do not travel on."""
 
     whole = False
     """Whether `on_whole` may be called."""

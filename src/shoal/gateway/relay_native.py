@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, is_anthropics
 from shoal.gateway import heads
 from shoal.gateway.administration import Administration, Told
 from shoal.gateway.admission import Admission, Job
@@ -179,6 +179,8 @@ class NativeRelay:
         inference = make(self, connection, head, place, manner)
         self.requests[inference.id] = inference
         connection.extra["x-request-id"] = inference.id
+        if place.anthropic:
+            connection.extra["request-id"] = inference.id
         try:
             inference.identify()
         except ShoalError as error:
@@ -432,5 +434,6 @@ def _place(head: RequestHead) -> Place:
         kind = "models"
     elif heads.is_inference(path):
         kind = "inference"
-    place = head.shared.place = Place(target, path, kind, straight=target == given and b"host" in head.fields)
+    straight = target == given and b"host" in head.fields
+    place = head.shared.place = Place(target, path, kind, straight, is_anthropics(path))
     return place
