@@ -20,6 +20,7 @@ import httpx2
 
 from shoal.client_fit import Fitting
 from shoal.client_moves import MoveCalls
+from shoal.client_orphans import OrphanCalls
 from shoal.client_presets import Json, PresetCalls
 from shoal.errors import ShoalError
 
@@ -45,7 +46,7 @@ class Event:
     id: str = ""
 
 
-class Client(Fitting, MoveCalls, PresetCalls):
+class Client(Fitting, MoveCalls, OrphanCalls, PresetCalls):
     """Talks to a running Shoal at `url`; default: `SHOAL_URL`, then http://127.0.0.1:8000.
 
     `timeout` bounds, in seconds, how long an answer may keep one waiting; streams may be silent for longer.

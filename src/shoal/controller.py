@@ -41,6 +41,7 @@ from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
 from shoal.messages import UsageReport
+from shoal.orphans import OrphanControl
 from shoal.paths import Paths, find_paths, fleet_id, make_runtime
 from shoal.presets import PresetControl
 from shoal.settings import Settings
@@ -78,6 +79,7 @@ class Controller:
     relays: Relays = field(init=False)
     access: AccessControl = field(init=False)
     presets: PresetControl = field(init=False)
+    orphans: OrphanControl = field(init=False)
     _reloads: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _changes: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 
@@ -108,6 +110,7 @@ class Controller:
         self.manager = Manager(self.effects, limits)
         self.access = AccessControl(self.store, self.manager, self.effects, exposed=self.settings.exposed)
         self.presets = PresetControl(self)
+        self.orphans = OrphanControl(self)
         self.store.on_problem = lambda problem: self._tell(facts.StoreProblem(problem))
 
     def _tell(self, fact: facts.Fact) -> None:
@@ -127,6 +130,8 @@ class Controller:
             warnings.append("no relay is connected: no request can be served now")
         elif relays < wanted:
             warnings.append(f"{relays} of {wanted} relays are connected: connections to the others wait for them")
+        if (lost := self.orphans.warning()) is not None:
+            warnings.append(lost)
         broker = self.effects.broker
         if broker.problem:
             warnings.append(f"elastic models cannot grow: {broker.problem}")
@@ -239,7 +244,11 @@ class Controller:
         self.access.publish()
 
     async def _recover(self, saved: Saved) -> None:
-        """Find process groups again: take back those that are known, end those that are provably ours but unknown."""
+        """Find process groups again: take back those that are known, end those that are known and were not to run.
+
+        Those that nothing knows of are left, for people to take back or to end: what is not in a database that was lost
+        may serve somebody.
+        """
         processes = self.effects.processes
         instances = [self._completed(instance, saved.models) for instance in saved.instances]
         known = {instance.id: instance for instance in instances}
@@ -251,14 +260,10 @@ class Controller:
         }
         killed = set()
         for id, item in found.items():
-            if id in running or not processes.adopt(item):
-                continue
-            if id not in known and not saved.complete:
-                self.problems.append(
-                    f"{id} (process {item.pid}) runs but what is known of it was lost; it is left alone"
-                )
-            else:
-                _log.warning("ending %s (process %d): it is ours, but nothing knows of it", id, item.pid)
+            if id not in known:
+                self.orphans.leave(item)
+            elif id not in running and processes.adopt(item):
+                _log.warning("ending %s (process %d): it is ours, and was not to run", id, item.pid)
                 processes.kill(id)
                 killed.add(id)
         for instance in instances:
@@ -269,7 +274,7 @@ class Controller:
             async with asyncio.timeout(ENDING):
                 while killed & {item.instance for item in processes.find()}:
                     await asyncio.sleep(0.02)
-        if saved.complete and (ended := processes.sweep({*running, *found})):
+        if saved.complete and (ended := processes.sweep({*running, *found}, gone=known)):
             _log.warning("ended processes %s: an engine that is gone left them", ended)
         exits = []
         for instance in instances:
@@ -278,16 +283,19 @@ class Controller:
                 exits.append(facts.Exited(instance.id, how, await self.effects.failure_of(instance, how)))
         self.manager.handle(lambda: self.manager.recover(saved.models, instances, running, exits))
         for id in running:
-            instance = known[id]
-            engine = self.engines[instance.engine]
-            if instance.spec is not None:
-                with contextlib.suppress(ShoalError, OSError, ValueError):
-                    self.manager.fleet.needs[id] = await asyncio.to_thread(engine.needs, instance.spec)
-                    self.manager.fleet.weights[id] = await asyncio.to_thread(engine.weights, instance.spec)
-            if instance.state is S.STOPPING:
-                self.effects.terminate(id)
-            elif instance.state in (S.STARTING, S.READY):
-                self.effects.watch(instance)
+            await self.look_after(known[id])
+
+    async def look_after(self, instance: Instance) -> None:
+        """Go on with an instance whose process group was taken back: watch it, or have it end if it was to."""
+        engine = self.engines[instance.engine]
+        if instance.spec is not None:
+            with contextlib.suppress(ShoalError, OSError, ValueError):
+                self.manager.fleet.needs[instance.id] = await asyncio.to_thread(engine.needs, instance.spec)
+                self.manager.fleet.weights[instance.id] = await asyncio.to_thread(engine.weights, instance.spec)
+        if instance.state is S.STOPPING:
+            self.effects.terminate(instance.id)
+        elif instance.state in (S.STARTING, S.READY):
+            self.effects.watch(instance)
 
     def _completed(self, instance: Instance, models: Sequence[Model]) -> Instance:
         """Settings that this version could not read are replaced by the model's present ones; an instance that was

@@ -108,6 +108,8 @@ def make_runtime(paths: Paths) -> None:
             code="invalid_settings",
         )
     paths.runtime.chmod(0o700)
+    if paths.memory_socket.is_symlink():  # engines that another Shoal took over from here were led to its broker
+        paths.memory_socket.unlink(missing_ok=True)
 
 
 def _is_own(folder: Path) -> bool:

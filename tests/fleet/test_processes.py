@@ -17,7 +17,8 @@ import pytest
 
 from shoal.engines.base import Launch
 from shoal.fleet.logs import older, tail
-from shoal.fleet.processes import FLEET, INSTANCE, Processes, scrubbed
+from shoal.fleet.processes import Processes, scrubbed
+from shoal.fleet.procfs import FLEET, INSTANCE
 from shoal.fleet.shim import BEGIN
 from shoal.fleet.state import Exit
 

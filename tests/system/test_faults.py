@@ -336,20 +336,6 @@ def test_an_engine_that_died_while_nobody_looked_is_restarted(shoal: Shoal) -> N
     assert after["restarts"] == 1
 
 
-def test_an_engine_that_nothing_knows_of_is_ended_if_it_is_ours(shoal: Shoal) -> None:
-    shoal.add("m")
-    shoal.load("m")
-    before = shoal.model("m")["instances"][0]
-    assert shoal.process is not None
-    shoal.process.kill()
-    shoal.process.wait()
-    for file in shoal.state.glob("shoal.db*"):
-        file.unlink()
-    assert before["pid"] in shoal.fleet_processes()
-    shoal.start()
-    until(lambda: not shoal.fleet_processes(), "the orphan's end")
-
-
 def test_a_runtime_folder_that_is_removed_is_made_anew_and_models_come_back(shoal: Shoal) -> None:
     shoal.add("m")
     shoal.load("m")

@@ -20,6 +20,7 @@ from shoal.api import (
     keys,
     models,
     moves,
+    orphans,
     page,
     presets,
     requests,
@@ -47,7 +48,20 @@ def make_app(controller: Controller) -> FastAPI:
         openapi_url="/api/openapi.json",
     )
     app.state.controller = controller
-    for module in (models, moves, fit, presets, virtual_models, instances, keys, usage, requests, system, events):
+    for module in (
+        models,
+        moves,
+        fit,
+        orphans,
+        presets,
+        virtual_models,
+        instances,
+        keys,
+        usage,
+        requests,
+        system,
+        events,
+    ):
         app.include_router(module.router)
     page.mount(app)
     app.add_exception_handler(ShoalError, _shoal_error)

@@ -15,6 +15,7 @@ from shoal.cli import (
     looking,
     models,
     moves,
+    orphans,
     presets,
     requests,
     settings,
@@ -85,6 +86,7 @@ app.command(rich_help_panel=_LOOK)(looking.devices)
 app.command(rich_help_panel=_LOOK)(looking.logs)
 app.command(rich_help_panel=_LOOK)(looking.events)
 app.command(rich_help_panel=_LOOK)(usage.usage)
+app.add_typer(orphans.app, name="orphans", rich_help_panel=_MACHINE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_MACHINE)
 app.command(rich_help_panel=_MACHINE)(doctor.doctor)
 app.add_typer(settings.app, name="config", rich_help_panel=_MACHINE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,18 @@ class Devices:
             ),
             read_host(),
         )
+
+    def held_by(self, pids: Collection[int]) -> dict[str, int]:
+        """Bytes of each GPU that these processes hold together, as far as the driver says."""
+        held: dict[str, int] = {}
+        for index, handle in enumerate(self._handles):
+            try:
+                processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            except self._nvml.NVMLError:
+                continue
+            if sizes := [one.usedGpuMemory or 0 for one in processes if one.pid in pids]:
+                held[f"cuda:{index}"] = sum(sizes)
+        return held
 
     def close(self) -> None:
         """Let go of the driver."""

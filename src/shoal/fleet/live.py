@@ -24,6 +24,7 @@ from shoal.fleet.logs import tail
 from shoal.fleet.memory import Terms
 from shoal.fleet.monitor import Monitor, Probe
 from shoal.fleet.moves import Move
+from shoal.fleet.orphans import record_of
 from shoal.fleet.processes import Processes
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
@@ -164,6 +165,9 @@ class LiveEffects:
     def save_instance(self, instance: Instance) -> None:
         self.remember(instance)
         self._store.save_instance(instance)
+        if instance.id in self.processes.watched:
+            with contextlib.suppress(OSError):  # it is for the day on which the database is lost
+                self.processes.keep(instance.id, record_of(instance))
 
     def delete_instance(self, instance: str) -> None:
         self._store.delete_instance(instance)
@@ -320,12 +324,13 @@ class LiveEffects:
             launch = engine.launch(
                 spec, instance=instance.id, address=address, devices=devices, environment=environment, memory=memory
             )
-            # A process that the store does not know would be taken for an orphan after a crash of this one.
+            # A process that the store does not know would be an orphan after a crash of this one.
             await self._store.flush(STORE_PATIENCE)
             if instance.id not in self._spawning:  # unloaded meanwhile
                 self._tell(facts.Exited(instance.id, Exit(), Failure("unloaded", "unloaded before it started")))
                 return
-            self.processes.spawn(instance.id, launch, self._paths.log(instance.id))
+            started = dataclasses.replace(instance, address=address, environment=environment.name)
+            self.processes.spawn(instance.id, launch, self._paths.log(instance.id), record_of(started))
         except ShoalError as error:
             self._tell(facts.Spawned(instance.id, failure=_failure(error)))
         except OSError as error:

@@ -262,6 +262,18 @@ class Manager(Inbox):
         self.moves.go_on()
         self._life.routes_changed = True
 
+    def adopt(self, instance: Instance) -> None:
+        """Have an instance whose process group runs although nobody knew of it. A model of its name that is not there
+        is added with the settings that it runs with. Raises ConflictError if there is an instance of its id."""
+        if instance.id in self.fleet.instances or instance.spec is None:
+            raise ConflictError(f"{instance.id} cannot be had back: there is one of this id", code="wrong_state")
+        model = self.fleet.models.get(instance.model)
+        if model is None:
+            model = Model(instance.spec, "api", self._effects.now())
+            self._life.say(self._note("model_added", f"{instance.model} was added: it runs already", instance.model))
+        self._put_model(dataclasses.replace(model, desired=model.desired + 1))
+        self._life.adopt(instance)
+
     def restore(self, *, remembered: bool) -> None:
         """Load what is to be loaded at every start and, if `remembered`, what was wanted when Shoal stopped."""
         for model in list(self.fleet.models.values()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -22,12 +23,26 @@ from typing import Any
 
 from shoal.engines.base import Launch
 from shoal.fleet import shim as shim_module
+from shoal.fleet.procfs import (
+    FLEET,
+    GENERATIONS,
+    INSTANCE,
+    environ_of,
+    folder_of,
+    is_shim,
+    marked,
+    memory_of,
+    parent_of,
+    pids,
+    session_of,
+    stat_of,
+)
 from shoal.fleet.state import Exit
 
-GENERATIONS = 16
-"""How far below an engine's first process its others are looked for."""
-FLEET = "SHOAL_FLEET"
-INSTANCE = "SHOAL_INSTANCE"
+RECORD = "instance.json"
+"""Beside an engine's socket: what another controller needs to have the engine back."""
+CLAIM = "claim.json"
+"""Beside it too, where the engine was started by another fleet than the one that has it now: whose mark it has."""
 # What an engine inherits. Everything else, secrets above all, stays with Shoal.
 INHERITED = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER")
 INHERITED_PREFIXES = ("CUDA_", "HF_", "HUGGING_FACE_", "NCCL_", "NVIDIA_", "VLLM_", "XDG_")
@@ -66,21 +81,31 @@ class Processes:
         self._grace = grace
         self._on_exit = on_exit
         self._pidfds: dict[str, int] = {}
+        self._marks: dict[str, str] = {}  # the fleets that started what this one has taken over
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def socket(self, instance: str) -> Path:
         """Where the instance's Unix socket is; nobody else has the folder, so it is never taken."""
         return self._folder / instance / "engine.sock"
 
-    def spawn(self, instance: str, launch: Launch, log: Path) -> int:
-        """Start the group; its shim's pid. Raises OSError if the runtime folder cannot be written."""
+    @property
+    def watched(self) -> set[str]:
+        """The instances whose groups run, as far as this process knows."""
+        return set(self._pidfds)
+
+    def spawn(self, instance: str, launch: Launch, log: Path, record: str | None = None) -> int:
+        """Start the group; its shim's pid. `record`: see `keep`. Raises OSError if the runtime folder cannot be
+        written."""
         folder = self._folder / instance
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("exit.json", "shim.json", "engine.sock"):
+        for name in ("exit.json", "shim.json", "engine.sock", RECORD, CLAIM):
             (folder / name).unlink(missing_ok=True)
+        self._marks.pop(instance, None)
+        if record is not None:
+            self.keep(instance, record)
         with contextlib.suppress(OSError):  # without it the log is lost, not the engine
             log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        record = {
+        order = {
             "instance": instance,
             "argv": list(launch.argv),
             "env": {**scrubbed(os.environ), **launch.env, FLEET: self._fleet, INSTANCE: instance},
@@ -92,7 +117,7 @@ class Processes:
         path = folder / "launch.json"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump(record, file)
+            json.dump(order, file)
         with (folder / "shim.err").open("wb") as errors:
             child = subprocess.Popen(
                 [sys.executable, "-I", "-S", shim_module.__file__, str(path)],
@@ -112,6 +137,27 @@ class Processes:
         self._children[instance] = child
         return child.pid
 
+    def keep(self, instance: str, record: str) -> None:
+        """Keep an instance's record beside its socket, for a controller that does not know it. Raises OSError."""
+        write_private(self._folder / instance / RECORD, record)
+
+    def take_over(self, folder: Path, fleet: str) -> Found:
+        """Make a group that was started elsewhere, or by another fleet, this one's: its folder moves here, sockets and
+        all. Returns it for `adopt`. Raises OSError if that cannot be: the folder is taken, or on another file system.
+        """
+        mine = self._folder / folder.name
+        pid = _lock_holder(folder)
+        if pid is None:
+            raise ProcessLookupError(errno.ESRCH, "it has ended")
+        if fleet != self._fleet:
+            write_private(folder / CLAIM, json.dumps({"shoal_claim": 1, "fleet": self._fleet, "mark": fleet}))
+        if folder != mine:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if mine.exists():
+                raise FileExistsError(errno.EEXIST, "there is an instance of this id")
+            folder.rename(mine)
+        return Found(folder.name, pid)
+
     def terminate(self, instance: str) -> bool:
         """Ask the group to end, by force after the grace. False if it is gone already."""
         return self._signal(instance, signal.SIGTERM)
@@ -121,20 +167,26 @@ class Processes:
         return self._signal(instance, signal.SIGUSR1)
 
     def find(self) -> list[Found]:
-        """The groups of this fleet whose shims live: their lock is held and their environment names the fleet."""
+        """The groups of this fleet whose shims live: their lock is held and their environment names the fleet, or the
+        one from which this fleet has taken them over."""
         found = []
         for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
             pid = _lock_holder(folder)
-            if pid is not None and _environ(pid).get(FLEET) == self._fleet:
+            mark = self._mark(folder)
+            if pid is not None and environ_of(pid).get(FLEET) == mark:
                 found.append(Found(folder.name, pid))
+                if mark != self._fleet:
+                    self._marks[folder.name] = mark
         return found
 
     def adopt(self, found: Found) -> bool:
-        """Watch a group that `find` named. False if it has ended meanwhile."""
+        """Watch a group that `find` or `take_over` named. False if it has ended meanwhile."""
         try:
             self._watch(found.instance, found.pid)
         except ProcessLookupError:
             return False
+        if (mark := self._mark(self._folder / found.instance)) != self._fleet:
+            self._marks[found.instance] = mark
         return True
 
     def last_exit(self, instance: str) -> Exit:
@@ -144,6 +196,13 @@ class Processes:
             return Exit(code=record["code"], signal=record["signal"])
         except (OSError, ValueError, KeyError, TypeError):
             return Exit()
+
+    def log_of(self, instance: str) -> Path | None:
+        """Where the group's shim writes the engine's log; None if that cannot be read."""
+        try:
+            return Path(json.loads((self._folder / instance / "launch.json").read_text(encoding="utf-8"))["log"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def engine_pid(self, instance: str) -> int | None:
         """The engine's first process, or None before it started."""
@@ -158,37 +217,55 @@ class Processes:
         Descendants of marked processes count too: one that gives itself a title, as vLLM's do, writes it over the
         environment that it was started with.
         """
-        marked = {pid: environ.get(INSTANCE, "") for pid, environ in _marked(self._fleet)}
-        parents = {pid: _parent(pid) for pid in _pids() if pid not in marked} if marked else {}
+        ours = {pid: environ.get(INSTANCE, "") for pid, environ in marked(self._fleet)}
+        for instance, fleet in self._marks.items():
+            ours |= {pid: instance for pid, environ in marked(fleet) if environ.get(INSTANCE) == instance}
+        parents = {pid: parent_of(pid) for pid in pids() if pid not in ours} if ours else {}
         total: dict[str, int] = {}
-        for pid in (*marked, *parents):
+        for pid in (*ours, *parents):
             owner = pid
             for _ in range(GENERATIONS):
-                if owner in marked or owner not in parents:
+                if owner in ours or owner not in parents:
                     break
                 owner = parents[owner]
-            if owner in marked:
-                total[marked[owner]] = total.get(marked[owner], 0) + _memory(pid)
+            if owner in ours:
+                total[ours[owner]] = total.get(ours[owner], 0) + memory_of(pid)
         return total
 
-    def sweep(self, known: Iterable[str]) -> list[int]:
+    def sweep(self, known: Iterable[str], *, gone: Iterable[str] = ()) -> list[int]:
         """Kill what is left of groups whose shim died: processes that carry this fleet's mark and an instance not
-        in `known`. Returns their pids."""
-        keep = set(known)
-        ended = []
-        for pid, environ in _marked(self._fleet):
-            if environ.get(INSTANCE) in keep or pid == os.getpid():
-                continue
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                fd = os.pidfd_open(pid)
-                try:
-                    # The pid may have changed hands since its environment was read.
-                    if _environ(pid).get(FLEET) == self._fleet:
-                        signal.pidfd_send_signal(fd, signal.SIGKILL)
-                        ended.append(pid)
-                finally:
-                    os.close(fd)
-        return ended
+        in `known`. Returns their pids.
+
+        A group that is not in `known` but whose shim lives is somebody's to take back or to end (`orphans.py`), unless
+        it is in `gone`: those have been lost for good.
+        """
+        keep = {*known, *(_living_shims(self._fleet) - set(gone))}
+        return [pid for pid, environ in marked(self._fleet) if environ.get(INSTANCE) not in keep and self._end(pid)]
+
+    def _end(self, pid: int, mark: str | None = None) -> bool:
+        """Kill a process that has this fleet's mark, or the one given; whether that was done."""
+        if pid == os.getpid():
+            return False
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            fd = os.pidfd_open(pid)
+            try:
+                # The pid may have changed hands since its environment was read.
+                if environ_of(pid).get(FLEET) == (mark or self._fleet):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                    return True
+            finally:
+                os.close(fd)
+        return False
+
+    def _mark(self, folder: Path) -> str:
+        """The fleet whose mark the processes of a folder carry: this one's, unless they were taken over."""
+        try:
+            claim: dict[str, Any] = json.loads((folder / CLAIM).read_text(encoding="utf-8"))
+            if claim["shoal_claim"] == 1 and claim["fleet"] == self._fleet:
+                return str(claim["mark"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return self._fleet
 
     def forget(self, instance: str) -> None:
         """Remove the folder of an instance that has ended."""
@@ -217,7 +294,10 @@ class Processes:
         if (child := self._children.pop(instance, None)) is not None:
             child.wait()
         # Had the shim been killed, the engine's children would live on.
-        self.sweep(set(self._pidfds))
+        mark = self._marks.pop(instance, self._fleet)
+        for left, environ in marked(mark):
+            if environ.get(INSTANCE) == instance:
+                self._end(left, mark)
         self._on_exit(instance, self.last_exit(instance))
 
     def _signal(self, instance: str, number: signal.Signals) -> bool:
@@ -249,66 +329,33 @@ def _lock_holder(folder: Path) -> int | None:
     return None
 
 
+def write_private(path: Path, text: str) -> None:
+    """Put a file in its place, whole, for this user alone. Raises OSError."""
+    new = path.with_name(f"{path.name}.new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def _living_shims(fleet: str) -> set[str]:
+    """The instances of a fleet whose shims live and can be reached, wherever their runtime folder is."""
+    found = set()
+    for pid, environ in marked(fleet):
+        instance = environ.get(INSTANCE, "")
+        if is_shim(pid) and folder_of(pid, instance) is not None:
+            found.add(instance)
+    return found
+
+
 def _shim_by_mark(instance: str) -> int | None:
     """A shim that has not written its record yet, or could not: the marked process that leads its own session."""
-    for pid in _pids():
-        if _environ(pid).get(INSTANCE) == instance and _session(pid) == pid and _parent_mark(pid) != instance:
+    for pid in pids():
+        if environ_of(pid).get(INSTANCE) == instance and session_of(pid) == pid and _parent_mark(pid) != instance:
             return pid
     return None
 
 
-def _pids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _environ(pid: int) -> dict[str, str]:
-    """The environment that a process was started with; empty if it is gone or not ours to read."""
-    try:
-        raw = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return {}
-    pairs = (entry.partition(b"=") for entry in raw.split(b"\0") if entry)
-    return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
-
-
-def _marked(fleet: str) -> list[tuple[int, dict[str, str]]]:
-    mark = f"{FLEET}={fleet}".encode()
-    marked = []
-    for pid in _pids():
-        try:
-            raw = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            continue
-        if mark in raw:
-            marked.append((pid, _environ(pid)))
-    return marked
-
-
-def _stat(pid: int) -> list[str]:
-    try:
-        # The second field, the name in brackets, may itself hold blanks and brackets.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _session(pid: int) -> int:
-    fields = _stat(pid)
-    return int(fields[3]) if fields else -1
-
-
-def _parent(pid: int) -> int:
-    fields = _stat(pid)
-    return int(fields[1]) if fields else -1
-
-
 def _parent_mark(pid: int) -> str | None:
-    fields = _stat(pid)
-    return _environ(int(fields[1])).get(INSTANCE) if fields else None
-
-
-def _memory(pid: int) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        return sum(int(fields.get(name, "0 kB").split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
-    return 0
+    fields = stat_of(pid)
+    return environ_of(int(fields[1])).get(INSTANCE) if fields else None

@@ -75,7 +75,7 @@ class Shim:
 
     def __init__(self, launch: dict[str, Any], folder: str) -> None:
         self._launch = launch
-        self._folder = folder
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # it may be moved while this runs
         self._log = Log(launch["log"], launch["log_bytes"])
         self._engine: subprocess.Popen[bytes] | None = None
         self._status: int | None = None
@@ -205,11 +205,12 @@ class Shim:
             time.sleep(0.005)
 
     def _write(self, name: str, record: dict[str, Any]) -> None:
-        path = os.path.join(self._folder, name)
         try:
-            with open(path + ".new", "w", encoding="ascii") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            fd = os.open(name + ".new", flags, 0o600, dir_fd=self._folder)
+            with open(fd, "w", encoding="ascii") as file:
                 json.dump(record, file)
-            os.replace(path + ".new", path)
+            os.replace(name + ".new", name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         except OSError as error:
             self._log.write(f"[shoal] {name} cannot be written: {error.strerror}\n".encode())
 

@@ -1,0 +1,289 @@
+"""What is an orphan and what is not, with real processes; and records that come back as they were, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.engines.base import Launch
+from shoal.fleet.orphans import (
+    Orphan,
+    RecordError,
+    claim_runtime,
+    end_orphan,
+    find_orphans,
+    is_held,
+    read_record,
+    record_of,
+)
+from shoal.fleet.processes import Processes
+from shoal.fleet.procfs import FLEET, INSTANCE
+from shoal.fleet.state import Exit, Instance, Rest
+from shoal.fleet.state import InstanceState as S
+from shoal.orphans import lead, link_log, serving_again
+from tests.fleet.fakes import spec
+
+INSTANCE_RECORD = Instance(
+    id="m-1",
+    model="m",
+    engine="simulated",
+    state=S.SLEEPING,
+    devices=("cuda:0",),
+    created_at=1.0,
+    changed_at=2.0,
+    address="unix:/run/x/engine.sock",
+    spec=spec("m", priority=7, env={"A": "ü"}),
+    can_sleep=True,
+    rest=Rest(1, "canary", 10, 2, 8),
+)
+
+
+def test_a_record_comes_back_as_it_was() -> None:
+    assert read_record(record_of(INSTANCE_RECORD)) == INSTANCE_RECORD
+
+
+def changed(**fields: object) -> str:
+    return json.dumps({**json.loads(record_of(INSTANCE_RECORD)), **fields})
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (changed(shoal_instance=2), "format 2"),
+        (changed(shoal_instance=None), "format None"),
+        (changed(state="dreaming"), "cannot be read"),
+        (changed(record="{}"), "cannot be read"),
+        (record_of(dataclasses.replace(INSTANCE_RECORD, spec=None)), "there are none"),
+    ],
+)
+def test_a_record_of_other_times_is_refused_and_says_why(text: str, why: str) -> None:
+    with pytest.raises(RecordError, match=why):
+        read_record(text)
+
+
+@given(st.one_of(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps)))
+def test_no_text_whatever_breaks_more_than_itself(text: str) -> None:
+    with pytest.raises(RecordError):
+        read_record(text)
+
+
+def test_what_was_to_end_or_to_sleep_is_to_serve() -> None:
+    ending = dataclasses.replace(INSTANCE_RECORD, state=S.DRAINING, rest=Rest(), reason="unloaded")
+    assert (serving_again(ending).state, serving_again(ending).reason) == (S.READY, "")
+    retiring = dataclasses.replace(INSTANCE_RECORD, state=S.DRAINING)
+    assert (serving_again(retiring).state, serving_again(retiring).rest.level) == (S.READY, None)
+    assert serving_again(retiring).rest.canary == "canary", "what it answered is known still"
+    assert serving_again(INSTANCE_RECORD).sleeps, "one that slept sleeps"
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+class Two:
+    """Two fleets' runtime folders, and one engine in each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fleets = {name: f"{name}-{os.getpid()}-{time.monotonic_ns()}" for name in ("mine", "theirs")}
+        self.processes = {name: self.again(name) for name in self.fleets}
+
+    def runtime(self, name: str) -> Path:
+        return self.folder / name
+
+    def again(self, name: str) -> Processes:
+        """What the next controller of a fleet has."""
+        return Processes(
+            self.runtime(name) / "instances",
+            self.fleets[name],
+            log_bytes=4096,
+            grace=1.0,
+            on_exit=lambda _instance, _exit: None,
+        )
+
+    def spawn(self, name: str, instance: str, code: str = "import time; time.sleep(600)") -> int:
+        log = self.folder / f"{instance}.log"
+        launch = Launch((sys.executable, "-c", code))
+        made = dataclasses.replace(INSTANCE_RECORD, id=instance)
+        return self.processes[name].spawn(instance, launch, log, record_of(made))
+
+    def orphans(self) -> list[Orphan]:
+        """As the controller of `mine` sees them; of these two fleets only."""
+        mine = self.processes["mine"]
+        found = find_orphans(self.runtime("mine"), self.fleets["mine"], lambda: mine.watched, lambda _: {"cuda:0": 5})
+        return [one for one in found if one.fleet in self.fleets.values()]
+
+    def left(self) -> list[int]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                environ = (entry / "environ").read_bytes() if entry.name.isdigit() else b""
+            except OSError:
+                continue
+            if any(f"{FLEET}={fleet}".encode() in environ for fleet in self.fleets.values()):
+                found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture
+async def two() -> AsyncIterator[Two]:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    made = Two(folder)
+    yield made
+    for processes in made.processes.values():
+        processes.close()
+    for pid in made.left():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(folder)
+
+
+async def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        await asyncio.sleep(0.01)
+
+
+async def until_engine(two: Two, name: str, instance: str) -> None:
+    await until(lambda: two.processes[name].engine_pid(instance) is not None)
+
+
+async def test_what_a_controller_watches_is_no_orphan_and_what_it_does_not_know_is_one(two: Two) -> None:
+    pid = two.spawn("mine", "m-1")
+    await until_engine(two, "mine", "m-1")
+    assert two.orphans() == []
+    two.processes["mine"].close()
+    two.processes["mine"] = two.again("mine")
+    (orphan,) = two.orphans()
+    assert (orphan.instance, orphan.pid, orphan.model, orphan.devices) == ("m-1", pid, "m", ("cuda:0",))
+    assert orphan.adoptable
+    assert orphan.memory["cuda:0"] == 5
+    assert orphan.memory["host"] > 0
+    assert abs(orphan.started_at - time.time()) < 120
+    assert {pid, two.processes["mine"].engine_pid("m-1")} == set(orphan.pids)
+    assert two.processes["mine"].sweep(()) == [], "its shim lives: it is not swept away"
+    assert two.processes["mine"].sweep((), gone={"m-1"}), "unless somebody knows that it was given up"
+
+
+async def test_a_group_of_a_shoal_that_runs_is_nobody_elses(two: Two) -> None:
+    two.spawn("theirs", "m-2")
+    await until_engine(two, "theirs", "m-2")
+    lock = os.open(two.runtime("theirs") / "lock", os.O_RDWR | os.O_CREAT)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    assert not is_held(two.runtime("theirs")), "the holder's number alone says nothing"
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert is_held(two.runtime("theirs"))
+    assert two.orphans() == []
+    with claim_runtime(two.runtime("theirs")) as free:
+        assert not free
+    os.close(lock)
+    (orphan,) = two.orphans()
+    assert "which does not run" in orphan.why
+    with claim_runtime(two.runtime("theirs")) as free:
+        assert free
+        assert is_held(two.runtime("theirs")), "no Shoal can start there meanwhile"
+
+
+async def test_a_group_that_was_taken_over_is_found_again_and_its_end_is_seen(two: Two) -> None:
+    pid = two.spawn("theirs", "m-3", "import time; time.sleep(600)")
+    await until_engine(two, "theirs", "m-3")
+    two.processes["theirs"].close()
+    mine = two.processes["mine"]
+    found = mine.take_over(two.runtime("theirs") / "instances" / "m-3", two.fleets["theirs"])
+    assert found.pid == pid
+    assert [one.instance for one in mine.find()] == ["m-3"]
+    assert two.again("theirs").find() == []
+    assert two.again("mine").find() == [found], "a later controller finds it too"
+    assert two.again("theirs").sweep(()) == [], "and the former owner leaves it alone"
+    assert mine.adopt(found)
+    assert two.orphans() == []
+    assert mine.memory()["m-3"] > 0
+    assert mine.terminate("m-3")
+    await until(lambda: not two.left())
+    assert mine.last_exit("m-3") != Exit(), "its shim knows where its folder is now"
+
+
+async def test_a_folder_that_is_taken_or_empty_is_refused(two: Two) -> None:
+    two.spawn("theirs", "m-4")
+    await until_engine(two, "theirs", "m-4")
+    (two.runtime("mine") / "instances" / "m-4").mkdir(parents=True)
+    with pytest.raises(FileExistsError):
+        two.processes["mine"].take_over(two.runtime("theirs") / "instances" / "m-4", two.fleets["theirs"])
+    empty = two.runtime("theirs") / "instances" / "nobody"
+    empty.mkdir()
+    with pytest.raises(ProcessLookupError):
+        two.processes["mine"].take_over(empty, two.fleets["theirs"])
+
+
+async def test_an_orphan_is_ended_with_all_that_it_started(two: Two) -> None:
+    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+    two.spawn("theirs", "m-5", code + "env={}); time.sleep(600)")
+    await until_engine(two, "theirs", "m-5")
+    await until(lambda: len(two.orphans()[0].pids) >= 3)
+    (orphan,) = two.orphans()
+    assert end_orphan(orphan, force=False)
+    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphan.pids if pid != orphan.pid))
+
+
+def marked(two: Two, instance: str, **options: object) -> subprocess.Popen[bytes]:
+    env = {FLEET: two.fleets["mine"], INSTANCE: instance}
+    return subprocess.Popen(["/bin/sleep", "600"], env=env, **options)  # type: ignore[call-overload, no-any-return]
+
+
+async def test_what_is_left_without_a_shim_can_be_ended_and_nothing_else(two: Two) -> None:
+    stray = marked(two, "m-6")
+    await until(two.orphans)
+    (orphan,) = two.orphans()
+    assert (orphan.pid, orphan.adoptable, orphan.model, orphan.folder) == (stray.pid, False, None, None)
+    assert "shim is gone" in orphan.not_adoptable_because
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    recycled = dataclasses.replace(orphan, pid=other.pid, pids=(other.pid,))
+    assert not end_orphan(recycled, force=True), "a pid that somebody else has now is not hit"
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+    assert end_orphan(orphan, force=False)
+    assert stray.wait(20) == -9
+    assert not end_orphan(orphan, force=True), "it is gone"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start a process as somebody else")
+async def test_a_process_of_another_user_is_never_seen(two: Two) -> None:
+    strangers = marked(two, "m-7", user=65534)
+    try:
+        await until(lambda: Path(f"/proc/{strangers.pid}/environ").read_bytes())
+        assert two.orphans() == []
+    finally:
+        strangers.kill()
+        strangers.wait()
+
+
+def test_logs_and_brokers_of_elsewhere_are_led_here(tmp_path: Path) -> None:
+    theirs, mine = tmp_path / "theirs.log", tmp_path / "logs" / "m" / "engine.log"
+    theirs.write_text("one")
+    link_log(mine, theirs)
+    link_log(mine, theirs)
+    assert mine.read_text() == "one"
+    link_log(mine, None)
+    plain = tmp_path / "memory.sock"
+    plain.write_text("no socket")
+    lead(plain, mine)
+    assert plain.read_text() == "no socket", "what is no socket is not touched"
+    lead(tmp_path / "missing", mine)
+    assert not (tmp_path / "missing").is_symlink()
