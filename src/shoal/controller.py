@@ -37,9 +37,11 @@ from shoal.fleet.live import LiveEffects
 from shoal.fleet.manager import Manager, Outcome
 from shoal.fleet.memory import Terms
 from shoal.fleet.relays import Relays
+from shoal.fleet.residency import Rules
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
+from shoal.memory.sizes import Amount
 from shoal.messages import UsageReport
 from shoal.orphans import OrphanControl
 from shoal.paths import Paths, find_paths, fleet_id, make_runtime
@@ -106,6 +108,8 @@ class Controller:
             ),
             self.settings.drain_timeout,
             self.settings.history,
+            Rules(patience=self.settings.patience, min_awake=self.settings.min_awake),
+            Amount.parse(self.settings.host_memory),
         )
         self.manager = Manager(self.effects, limits)
         self.access = AccessControl(self.store, self.manager, self.effects, exposed=self.settings.exposed)

@@ -96,6 +96,8 @@ def test_one_that_does_not_fit_fails_with_the_numbers() -> None:
     world.add()
     world.wanted()
     world.prepare(6 * GIB)
+    assert world.route().comes, "readings may be of a moment"
+    world.after(5)
     route = world.route()
     assert (route.state, route.comes) == ("failed", False)
     assert "needs 6.0 GiB" in route.detail

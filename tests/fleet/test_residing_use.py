@@ -7,7 +7,7 @@ import pytest
 from shoal.fleet.residing_use import RATE_WINDOW, Uses
 from shoal.messages import Demand, ModelCount, Outcome, RelayReport, Waiting
 
-MODELS = {"a-1": "a", "a-2": "a", "b-1": "b"}
+MODELS = {"a-1": "a", "a-2": "a", "b-1": "b"}.get
 
 
 def report(

@@ -366,34 +366,36 @@ def test_one_instance_may_sleep_while_others_serve() -> None:
     assert world.get(first).state is S.WAKING
 
 
-def test_a_wake_that_does_not_fit_is_refused_with_the_numbers_and_a_request_waits_for_room() -> None:
+def test_a_wake_for_which_nobody_can_give_way_is_refused_with_the_numbers_and_so_is_a_request_in_the_end() -> None:
     world = World(gpu(0, free=GIB))
     id = world.asleep(freed=20 * GIB)
     world.tell(facts.DevicesRead((gpu(0, free=GIB),), {}))
     world.tell(facts.DevicesRead((gpu(0, free=GIB),), {}))
     error = refused(world, lambda: world.manager.wake("m"))
     assert error.code == "too_little_memory"
-    assert "needs 20.0 GiB on cuda:0, which has 1.0 GiB free" in error.message
+    assert "m needs 20.0 GiB on cuda:0; cuda:0 has 80.0 GiB, of which 79.0 GiB are in other use" in error.message
     world.wanted()
     assert world.get(id).state is S.SLEEPING
     assert world.route().comes
-    assert "waits for room: it needs 20.0 GiB on cuda:0" in world.route().detail
+    assert "waits for room: m needs 20.0 GiB on cuda:0" in world.route().detail
+    world.after(5)
+    assert not world.route().comes, "what is held is refused"
+    assert "cannot wake: m needs 20.0 GiB" in world.route().detail
+    world.wanted()
+    assert not world.manager.fleet.rouse
     world.tell(facts.DevicesRead((gpu(0, free=30 * GIB),), {}))
+    assert world.route().comes
+    world.wanted()
     assert world.get(id).state is S.WAKING
 
 
-def test_who_wakes_a_model_by_hand_is_told_once_it_is_sure_that_there_is_no_room() -> None:
+def test_what_a_sleep_gave_back_is_waited_for_until_it_was_read() -> None:
     world = World(gpu(0, free=GIB))
     id = world.asleep(freed=20 * GIB)
-    world.wake()  # what the sleep gave back is not measured yet
+    world.wake()
     assert world.manager.fleet.instance_view(world.get(id)).wanted_awake
-    for _ in range(2):
-        world.tell(facts.DevicesRead((gpu(0, free=GIB),), {}))
-    assert not world.manager.fleet.instance_view(world.get(id)).wanted_awake
-    assert world.get(id).reason.startswith("could not wake: it needs 20.0 GiB on cuda:0")
-    world.wanted()
-    world.tell(facts.DevicesRead((gpu(0, free=GIB),), {}))
-    assert world.manager.fleet.instance_view(world.get(id)).wanted_awake, "a request waits"
+    world.tell(facts.DevicesRead((gpu(0, free=21 * GIB),), {}))
+    assert world.get(id).state is S.WAKING
 
 
 def test_one_for_which_no_room_came_free_sleeps_on_and_may_be_asked_for_again() -> None:
@@ -440,7 +442,9 @@ def test_what_sleeps_makes_room_on_a_pretended_device() -> None:
     world.prepare(8 * GIB, ("simulated",))
     assert world.only("b").state is S.STARTING
     world.tell(facts.DevicesRead((device,), {}))
-    assert refused(world, lambda: world.manager.wake("a")).code == "too_little_memory"
+    world.wake("a")
+    assert world.get(a).state is S.SLEEPING
+    assert "waits for room" in world.get(a).reason, "b stays for a while now that it came, and then gives way"
 
 
 @pytest.mark.parametrize("state", [S.READY, S.DRAINING, S.SLEEPING, S.WAKING])

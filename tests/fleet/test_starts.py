@@ -97,9 +97,10 @@ def test_a_measurement_may_refuse_what_the_estimate_would_have_let_in() -> None:
     world.load()
     (id,) = world.effects.prepared
     world.tell(facts.Prepared(id, 20 * GIB, ("cuda",), weights=15 * GIB, kv=GIB))
+    world.after(5)
     failure = world.get(id).failure
     assert failure is not None
-    assert "needs 21.0 GiB on cuda:0, which has 20.0 GiB free" in failure.message
+    assert "m needs 21.0 GiB on cuda:0; cuda:0 has 80.0 GiB, of which 60.0 GiB are in other use" in failure.message
 
 
 def test_an_engine_that_says_nothing_of_tokens_is_waited_for_and_then_not() -> None:

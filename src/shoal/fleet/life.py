@@ -12,16 +12,18 @@ from shoal.errors import NotFoundError
 from shoal.fleet import facts
 from shoal.fleet.drains import Drains
 from shoal.fleet.effects import Effects
+from shoal.fleet.endings import ending
 from shoal.fleet.lifecycle import WITH_PROCESS, Effect, Event, Limits, step
 from shoal.fleet.placement import next_starts
 from shoal.fleet.records import Event as Note
+from shoal.fleet.residing import Residing
 from shoal.fleet.room import Room
 from shoal.fleet.shares import Shares
 from shoal.fleet.slumber import Slumber
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.starts import Starts
-from shoal.fleet.state import Exit, Failure, Instance, Progress, Rest, slug
+from shoal.fleet.state import Failure, Instance, Progress, Rest, slug
 from shoal.fleet.state import InstanceState as S
 
 __all__ = ["Life", "Limits"]
@@ -40,10 +42,11 @@ class Life:
         self._starts = Starts(fleet, effects)
         self._why: dict[str, Failure] = {}
         self.drains = Drains(fleet)
-        self.shares = Shares(fleet, effects, self._put, self.note)
+        self.shares = Shares(fleet, effects, self.put, self.note)
         self.slumber = Slumber(
-            fleet, effects, self.drains, self._room, limits.drain, self._put, self._apply, self._blame
+            fleet, effects, self.drains, self._room, limits.drain, self.put, self._apply, self._blame
         )
+        self.residing = Residing(fleet, effects, self._room, self.slumber, self, limits.rules, limits.host_memory)
 
     # -- what people ask for ------------------------------------------------------------------------------------------
 
@@ -60,7 +63,7 @@ class Life:
             changed_at=now,
             spec=spec,
         )
-        self._put(instance)
+        self.put(instance)
         self.routes_changed = True
         self.note(instance, "queued", f"{spec.name} is to be loaded")
         self._effects.prepare(instance)
@@ -82,7 +85,12 @@ class Life:
         self._apply(fresh, Event.RETRY, "asked for again")
         self._effects.prepare(self.fleet.instances[instance.id])
 
-    def unload(self, instance: Instance, *, force: bool = False) -> Instance:
+    def replace(self, instance: Instance) -> None:
+        """Queue another instance in place of one that ends."""
+        if (model := self.fleet.models.get(instance.model)) is not None:
+            self.create(model.spec)
+
+    def unload(self, instance: Instance, *, force: bool = False, why: str = "unloaded") -> Instance:
         """End an instance, after its running requests unless forced. Asked again, it only becomes more urgent.
 
         Returns it as it is then: one that ends at once may be forgotten at once too.
@@ -92,7 +100,7 @@ class Life:
         if before in WITH_PROCESS:
             self.fleet.after[instance.id] = Event.END
             self.routes_changed = True
-        after = self._apply(instance, Event.UNLOAD, "unloaded")
+        after = self._apply(instance, Event.UNLOAD, why)
         if before is S.READY:
             self.drains.put(instance.id, self._effects.now() + (0.0 if force else self._limits.drain))
         elif force and before is S.DRAINING:
@@ -106,13 +114,18 @@ class Life:
     def on_prepared(self, fact: facts.Prepared) -> None:
         """The model's files were looked at: it may be placed now, or cannot be started."""
         instance = self.fleet.instances.get(fact.instance)
-        if instance is None or instance.state is not S.QUEUED:
+        if instance is None or instance.state.ended:
             return
-        if fact.failure is not None:
-            self._refuse(instance, fact.failure)
-            return
-        self.fleet.weights[instance.id] = fact.weights
-        self._room.prepared(instance.id, fact.needs, fact.kinds, fact.kv)
+        self.dirty.add(instance.model)
+        if fact.failure is None:
+            self.fleet.weights[instance.id] = fact.weights
+            self._room.prepared(instance.id, fact.needs, fact.kinds, fact.kv)
+            if instance.state is not S.QUEUED:  # it was found running
+                self._room.known(instance)
+        elif instance.state is S.QUEUED:
+            self.refuse(instance, fact.failure)
+        else:  # its files have gone since it was started: what it needs is not known
+            self._room.forget(instance.id)
 
     def on_spawned(self, fact: facts.Spawned) -> None:
         """The process group runs, or could not be started."""
@@ -130,11 +143,11 @@ class Life:
                 can_sleep=fact.can_sleep,
                 sleepless_because=fact.sleepless_because,
             )
-            self._put(started)
+            self.put(started)
             if fact.fixed_because and instance.spec is not None and instance.spec.may_be_elastic:
                 self.shares.note_fixed(instance, fact.fixed_because)
         elif instance.state is S.STARTING:
-            self._refuse(instance, fact.failure)
+            self.refuse(instance, fact.failure)
         elif instance.state is S.STOPPING:  # unloaded before it could not be started
             self.fleet.after.pop(instance.id, None)
             self._apply(instance, Event.END, "unloaded")
@@ -143,7 +156,7 @@ class Life:
         """A start has come further."""
         instance = self.fleet.instances.get(fact.instance)
         if instance is not None and instance.state is S.STARTING:
-            self._put(dataclasses.replace(instance, progress=fact.progress), save=False)
+            self.put(dataclasses.replace(instance, progress=fact.progress), save=False)
             self.routes_changed = True
 
     def on_healthy(self, fact: facts.Healthy) -> None:
@@ -196,21 +209,10 @@ class Life:
         self._room.ended(instance)
         failure = self._why.pop(instance.id, fact.failure)
         after = self.fleet.after.pop(instance.id, Event.END)
-        served_for = self._effects.now() - instance.ready_at if instance.ready_at is not None else None
-        if served_for is None and fact.exit == Exit():
-            # Its shim was killed, or the whole machine went: an end that nobody saw is not the model's fault, so
-            # the start is worth another try.
-            served_for = 0.0
-        instance = dataclasses.replace(instance, pid=None, memory={}, ready_at=None)
-        if instance.sleeps:
-            text = f"ended while it slept: {failure.message}; it is loaded when it is asked for"
-            self._apply(instance, Event.END, text, level="warning")
-        elif instance.state is S.DRAINING or (instance.state is S.STOPPING and after is Event.END):
-            self._apply(instance, Event.END, "unloaded")
-        elif instance.state is S.STOPPING and after is Event.END_FAILED:
-            self._apply(dataclasses.replace(instance, failure=failure), after, failure.message)
-        else:
-            self._crashed(instance, failure, fact.exit, served_for)
+        if instance.state is S.STARTING and instance.restarts == 0:
+            self._starts.record(instance, {}, failure.code)
+        end = ending(instance, failure, fact.exit, after, self._limits.restart, self._effects.now())
+        self._apply(end.instance, end.event, end.reason, level=end.level)
 
     def on_described(self, fact: facts.Described) -> None:
         """What the engine says of the model that it serves."""
@@ -238,7 +240,10 @@ class Life:
         self._starts.began(instance.id, instance.changed_at)
         if instance.state is S.DRAINING:
             self.drains.put(instance.id, self._effects.now() + self._limits.drain)
-        self._put(instance)
+        self.put(instance)
+        if instance.spec is not None:  # what it needs is not in the store
+            self._room.expect(instance.id)
+            self._effects.prepare(instance)
         self.slumber.adopt(instance)
         self.routes_changed = True
         self.note(instance, "adopted", f"{instance.id} was found running and taken back as {instance.state.value}")
@@ -267,8 +272,8 @@ class Life:
                 self.slumber.quiet(drained, reason)
             else:
                 self._apply(drained, Event.DRAINED, reason)
-        self.routes_changed |= self.slumber.settle()
-        self._place_queued()
+        self.slumber.settle()
+        look = self.residing.settle(now, changed=bool(self.dirty))
         placed = [i for i in self.fleet.instances.values() if i.state is not S.QUEUED or i.devices]
         starts, waits = next_starts(placed, now)
         for instance_id in starts:
@@ -276,11 +281,15 @@ class Life:
         for waiting in waits:
             instance = self.fleet.instances[waiting.instance]
             if instance.reason != waiting.reason:
-                self._put(dataclasses.replace(instance, reason=waiting.reason), save=False)
+                self.put(dataclasses.replace(instance, reason=waiting.reason), save=False)
         due = [i.restart_at for i in self.fleet.instances.values() if i.state is S.QUEUED and i.restart_at]
-        upcoming = [at for at in (*due, *self.drains.limits) if at > now]
+        upcoming = [at for at in (*due, *self.drains.limits, look or now) if at > now]
         if upcoming:
             self._effects.wake_at(min(upcoming))
+
+    def reroute(self) -> None:
+        """Where requests go, or what they are told, has changed."""
+        self.routes_changed = True
 
     def note(self, instance: Instance, kind: str, message: str, level: str = "info") -> None:
         """Keep in the history, and tell who watches, what happened and why."""
@@ -299,37 +308,8 @@ class Life:
         starting = dataclasses.replace(fresh, progress=Progress("starting", 0))
         self._apply(starting, Event.START, f"starts on {', '.join(instance.devices)}")
 
-    def _place_queued(self) -> None:
-        for instance in sorted(self.fleet.instances.values(), key=lambda i: (i.created_at, i.id)):
-            if instance.state is not S.QUEUED or instance.devices:
-                continue
-            match self._room.find(instance):
-                case Failure() as failure:
-                    self._refuse(instance, failure)
-                case str(reason) if reason != instance.reason:
-                    self._put(dataclasses.replace(instance, reason=reason), save=False)
-                case tuple(devices):
-                    self._put(dataclasses.replace(instance, devices=devices))
-
-    def _crashed(self, instance: Instance, failure: Failure, exit: Exit, served_for: float | None) -> None:
-        instance = dataclasses.replace(instance, failure=failure)
-        restart = self._limits.restart.after_crash(instance.restarts, served_for)
-        if instance.spec is None:  # its settings were lost: it cannot be started again
-            restart = None
-        if instance.state is S.STARTING and instance.restarts == 0:
-            self._starts.record(instance, {}, failure.code)
-        if restart is None:
-            event = Event.END_FAILED if instance.state is S.STOPPING else Event.EXHAUST
-            tries = f" after {instance.restarts} restart(s)" if instance.restarts else ""
-            self._apply(instance, event, f"{failure.message}{tries}", level="error")
-            return
-        count, delay = restart
-        event = Event.END_RESTART if instance.state is S.STOPPING else Event.CRASH
-        again = dataclasses.replace(instance, restarts=count, restart_at=self._effects.now() + delay)
-        reason = f"{exit}; restart {count} of {self._limits.restart.limit} in {delay:.0f} s"
-        self._apply(again, event, reason, level="warning")
-
-    def _refuse(self, instance: Instance, failure: Failure) -> None:
+    def refuse(self, instance: Instance, failure: Failure) -> None:
+        """It can never run, or could not be started."""
         refused = dataclasses.replace(instance, failure=failure, pid=None)
         self._apply(refused, Event.REFUSE, failure.message, level="error")
 
@@ -340,7 +320,7 @@ class Life:
                 self._carry_out(effect, instance)
             return instance
         changed = dataclasses.replace(instance, state=transition.state, reason=reason, changed_at=self._effects.now())
-        self._put(changed)
+        self.put(changed)
         self.note(changed, transition.state.value, f"{changed.model}: {reason}", level)
         if instance.state in (S.STARTING, S.WAKING):
             self._effects.let_go(instance.id)
@@ -369,7 +349,8 @@ class Life:
         self._why[instance.id] = failure
         self.fleet.after[instance.id] = Event.END_RESTART if again else Event.END
 
-    def _put(self, instance: Instance, *, save: bool = True) -> None:
+    def put(self, instance: Instance, *, save: bool = True) -> None:
+        """Keep an instance that has changed."""
         self.fleet.instances[instance.id] = instance
         self.dirty.add(instance.model)
         if save:

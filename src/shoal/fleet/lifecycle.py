@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shoal.errors import ConflictError
+from shoal.fleet.residency import Rules
 from shoal.fleet.state import InstanceState as S
+from shoal.memory.sizes import Amount
 
 
 class Event(StrEnum):
@@ -148,8 +150,11 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The numbers that the fleet keeps to. Seconds, and a count of ended instances kept."""
+    """The numbers that the fleet keeps to. Seconds, a count of ended instances kept, and what weights of models that
+    sleep may take of the host's memory."""
 
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     drain: float = 30.0
     history: int = 200
+    rules: Rules = field(default_factory=Rules)
+    host_memory: Amount = field(default_factory=lambda: Amount(share=0.5))

@@ -195,6 +195,11 @@ class Ledger:
         """Bytes that an instance's KV cache holds on a device."""
         return sum(member.backed for member in self._members(device) if member.engine == instance)
 
+    def kept(self, instance: str, device: Device) -> int:
+        """Bytes that an instance's KV cache keeps from others on a device: in use, or its floor's."""
+        mine = (member for member in self._members(device) if member.engine == instance)
+        return sum(max(member.used, member.floor) for member in mine)
+
     def owed_to_floors(self, device: Device, instances: set[str]) -> int:
         """Bytes not in use on a device that floors of `instances` can claim at any time."""
         mine = (member for member in self._members(device) if member.engine in instances)

@@ -47,11 +47,13 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device: the bytes that models may take of it, and when models on it last gave way to others (any order)."""
+    """A device: the bytes that models may take of it, when models on it last gave way to others (any order), and how
+    large it is in all (0: as its budget)."""
 
     id: str
     budget: int
     gave_way: tuple[float, ...] = ()
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,8 @@ class Action:
     gives_way_to: str = ""
     """The model that it makes room for; empty if it goes for itself."""
     floor: int | None = None
+    cause: str = ""
+    """Why it leaves: `idle`, `gave_way`, `host_memory` (others go to sleep) or `elsewhere` (where it fits)."""
 
 
 @dataclass(frozen=True, slots=True)

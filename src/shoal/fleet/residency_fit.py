@@ -14,6 +14,7 @@ class Capacity:
     def __init__(self, snapshot: Snapshot) -> None:
         self.budgets = {device.id: device.budget for device in snapshot.devices}
         self.free = dict(self.budgets)
+        self._sizes = {device.id: max(device.size, device.budget) for device in snapshot.devices}
         for one in snapshot.residents:
             if one.pinned:
                 self._hold(one)
@@ -46,11 +47,12 @@ class Capacity:
             return f"{one.name} needs {one.width} devices, and this machine has {len(devices)}"
         known = [device for device in devices if device in self.budgets]
         best = max(known, key=lambda device: self.free[device])
-        budget = self.budgets[best]
-        pinned = budget - self.free[best]
-        beside = f", of which {format_bytes(pinned)} are pinned" if pinned else ""
+        budget, size = self.budgets[best], self._sizes[best]
+        parts = [(size - budget, "are in other use"), (budget - self.free[best], "are pinned")]
+        taken = " and ".join(f"{format_bytes(part)} {how}" for part, how in parts if part)
+        beside = f", of which {taken}" if taken else ""
         on = f"each of {one.width} devices" if one.width > 1 else "a device" if len(known) > 1 else best
-        most = f"; {best} has {format_bytes(budget)}{beside}"
+        most = f"; {best} has {format_bytes(size)}{beside}"
         do = "unpin a model, or give it less memory" if one.awake <= budget else "give it less memory or more devices"
         return f"{one.name} needs {format_bytes(one.awake)} on {on}{most}; {do}"
 

@@ -165,17 +165,17 @@ class _Decision:
         self.books.take(need, (HOST,))
         self._go(one, Kind.SLEEP, reason, after, to)
 
-    def _unload(self, one: Resident, reason: str, to: str = "") -> None:
-        self._go(one, Kind.UNLOAD, reason, (), to)
+    def _unload(self, one: Resident, reason: str, to: str = "", cause: str = "idle") -> None:
+        self._go(one, Kind.UNLOAD, reason, (), to, cause)
 
-    def _go(self, one: Resident, kind: Kind, reason: str, after: tuple[str, ...], to: str) -> None:
+    def _go(self, one: Resident, kind: Kind, reason: str, after: tuple[str, ...], to: str, cause: str = "idle") -> None:
         self.ways.gone.add(one.name)
         if to:
             self.switches.update(one.on)
             self.ways.limited.update(device for device in one.on if self.switches[device] >= self.rules.switches)
         self.books.leaves(one, kind)
         self._changed(one.on)
-        self.actions.append(Action(kind, one.name, one.on, reason, after, to))
+        self.actions.append(Action(kind, one.name, one.on, reason, after, to, cause="gave_way" if to else cause))
 
     def _make_host_room(self, one: Resident, need: int) -> bool:
         """Have others leave the host's memory so that `need` bytes come free; False, and nothing done, if none may."""
@@ -202,7 +202,7 @@ class _Decision:
             lately = f"was last used {_ago(self.now - other.last_use)} ago"
             why = f"the host's memory is full, {one.name} goes to sleep, and {other.name} {lately}"
             if other.place is Residency.HOST:
-                self._unload(other, f"{other.name} is unloaded: {why}")
+                self._unload(other, f"{other.name} is unloaded: {why}", cause="host_memory")
             else:
                 self._forget(other, f"the host copy of {other.name} is dropped: {why}")
         return True
@@ -239,7 +239,7 @@ class _Decision:
         why = None if fits else self.capacity.why_never(one, devices)
         if why:
             if asleep and self.capacity.why_never(one, one.usable or self.everywhere) is None:
-                self._unload(one, f"{one.name} is unloaded and loads elsewhere: {why}")
+                self._unload(one, f"{one.name} is unloaded and loads elsewhere: {why}", cause="elsewhere")
                 self.bounds.clear()
             else:
                 self.refusals.append(Refusal(one.name, why))

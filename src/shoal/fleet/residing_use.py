@@ -8,7 +8,7 @@ restart of the controller, rates begin anew.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import exp
 
@@ -52,8 +52,13 @@ class Uses:
         """The use of a model."""
         return self._models.get(model, _NONE)
 
-    def take(self, relays: Mapping[int, RelayReport], models: Mapping[str, str], now: float) -> bool:
-        """What the relays say now; whether anything is other than it was. `models`: the model of each instance."""
+    @property
+    def said(self) -> bool:
+        """Whether requests have said of some model how long it is to stay."""
+        return any(use.keep_alive is not None for use in self._models.values())
+
+    def take(self, relays: Mapping[int, RelayReport], model_of: Callable[[str], str | None], now: float) -> bool:
+        """What the relays say now; whether they say anything new. `model_of`: the model of an instance, by id."""
         changed = [number for number, report in relays.items() if self._reports.get(number) is not report]
         gone = self._reports.keys() - relays.keys()
         if not changed and not gone:
@@ -62,7 +67,7 @@ class Uses:
             del self._reports[number], self._ended[number]
         for number in changed:
             self._read(number, relays[number], now)
-        self._count(relays, models, now)
+        self._count(relays, model_of, now)
         return True
 
     def forget_but(self, models: Collection[str]) -> None:
@@ -91,12 +96,12 @@ class Uses:
                 use.came(requests - known[model], now)
                 use.keep_alive = said[model].keep_alive if model in said else None
 
-    def _count(self, relays: Mapping[int, RelayReport], models: Mapping[str, str], now: float) -> None:
+    def _count(self, relays: Mapping[int, RelayReport], model_of: Callable[[str], str | None], now: float) -> None:
         running: Counter[str] = Counter()
         waiting: Counter[str] = Counter()
         for report in relays.values():
             for instance, count in report.outstanding.items():
-                if (model := models.get(instance)) is not None:
+                if (model := model_of(instance)) is not None:
                     running[model] += count
             for one in report.waiting:
                 waiting[one.model] += one.queued + one.held

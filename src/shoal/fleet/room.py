@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from shoal.errors import ShoalError
-from shoal.fleet.placement import place
+from shoal.fleet.placement import place, usable
 from shoal.fleet.profiles import measured_needs
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
@@ -20,6 +21,15 @@ from shoal.units import format_bytes
 
 # A reading may have been under way when a process ended, so the next one may still show what that process held.
 READINGS_AFTER_AN_END = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What a queued instance asks for: `needs` bytes on each of any `width` of the devices `usable`."""
+
+    usable: tuple[str, ...]
+    width: int
+    needs: int
 
 
 class Room:
@@ -33,6 +43,7 @@ class Room:
         self._read_at = 0.0
         self._readings_to_wait = 0
         self._ended_last = ""
+        self._unknown: set[str] = set()
 
     def prepared(self, instance: str, needs: int | None, kinds: tuple[str, ...], kv: int | None = None) -> None:
         """What an instance needs on each device, in bytes (None: unknown), and the kinds of device that it can use.
@@ -43,6 +54,20 @@ class Room:
         self._kinds[instance] = kinds
         self._estimates[instance] = needs, kv
         self._known.pop(instance, None)
+        self._unknown.discard(instance)
+
+    def expect(self, instance: str) -> None:
+        """An instance was found running: what it needs is not known before it is prepared."""
+        self._unknown.add(instance)
+
+    def known(self, instance: Instance) -> None:
+        """What a running instance needs, by what loads have shown, once it was prepared."""
+        if instance.spec is None or instance.id not in self._estimates:
+            return
+        estimate, kv = self._estimates[instance.id]
+        measured = self._measured(instance, instance.spec, kv)
+        found = [measured.get(device, estimate) for device in instance.devices]
+        self._fleet.needs[instance.id] = max((n for n in found if n is not None), default=estimate)
 
     def forget(self, instance: str) -> None:
         """Know nothing of an instance any more; it has to be prepared again."""
@@ -50,6 +75,7 @@ class Room:
         self._kinds.pop(instance, None)
         self._estimates.pop(instance, None)
         self._known.pop(instance, None)
+        self._unknown.discard(instance)
 
     def ended(self, instance: Instance) -> None:
         """A process group is gone; what it held comes back with the next readings."""
@@ -61,10 +87,67 @@ class Room:
         self._read_at = now
         self._fleet.devices = tuple(self._with_pretended(device) for device in devices)
 
-    def find(self, instance: Instance) -> tuple[str, ...] | str | Failure | None:
-        """The devices for a queued instance, what it waits for, or why it can never run. None: not prepared yet."""
+    def wants(self, instance: Instance) -> Wants | Failure | None:
+        """What a queued instance asks for, or why it can never run. None: it is not prepared yet, or what it needs is
+        not known."""
         spec = instance.spec
-        if spec is None or instance.id not in self._kinds:
+        if spec is None or instance.id not in self._kinds or self._unknown:
+            return None
+        estimate, kv = self._estimates[instance.id]
+        measured = self._measured(instance, spec, kv)
+        try:
+            found = tuple(device.id for device in usable(spec, self._fleet.devices, self._kinds[instance.id]))
+        except ShoalError as error:
+            return Failure(error.code, error.message)
+        needs = [measured.get(device, estimate) for device in found]
+        known = [size for size in needs if size is not None]
+        return Wants(found, spec.tensor_parallel, max(known)) if len(known) == len(needs) else None
+
+    def take(self, instance: Instance, devices: tuple[str, ...], needs: int) -> bool:
+        """Give a queued instance its devices if it fits there by now; whether it does."""
+        room = self.now()
+        if any(room.get(device, -1) < needs for device in devices):
+            return False
+        self._fleet.needs[instance.id] = needs
+        return True
+
+    def now(self) -> dict[str, int]:
+        """Bytes by device that one more instance could have."""
+        promised = self._promised()
+        return {
+            device.id: device.memory_free + self._fleet.ledger.spare(device) - promised.get(device.id, 0)
+            for device in self._fleet.devices
+        }
+
+    def unsettled(self) -> set[str]:
+        """Devices of which readings do not tell yet who holds what: somebody comes, or went a moment ago."""
+        if self._readings_to_wait or self._unknown:
+            return {device.id for device in self._fleet.devices}
+        coming = (
+            i
+            for i in self._fleet.instances.values()
+            if i.state in (S.STARTING, S.WAKING) or (i.state is S.READY and i.changed_at >= self._read_at)
+        )
+        return {device for instance in coming for device in instance.devices}
+
+    def first_kv(self, instance: str) -> int:
+        """Bytes of KV cache that are part of what an instance needs on each device."""
+        return self._estimates.get(instance, (None, None))[1] or 0
+
+    def usable(self, instance: Instance) -> tuple[str, ...]:
+        """The devices that an instance may be on, as far as that is known; else those that it is on."""
+        if instance.spec is None or instance.id not in self._kinds:
+            return instance.devices
+        try:
+            return tuple(d.id for d in usable(instance.spec, self._fleet.devices, self._kinds[instance.id]))
+        except ShoalError:
+            return instance.devices
+
+    def find(self, instance: Instance) -> tuple[str, ...] | str | Failure | None:
+        """The devices for a queued instance of which it is not known what it needs, what it waits for, or why it can
+        never run. None: not prepared yet."""
+        spec = instance.spec
+        if spec is None or instance.id not in self._kinds or self._unknown:
             return None
         estimate, kv = self._estimates[instance.id]
         measured = self._measured(instance, spec, kv)
@@ -88,12 +171,6 @@ class Room:
         if instance.id not in self._known:
             self._known[instance.id] = measured_needs(self._fleet.profiles, spec, self._fleet.devices, kv)
         return self._known[instance.id]
-
-    @property
-    def grows(self) -> bool:
-        """Whether some instance is about to give memory back, or has and the readings do not show it yet."""
-        ending = (S.DRAINING, S.STOPPING)
-        return self._readings_to_wait > 0 or any(i.state in ending for i in self._fleet.instances.values())
 
     def short_of(self, instance: Instance) -> str | None:
         """What a sleeping instance lacks in order to wake, with the numbers; None if it fits."""

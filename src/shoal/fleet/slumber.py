@@ -57,7 +57,12 @@ class Slumber:
         self._apply = apply
         self._blame = blame
         self._began: dict[str, float] = {}
-        self._by_hand: set[str] = set()
+        self._asked: dict[str, str] = {}  # why those in `rouse` are wanted awake
+        self._firm: set[str] = set()  # they make room for another model, and sleep although they are asked for
+        self.sleepless: set[str] = set()
+        """Instances that would not sleep when they were told to."""
+        self.never: Callable[[Instance], str | None] = lambda _: None
+        """Why an instance that sleeps cannot wake whoever gives way to it."""
         self._suspending: set[str] = set()  # drained, and between the canary and the proof that memory came back
 
     # -- what is asked for --------------------------------------------------------------------------------------------
@@ -96,11 +101,16 @@ class Slumber:
                 code="too_little_memory",
             )
 
-    def sleep(self, instance: Instance, level: int, *, force: bool) -> bool:
-        """Put an instance to sleep after its running requests, or at once if forced; whether that changed anything."""
+    def sleep(self, instance: Instance, level: int, *, force: bool, why: str = "", firm: bool = False) -> bool:
+        """Put an instance to sleep after its running requests, or at once if forced; whether that changed anything.
+
+        `firm`: it sleeps also if it is asked for meanwhile, and wakes when there is room for it again.
+        """
         self.refuse(instance, level)
         wanted_awake = instance.id in self._fleet.rouse
         self._fleet.rouse.discard(instance.id)
+        if firm:
+            self._firm.add(instance.id)
         if instance.state is S.SLEEPING:
             return wanted_awake
         now = self._effects.now()
@@ -110,17 +120,18 @@ class Slumber:
             if force and instance.id not in self._suspending:
                 self._drains.put(instance.id, now)
             return wanted_awake or force
-        self._apply(asleep_later, Event.SLEEP, f"is to sleep (level {level})")
+        self._apply(asleep_later, Event.SLEEP, why or f"is to sleep (level {level})")
         self._drains.put(instance.id, now + (0.0 if force else self._drain))
         return True
 
     def wake(self, instance: Instance, why: str) -> bool:
         """Wake an instance as soon as that is possible; whether that changed anything."""
-        self._by_hand.discard(instance.id)  # requests wait longer than people
         if not instance.sleeps or instance.id in self._fleet.rouse:
             return False
         self._fleet.rouse.add(instance.id)
-        self._try_to_wake(instance, why)
+        self._asked[instance.id] = why
+        if instance.retires:
+            self._serve_on(instance, why)
         return True
 
     def sleep_all(self, name: str, level: int, *, force: bool) -> bool:
@@ -140,39 +151,30 @@ class Slumber:
         return any(changed)
 
     def wake_all(self, name: str) -> bool:
-        """Wake a model; whether that changed anything. Raises ConflictError if it is not loaded or does not fit."""
+        """Wake a model; whether that changed anything. Raises ConflictError if it is not loaded, or can never fit."""
         live = [i for i in self._fleet.of_model(name) if not i.state.ended]
         sleepers = [i for i in live if i.sleeps]
         if not sleepers and not any(i.state is S.READY or i.state in _COMES for i in live):
             raise ConflictError(f"{name} is not loaded; load it with `shoal load {name}`", code="not_loaded")
-        changed = False
-        for instance in sleepers:
-            if changed:  # one wakes: the others may wait for room
-                self.wake(instance, "asked for")
-            else:
-                changed = self.wake_now(instance)
-        return changed
+        changed = [self.wake_now(instance) for instance in sleepers]
+        return any(changed)
 
     def wake_now(self, instance: Instance) -> bool:
-        """Wake an instance because somebody says so; whether that changed anything. Raises ConflictError with the
-        numbers if it does not fit, or if there is nothing to wake."""
+        """Wake an instance because somebody says so, as soon as there is room for it; whether that changed anything.
+        Raises ConflictError with the numbers if it can never fit, or if there is nothing to wake."""
         if instance.state is S.READY or instance.state in _COMES:
             return False
         if not instance.sleeps:
             step(instance.state, Event.WAKE)
-        if instance.state is S.SLEEPING and (short := self._room.short_of(instance)) and not self._room.grows:
-            raise ConflictError(
-                f"{instance.model} cannot wake now: {short}; put another model to sleep, or unload it",
-                code="too_little_memory",
-            )
-        changed = self.wake(instance, "asked for")
-        if changed:
-            self._by_hand.add(instance.id)
-        return changed
+        if instance.state is S.SLEEPING and (why := self.never(instance)) is not None:
+            raise ConflictError(f"{instance.model} cannot wake: {why}", code="too_little_memory")
+        return self.wake(instance, "asked for")
 
     def give_up(self, instance: Instance) -> Instance:
         """An instance on its way to sleep is to end instead; as it is then."""
         self._fleet.rouse.discard(instance.id)
+        self._fleet.stuck.discard(instance.id)
+        self._firm.discard(instance.id)
         if not instance.retires:
             return instance
         if instance.id in self._suspending:  # it has drained already
@@ -202,23 +204,22 @@ class Slumber:
             case _:
                 self._effects.resume(instance)
 
-    def settle(self) -> bool:
-        """Wake who is wanted awake and fits; whether others wait for other room than before."""
+    def settle(self) -> None:
+        """See who is wanted awake: one that does not sleep yet serves on; `residing.py` wakes the others."""
         self._wake_for_strays()
-        changed = False
         for instance_id in sorted(self._fleet.rouse):
             instance = self._fleet.instances.get(instance_id)
             if instance is None or not instance.sleeps:
                 self._fleet.rouse.discard(instance_id)
-            elif (short := self._try_to_wake(instance, "wanted")) is not None:
-                reason = f"wanted, and waits for room: {short}"
-                if instance_id in self._by_hand and not self._room.grows:  # people are told, requests can wait
-                    self._fleet.rouse.discard(instance_id)
-                    reason = f"could not wake: {short}"
-                if instance.reason != reason:
-                    self._put(dataclasses.replace(instance, reason=reason))
-                    changed = True
-        return changed
+            elif instance.retires:
+                self._serve_on(instance, "wanted")
+
+    def try_to_wake(self, instance: Instance) -> str | None:
+        """Wake an instance that sleeps if it fits by now; what it lacks if it does not."""
+        short = self._room.short_of(instance)
+        if short is None:
+            self._begin_to_wake(instance, self._asked.get(instance.id, "wanted"))
+        return short
 
     def _wake_for_strays(self) -> None:
         """A request may have been on its way to one that was put to sleep at once. There it would wait for ever."""
@@ -239,7 +240,10 @@ class Slumber:
     def ended(self, instance_id: str) -> None:
         """Its process group is gone."""
         self._fleet.rouse.discard(instance_id)
-        self._by_hand.discard(instance_id)
+        self._fleet.stuck.discard(instance_id)
+        self._firm.discard(instance_id)
+        self._asked.pop(instance_id, None)
+        self.sleepless.discard(instance_id)
         self._suspending.discard(instance_id)
         self._began.pop(instance_id, None)
 
@@ -284,6 +288,7 @@ class Slumber:
 
     def _fell_asleep(self, instance: Instance, fact: facts.Asleep) -> None:
         self._suspending.discard(instance.id)
+        self._firm.discard(instance.id)
         took = self._count(instance, "slept")
         rest = dataclasses.replace(instance.rest, freed=max(0, fact.freed - fact.kv))
         self._room.ended(instance)  # readings of the devices still show what it held
@@ -292,6 +297,8 @@ class Slumber:
 
     def _stayed_awake(self, instance: Instance, fact: facts.NotAsleep) -> None:
         self._suspending.discard(instance.id)
+        self._firm.discard(instance.id)
+        self.sleepless.add(instance.id)
         self._count(instance, "sleep_failed")
         self._fleet.rouse.discard(instance.id)
         self._began[instance.id] = self._effects.now()
@@ -318,24 +325,19 @@ class Slumber:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def _try_to_wake(self, instance: Instance, why: str) -> str | None:
-        """Wake it if that is possible; what it lacks if it does not fit."""
-        if instance.id in self._suspending:
-            return None  # as soon as it sleeps
-        if instance.retires:
-            self._fleet.rouse.discard(instance.id)
-            self._drains.ended(instance.id)
-            rest = dataclasses.replace(instance.rest, level=None)
-            self._apply(dataclasses.replace(instance, rest=rest), Event.AWAKE, f"serves on before it slept: {why}")
-            return None
-        short = self._room.short_of(instance)
-        if short is None:
-            self._begin_to_wake(instance, why)
-        return short
+    def _serve_on(self, instance: Instance, why: str) -> None:
+        """Have one that is on its way to sleep serve on, if it has not gone too far and need not make room."""
+        if instance.id in self._suspending or instance.id in self._firm:
+            return
+        self._fleet.rouse.discard(instance.id)
+        self._drains.ended(instance.id)
+        rest = dataclasses.replace(instance.rest, level=None)
+        self._apply(dataclasses.replace(instance, rest=rest), Event.AWAKE, f"serves on before it slept: {why}")
 
     def _begin_to_wake(self, instance: Instance, why: str, *, level: str = "info") -> None:
         self._fleet.rouse.discard(instance.id)
-        self._by_hand.discard(instance.id)
+        self._fleet.stuck.discard(instance.id)
+        self._asked.pop(instance.id, None)
         self._began[instance.id] = self._effects.now()
         self._apply(instance, Event.WAKE, f"is woken: {why}", level=level)
 

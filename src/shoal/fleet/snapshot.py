@@ -127,6 +127,8 @@ class Fleet:
     """What the end of an instance's process will mean, where that was decided before; else `Event.END`."""
     rouse: set[str] = field(default_factory=set)
     """Instances that are to wake as soon as they can: they are being put to sleep now, or wait for room."""
+    stuck: set[str] = field(default_factory=set)
+    """Instances that sleep and can never wake as things are: their model is too large beside what is pinned."""
     naps: dict[tuple[str, NapKind], tuple[int, float]] = field(default_factory=dict)
     """How often instances of a model slept and woke, or failed to, and the seconds that it took them together."""
     apart: Mapping[str, str] = field(default_factory=dict)
@@ -267,6 +269,8 @@ class Fleet:
             return False
         if any(i.sleeps for i in self.of_model(name)):
             serves = any(i.state is InstanceState.READY for i in self.of_model(name))
+            if all(i.id in self.stuck for i in self.of_model(name) if i.sleeps):
+                return False
             return not serves and not self.comes_by_itself(name)
         return all(
             i.state is InstanceState.DRAINING
