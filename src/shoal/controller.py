@@ -29,6 +29,7 @@ from shoal.engines.base import Engine
 from shoal.engines.registry import engines as find_engines
 from shoal.errors import ShoalError
 from shoal.fleet import facts
+from shoal.fleet.copies import AskOverHttp, Copies
 from shoal.fleet.devices import Devices
 from shoal.fleet.hub import Hub
 from shoal.fleet.life import Limits
@@ -82,6 +83,7 @@ class Controller:
     access: AccessControl = field(init=False)
     presets: PresetControl = field(init=False)
     orphans: OrphanControl = field(init=False)
+    copies: Copies = field(init=False)
     _reloads: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _changes: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 
@@ -112,6 +114,8 @@ class Controller:
             Amount.parse(self.settings.host_memory),
         )
         self.manager = Manager(self.effects, limits)
+        self.copies = Copies(self.manager.fleet, AskOverHttp(self.engines), limits.host_memory, self.effects.now)
+        self.manager.keep_copies(self.copies)
         self.access = AccessControl(self.store, self.manager, self.effects, exposed=self.settings.exposed)
         self.presets = PresetControl(self)
         self.orphans = OrphanControl(self)
@@ -214,6 +218,7 @@ class Controller:
             asyncio.create_task(self.manager.run()),
             asyncio.create_task(self.effects.watch_devices()),
             asyncio.create_task(self.effects.broker.watch()),
+            asyncio.create_task(self.copies.run()),
         ]
         try:
             yield
@@ -222,6 +227,7 @@ class Controller:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.copies.close()
             await self.relays.stop()
             await self.effects.close()
             await self.store.close()

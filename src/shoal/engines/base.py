@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from shoal.fleet.needs import Needs
 from shoal.fleet.spec import ModelSpec
@@ -85,6 +85,42 @@ class EngineMetrics:
     """Grows with every step of the engine; if it stands still while requests run, the engine hangs."""
     device_memory: float | None = None
     """Bytes that it holds on its devices, where the engine itself says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostCopy:
+    """The copy of its weights that an instance keeps in the host's memory while it is awake. Bytes over all its ranks.
+
+    `size` is what a whole copy takes, 0 if there can be none; `held` what of it is there, `taken` what it has of the
+    host's memory. `reason` says why it could not be taken.
+    """
+
+    size: int = 0
+    held: int = 0
+    taken: int = 0
+    taking: bool = False
+    reason: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether a sleep would have nothing to copy."""
+        return 0 < self.size <= self.held
+
+
+CopyAction = Literal["take", "forget", "look"]
+
+
+@runtime_checkable
+class KeepsCopies(Protocol):
+    """What an engine offers besides if its instances can copy their weights to the host before they sleep."""
+
+    def copy_request(self, action: CopyAction) -> tuple[str, str, Mapping[str, object]]:
+        """Method, path and body of the request that has an instance take a copy, forget it, or say how it is."""
+        ...
+
+    def read_copy(self, text: str) -> HostCopy:
+        """The answer to any of them. Raises ValueError if it is none."""
+        ...
 
 
 class Engine(Protocol):

@@ -19,6 +19,7 @@ from shoal.fleet.memory import MemoryView, Terms
 from shoal.fleet.move_runs import Moves
 from shoal.fleet.occupancy import seen_now
 from shoal.fleet.records import Event as Note
+from shoal.fleet.residing import HostCopies
 from shoal.fleet.snapshot import Access, Fleet, ModelView
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Instance, Model
@@ -47,6 +48,10 @@ class Manager(Inbox):
         self.moves = Moves(self.fleet, effects, self._life, self.change_model)
         self._epoch = secrets.token_hex(8)
         self._version = 0
+
+    def keep_copies(self, copies: HostCopies) -> None:
+        """Have the residency policy know of copies of weights, and forget them where they are in the way."""
+        self._life.residing.copies = copies
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import shoal
 from shoal.engines.arguments import read_count
 from shoal.engines.base import Capabilities, EngineMetrics, Environment, Launch, Milestone
+from shoal.engines.copies import CopiesByCall
 from shoal.engines.readings import read_vllm_metrics
 from shoal.engines.simulated.options import MAX_NUM_SEQS, PROGRAM, Options, parse
 from shoal.engines.vllm.failures import explain
@@ -24,7 +25,7 @@ from shoal.net import UnixAddress, parse_address
 _BAD_ARGUMENT = re.compile(rf"^{re.escape(PROGRAM)}: error: (.{{1,300}}?)(?:; --help lists what there is)?$")
 
 
-class SimulatedEngine:
+class SimulatedEngine(CopiesByCall):
     """Runs `shoal.engines.simulated` under Shoal's own interpreter. Implements `shoal.engines.base.Engine`."""
 
     kind: str = "simulated"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from shoal.engines.arguments import read_count, read_lora_names
 from shoal.engines.base import Capabilities, EngineMetrics, Environment, Launch, Milestone
+from shoal.engines.copies import CopiesByCall
 from shoal.engines.environments import Environments
 from shoal.engines.pythonpath import python_path as make_python_path
 from shoal.engines.readings import read_vllm_metrics
@@ -51,7 +52,7 @@ CUDA_MARGIN = GIB
 """Bytes of a GPU left alone: vLLM refuses to start if its own CUDA context (0.5 GiB) eats into its share."""
 
 
-class VllmEngine:
+class VllmEngine(CopiesByCall):
     """vLLM on GPUs and on the CPU."""
 
     kind: str = "vllm"
