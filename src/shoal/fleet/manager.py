@@ -62,6 +62,7 @@ class Manager(Inbox):
                 item()
             else:
                 self._take(item)
+            self.moves.settle()  # no table is to say that nothing comes where a move goes on
             self._tell_relays()  # draining looks at what the relays were told
             self._life.settle()
             self.moves.settle()

@@ -45,6 +45,7 @@ class Moves:
         self._change = change
         self._asked: set[tuple[str, str]] = set()  # move and instance
         self._stands = False
+        self._held: frozenset[str] = frozenset()
         self._told: dict[str, str] = {}  # why a move waits
 
     def restore(self, records: Iterable[Move]) -> None:
@@ -53,13 +54,14 @@ class Moves:
         self._stands = True
         self.records = {move.id: move for move in records}
         self._fleet.apart = moves.apart(self.records.values())
+        self._hold()
 
     def go_on(self) -> None:
         """The instances are known again too."""
         self._stands = False
 
     def touching(self) -> frozenset[str]:
-        """The instances that moves under way work with: nobody else may put them to sleep or end them by policy."""
+        """The instances that moves work with, or will: none of them is put to sleep or ended by policy."""
         return moves.touching(self.records.values())
 
     def find(self, id: str) -> Move:
@@ -232,10 +234,19 @@ class Moves:
         if apart != self._fleet.apart:
             self._fleet.apart = apart
             self._life.routes_changed = True
+        self._hold()
         if move.ended:
             self._asked = {(id, instance) for id, instance in self._asked if id != move.id}
             self._told.pop(move.id, None)
             self._prune()
+
+    def _hold(self) -> None:
+        """Have the residency policy leave alone what moves work with."""
+        touching = self.touching()
+        if touching != self._held:
+            self._life.residing.held.difference_update(self._held - touching)
+            self._life.residing.held.update(touching)
+            self._held = touching
 
     def _prune(self) -> None:
         ended = sorted((m for m in self.records.values() if m.ended), key=lambda m: (m.ended_at or 0.0, m.id))

@@ -360,7 +360,8 @@ def _with(move: Move, **changes: Any) -> Move:
 def _words(move: Move) -> str:
     """How it ended, in a sentence."""
     done = [leg for leg in move.legs if leg.step is Step.DONE]
-    what = "replaced" if move.changes or all(leg.devices == leg.was_on for leg in move.legs) else "moved"
+    moved = set(move.changes) <= {"devices"} and any(leg.devices != leg.was_on for leg in move.legs)
+    what = "moved" if moved else "replaced"
     where = "; ".join(dict.fromkeys(", ".join(leg.devices) for leg in done if leg.devices))
     if len(done) == len(move.legs):
         return (
