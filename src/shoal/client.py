@@ -145,10 +145,14 @@ class Client(Fitting, MoveCalls, OrphanCalls, PresetCalls):
         """The devices, with what their memory holds."""
         return list(self._json("GET", "/devices")["devices"])
 
-    def history(self, *, limit: int = 100, model: str | None = None) -> list[Json]:
-        """Past messages, newest last."""
-        params = {"limit": str(limit)} | ({} if model is None else {"model": model})
-        return list(self._json("GET", "/events/history", params=params)["events"])
+    def history(
+        self, *, limit: int = 100, model: str | None = None, kinds: Sequence[str] = (), since: float | None = None
+    ) -> list[Json]:
+        """Past messages, newest last; of these kinds, and from `since` (Unix seconds) on, if given."""
+        params = [("limit", str(limit)), *(("kind", kind) for kind in kinds)]
+        params += [] if model is None else [("model", model)]
+        params += [] if since is None else [("since", repr(since))]
+        return list(self._json("GET", f"/events/history?{urlencode(params)}")["events"])
 
     def loads(self, *, limit: int = 100, model: str | None = None) -> list[Json]:
         """Past loads with the seconds of each phase."""

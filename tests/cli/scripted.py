@@ -293,6 +293,9 @@ def _handler(shoal: ScriptedShoal) -> type[BaseHTTPRequestHandler]:
                     self._events()
                 case ("GET", "events", "history"):
                     kept = [one for one in shoal.history if query.get("model") in (None, one["model"])]
+                    kinds = parse_qs(urlsplit(self.path).query).get("kind")
+                    kept = [one for one in kept if kinds is None or one["kind"] in kinds]
+                    kept = [one for one in kept if one["at"] >= float(query.get("since", 0))]
                     self._json({"events": kept[-int(query["limit"]) :]})
                 case ("GET", "settings"):
                     self._json({"settings": {"port": 8000, "database_url": None}, "file": None})

@@ -307,6 +307,21 @@ def test_events_show_the_past(shoal: ScriptedShoal, run: Run) -> None:
     assert "a!" not in run("events", "--model", "b").stdout
 
 
+def test_events_of_some_kinds_and_times(shoal: ScriptedShoal, run: Run) -> None:
+    now = time.time()
+    shoal.history = [
+        {"at": now - ago, "level": "info", "kind": kind, "model": "m", "instance": None, "message": f"m {kind} {ago}"}
+        for ago, kind in ((90_000, "sleeping"), (5400, "ready"), (60, "sleeping"))
+    ]
+    assert "90000" in run("events", "--kind", "sleeping").stdout
+    assert "ready" not in run("events", "--kind", "sleeping").stdout
+    assert len(run("events", "--kind", "sleeping", "--kind", "ready", "--since", "2h").stdout.splitlines()) == 2
+    assert len(run("events", "--since", "2000-01-01").stdout.splitlines()) == 3
+    refused = run("events", "--since", "yesterday")
+    assert refused.exit_code == 2
+    assert "nor a date" in refused.stderr
+
+
 def test_chat_streams_the_answer(shoal: ScriptedShoal, run: Run) -> None:
     shoal.add("m", instance("m-1", "m", "ready"))
     result = run("chat", "m", "hi", "--system", "be brief", "--max-tokens", "5")

@@ -262,6 +262,22 @@ async def test_a_restart_finds_what_was_saved(make_store: MakeStore, url: str | 
     await again.close()
 
 
+async def test_events_by_kind_and_time(make_store: MakeStore, url: str | None) -> None:
+    store = make_store(url)
+    await store.open()
+    for n in range(6):
+        store.add_event(records.event(str(n), at=float(n), kind="ab"[n % 2], model="m", seconds=n / 2 if n else None))
+    for saved in (False, True):
+        if saved:
+            assert await store.flush(30)
+        assert [e.message for e in await store.events(kinds=["b"])] == ["1", "3", "5"]
+        assert [e.message for e in await store.events(kinds=["a", "b"], since=3.0)] == ["3", "4", "5"]
+        assert [e.message for e in await store.events(1, kinds=["a"], since=1.0, model="m")] == ["4"]
+        assert await store.events(kinds=["c"]) == []
+        assert [e.seconds for e in await store.events(2)] == [2.0, 2.5]
+    await store.close()
+
+
 async def test_events_page_backwards(make_store: MakeStore, url: str | None) -> None:
     store = make_store(url)
     await store.open()

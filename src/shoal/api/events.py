@@ -45,9 +45,12 @@ async def list_events(
     limit: int = Query(100, ge=1, le=10_000),
     before: int | None = Query(None, ge=0, le=2**63 - 1),
     model: str | None = None,
+    kind: Annotated[list[str] | None, Query(max_length=50)] = None,
+    since: float | None = Query(None, ge=0, allow_inf_nan=False, description="Unix seconds."),
 ) -> Events:
-    """What has happened, the newest last; `before` is the id of an event, for the page before it."""
-    return Events(events=await controller.store.events(limit, before, model))
+    """What has happened, the newest last; `before` is the id of an event, for the page before it. `kind` may be given
+    several times."""
+    return Events(events=await controller.store.events(limit, before, model, kinds=kind or (), since=since))
 
 
 @router.get("/loads")

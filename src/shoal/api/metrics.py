@@ -14,6 +14,7 @@ from prometheus_client.process_collector import ProcessCollector
 from shoal import __version__
 from shoal.api.metrics_memory import memory_families
 from shoal.api.metrics_relay import relay_families
+from shoal.api.metrics_residency import residency_families
 from shoal.engines.base import EngineMetrics
 from shoal.fleet.state import InstanceState
 
@@ -65,6 +66,7 @@ class _Fleet:
                 models.add_metric([name, state.value], count)
         yield models
 
+        yield from residency_families(self._controller.manager, self._controller.effects.now())
         yield from self._naps()
         restarts = GaugeMetricFamily("shoal_instance_restarts", "Crashes in a row", labels=["model", "instance"])
         memory = GaugeMetricFamily(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,14 +122,22 @@ def events(
     model: Annotated[
         str | None, typer.Option(help="Only this model's.", autocompletion=model_names, show_default=False)
     ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="Only of this kind; may be repeated.", show_default=False)
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Only from then on: 30m, 2h, 7d ago, or a date.", show_default=False),
+    ] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what happened, newest last."""
+    """Show what happened, newest last: what was decided and why, and how long each phase took."""
     from shoal.cli.output import print_json
 
+    first = None if since is None else _moment(since)
     with connect(url) as client:
-        past = client.history(limit=limit, model=model) if limit else []
+        past = client.history(limit=limit, model=model, kinds=kind or (), since=first) if limit else []
         if not follow:
             if as_json:
                 print_json({"events": past})
@@ -141,10 +151,30 @@ def events(
             _print_event(message, as_json=as_json)
         try:
             for event in client.events(patience=3600.0):
-                if event.kind == "message" and (model is None or event.data["model"] == model):
+                if event.kind != "message" or (kind and event.data["kind"] not in kind):
+                    continue
+                if model is None or event.data["model"] == model:
                     _print_event(event.data, as_json=as_json)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _moment(text: str) -> float:
+    """Unix seconds of so long ago, or of a date or time in ISO 8601, in the time zone of this machine if it names none.
+    Raises BadParameter."""
+    from shoal.units import parse_seconds
+
+    try:
+        return time.time() - abs(parse_seconds(text))
+    except ValueError:
+        pass
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise typer.BadParameter(
+            f"{text!r} is neither so long ago (30m, 2h, 7d) nor a date (2026-01-31, 2026-01-31T08:00)",
+            param_hint="--since",
+        ) from None
 
 
 def _print_event(message: Mapping[str, Any], *, as_json: bool) -> None:

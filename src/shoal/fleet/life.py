@@ -291,9 +291,11 @@ class Life:
         """Where requests go, or what they are told, has changed."""
         self.routes_changed = True
 
-    def note(self, instance: Instance, kind: str, message: str, level: str = "info") -> None:
-        """Keep in the history, and tell who watches, what happened and why."""
-        self.say(Note(self._effects.now(), level, kind, message, instance.model, instance.id))
+    def note(
+        self, instance: Instance, kind: str, message: str, level: str = "info", seconds: float | None = None
+    ) -> None:
+        """Keep in the history, and tell who watches, what happened and why, and after how long in the former state."""
+        self.say(Note(self._effects.now(), level, kind, message, instance.model, instance.id, seconds=seconds))
 
     def say(self, event: Note) -> None:
         """Keep and tell an event."""
@@ -321,7 +323,8 @@ class Life:
             return instance
         changed = dataclasses.replace(instance, state=transition.state, reason=reason, changed_at=self._effects.now())
         self.put(changed)
-        self.note(changed, transition.state.value, f"{changed.model}: {reason}", level)
+        took = max(0.0, changed.changed_at - instance.changed_at)
+        self.note(changed, transition.state.value, f"{changed.model}: {reason}", level, took)
         if instance.state in (S.STARTING, S.WAKING):
             self._effects.let_go(instance.id)
         for effect in transition.effects:

@@ -15,6 +15,7 @@ from shoal.fleet.effects import Effects
 from shoal.fleet.facts import Fact
 from shoal.fleet.inbox import Inbox
 from shoal.fleet.life import Life, Limits
+from shoal.fleet.measures import Measures
 from shoal.fleet.memory import MemoryView, Terms
 from shoal.fleet.move_runs import Moves
 from shoal.fleet.occupancy import seen_now
@@ -46,6 +47,7 @@ class Manager(Inbox):
         self._effects = effects
         self._life = Life(self.fleet, effects, limits)
         self.moves = Moves(self.fleet, effects, self._life, self.change_model)
+        self.measures = Measures(self.fleet)
         self._epoch = secrets.token_hex(8)
         self._version = 0
 
@@ -72,6 +74,11 @@ class Manager(Inbox):
             self._tell_all()
         except Exception:
             _log.exception("while telling what %r led to", item)
+
+    @property
+    def evictions(self) -> Mapping[tuple[str, str, str], int]:
+        """How often the policy had models leave their devices: by model, kind (`sleep`, `unload`) and cause."""
+        return self._life.residing.left
 
     # -- commands: call them through `do` -----------------------------------------------------------------------------
 
@@ -345,10 +352,13 @@ class Manager(Inbox):
                 self._life.shares.on_refused(fact)
             case facts.RelayReported():
                 self.fleet.relays[fact.connection] = fact.report
+                self.measures.reported(self._effects.now())
             case facts.RelayWants():
+                self.measures.asked(fact.model, self._effects.now())
                 self.load_on_request(fact.model)
             case facts.RelayGone():
                 self.fleet.relays.pop(fact.connection, None)
+                self.measures.reported(self._effects.now())
             case facts.StoreProblem():
                 level, text = ("error", fact.problem) if fact.problem else ("info", "everything is saved again")
                 self._effects.publish("message", self._note("store", text or "", None, level))
@@ -372,6 +382,7 @@ class Manager(Inbox):
 
     def _tell_all(self) -> None:
         dirty, self._life.dirty = self._life.dirty, set()
+        self.measures.look(dirty, self._effects.now())
         for name in sorted(dirty):
             if name in self.fleet.models:
                 self._effects.publish("model", self.fleet.model_view(name))

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 class Event:
     """Something that happened, in one sentence. `at` is Unix seconds, `level` is info, warning or error.
 
-    `kind` is a stable word for programs. `id` grows with every event that is saved; None until then.
+    `kind` is a stable word for programs. `id` grows with every event that is saved; None until then. `seconds` is how
+    long an instance was in the state that ended with it; None where nothing ended.
     """
 
     at: float
@@ -20,6 +21,7 @@ class Event:
     model: str | None = None
     instance: str | None = None
     id: int | None = field(default=None, compare=False)
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

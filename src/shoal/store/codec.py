@@ -255,6 +255,7 @@ def event_row(event: Event) -> dict[str, Any]:
         "model": None if event.model is None else text(event.model),
         "instance": None if event.instance is None else text(event.instance),
         "message": text(event.message),
+        "seconds": event.seconds,
     }
 
 

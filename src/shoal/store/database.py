@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -131,12 +131,19 @@ class Database:
         with self._begin() as connection:
             return usage.read(connection, query)
 
-    def events(self, limit: int, before: int | None, model: str | None) -> list[Event]:
+    def events(
+        self,
+        limit: int,
+        before: int | None,
+        model: str | None,
+        kinds: Collection[str] = (),
+        since: float | None = None,
+    ) -> list[Event]:
         """The newest events, oldest of them first."""
         if self._engine is None:
             return []
         with self._begin() as connection:
-            return queries.read_events(connection, limit, before, model)
+            return queries.read_events(connection, limit, before, model, kinds, since)
 
     def loads(self, limit: int, model: str | None) -> list[LoadRecord]:
         """The newest loads, oldest of them first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from sqlalchemy import Connection, Select, Table, delete, insert, select
@@ -140,11 +140,23 @@ def read_moves(connection: Connection) -> tuple[list[Move], list[str]]:
     return found, problems
 
 
-def read_events(connection: Connection, limit: int, before: int | None, model: str | None) -> list[Event]:
-    """The newest `limit` events with an id below `before`, oldest of them first."""
+def read_events(
+    connection: Connection,
+    limit: int,
+    before: int | None,
+    model: str | None,
+    kinds: Collection[str] = (),
+    since: float | None = None,
+) -> list[Event]:
+    """The newest `limit` events with an id below `before`, of one of `kinds` and from `since` on, as far as these are
+    given; oldest of them first."""
     query = _newest(events, limit, model)
     if before is not None:
         query = query.where(events.c.id < before)
+    if kinds:
+        query = query.where(events.c.kind.in_(kinds))
+    if since is not None:
+        query = query.where(events.c.at >= since)
     return [codec.read_event(row) for row in _rows(connection, query)][::-1]
 
 

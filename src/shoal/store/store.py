@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -112,17 +112,32 @@ class Store:
         """What the database holds, for a start. Raises StoreError if it cannot be read."""
         return await self._call(lambda database: database.load())
 
-    async def events(self, limit: int = 100, before: int | None = None, model: str | None = None) -> list[Event]:
-        """The newest `limit` events, newest last; only those with an id below `before`, and of `model`, if given.
+    async def events(
+        self,
+        limit: int = 100,
+        before: int | None = None,
+        model: str | None = None,
+        *,
+        kinds: Collection[str] = (),
+        since: float | None = None,
+    ) -> list[Event]:
+        """The newest `limit` events, newest last; only those with an id below `before`, of `model`, of one of `kinds`
+        and from `since` (Unix seconds) on, as far as these are given.
 
         Events that are not saved yet are among them, with no id, unless `before` is given. Raises StoreError.
         """
 
+        def fits(event: Event) -> bool:
+            late = since is None or event.at >= since
+            return late and model in (None, event.model) and (not kinds or event.kind in kinds)
+
         def with_unsaved(saved: list[Event]) -> list[Event]:
             unsaved = self._unsaved().events if before is None else []
-            return _last(limit, saved, [event for event in unsaved if model in (None, event.model)])
+            return _last(limit, saved, [event for event in unsaved if fits(event)])
 
-        return await self._call(lambda database: database.events(limit, before, model), finish=with_unsaved)
+        return await self._call(
+            lambda database: database.events(limit, before, model, kinds, since), finish=with_unsaved
+        )
 
     async def loads(self, model: str | None = None, limit: int = 100) -> list[LoadRecord]:
         """The newest `limit` loads, of `model` if given, newest last; those not saved yet too. Raises StoreError."""

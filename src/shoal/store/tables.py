@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest revision under `migrations/versions`."""
 
 _NAMES = {"pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s"}
@@ -65,6 +65,7 @@ events = Table(
     Column("model", String),
     Column("instance", String),
     Column("message", Text, nullable=False),
+    Column("seconds", Double),
     Index(None, "model", "id"),
 )
 
@@ -132,6 +133,7 @@ presets = Table(
     Column("created_at", Double, nullable=False),
     Column("changed_at", Double, nullable=False),
     Column("last_run", Text, nullable=True),
+    Column("scheduled_at", Double),
 )
 
 # Instances that take the place of others, one row a move.
