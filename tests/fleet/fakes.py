@@ -56,6 +56,7 @@ class FakeEffects:
     terminated: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
+    readings_asked: int = 0
     alarms: list[float] = field(default_factory=list)
     tables: list[RoutingTable] = field(default_factory=list)
     published: list[tuple[str, object]] = field(default_factory=list)
@@ -115,6 +116,9 @@ class FakeEffects:
     def discard(self, instance: str) -> None:
         assert instance not in self.alive
         self.discarded.append(instance)
+
+    def read_devices(self) -> None:
+        self.readings_asked += 1
 
     def wake_at(self, when: float) -> None:
         self.alarms.append(when)

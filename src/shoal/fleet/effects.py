@@ -81,6 +81,10 @@ class Effects(Protocol):
         """Remove what an instance left behind: its log and its folder."""
         ...
 
+    def read_devices(self) -> None:
+        """Read the devices at once, because something gave memory back that others may wait for → DevicesRead."""
+        ...
+
     def wake_at(self, when: float) -> None:
         """Send a Tick at `when` (Unix seconds)."""
         ...

@@ -207,6 +207,7 @@ class Life:
         self.slumber.ended(instance.id)
         self.shares.ended(instance)
         self._room.ended(instance)
+        self._effects.read_devices()
         failure = self._why.pop(instance.id, fact.failure)
         after = self.fleet.after.pop(instance.id, Event.END)
         if instance.state is S.STARTING and instance.restarts == 0:

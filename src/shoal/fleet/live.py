@@ -91,6 +91,7 @@ class LiveEffects:
         self._spawning: set[str] = set()
         self._began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._alarm: asyncio.TimerHandle | None = None
+        self._look_now = asyncio.Event()
 
     # -- the interface ------------------------------------------------------------------------------------------------
 
@@ -142,6 +143,9 @@ class LiveEffects:
         self._specs.pop(instance, None)
         self.processes.forget(instance)
         self._in_background(asyncio.to_thread(shutil.rmtree, self._paths.log(instance).parent, True))
+
+    def read_devices(self) -> None:
+        self._look_now.set()
 
     def wake_at(self, when: float) -> None:
         if self._alarm is not None:
@@ -250,7 +254,9 @@ class LiveEffects:
             except Exception:  # one look that fails must not be the last
                 _log.exception("while reading the devices")
             looks += 1
-            await asyncio.sleep(DEVICE_INTERVAL)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look_now.wait(), DEVICE_INTERVAL)
+            self._look_now.clear()
 
     async def close(self) -> None:
         """Stop watching. Process groups go on."""

@@ -292,6 +292,7 @@ class Slumber:
         took = self._count(instance, "slept")
         rest = dataclasses.replace(instance.rest, freed=max(0, fact.freed - fact.kv))
         self._room.ended(instance)  # readings of the devices still show what it held
+        self._effects.read_devices()
         text = f"slept after {format_seconds(took)}, {format_bytes(fact.freed)} came back (level {rest.level})"
         self._apply(dataclasses.replace(instance, rest=rest), Event.ASLEEP, text)
 
