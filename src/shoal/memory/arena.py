@@ -94,10 +94,10 @@ class Arena:
             self._vmm.trim()
             raise
 
-    def back_up_to(self, blocks: Sequence[int], *, urgent: bool = False) -> int:
+    def back_up_to(self, blocks: Sequence[int]) -> int:
         """Back as many of ``blocks`` as there is memory for, in the order given, and say how many.
 
-        ``urgent`` as in `Vmm.back`. Raises BlockError, and then none is backed, or VmmError.
+        Raises BlockError, and then none is backed, or VmmError.
         """
         with self._lock:
             self._refuse_closed()
@@ -105,7 +105,7 @@ class Arena:
         done = 0
         for some in self._slices(ids):
             try:
-                self._back(some, urgent=urgent)
+                self._back(some)
             except OutOfMemory as error:
                 done += self._back_some(some, error.pages)
                 self._vmm.trim()
@@ -178,7 +178,7 @@ class Arena:
     def _slices(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
         return (ids[at : at + self._step] for at in range(0, len(ids), self._step))
 
-    def _back(self, ids: Sequence[int], *, urgent: bool = False) -> None:
+    def _back(self, ids: Sequence[int]) -> None:
         """One turn: all of ``ids`` or none."""
         with self._lock:
             self._refuse_closed()
@@ -186,7 +186,7 @@ class Arena:
             done: list[PageRange] = []
             try:
                 for span in plan.ranges:
-                    self._vmm.back(self._addresses, span.first, span.pages, urgent=urgent)
+                    self._vmm.back(self._addresses, span.first, span.pages)
                     done.append(span)
             except BaseException as error:
                 with self._unknown_if_it_fails():

@@ -260,7 +260,7 @@ def test_a_rank_that_fails_stops_the_next_step(machine: Machine, monkeypatch: py
     engine = machine.engine(60).start()
     until(lambda: engine.elastic.free == READY)
 
-    def fail(_: object, **__: object) -> int:
+    def fail(_: object) -> int:
         raise RankError("the device is lost")
 
     monkeypatch.setattr(engine.ranks, "back", fail)
@@ -281,7 +281,7 @@ def test_a_rank_that_fails_under_a_step_ends_it_and_all_that_follow(
     engine.leases.ask(50 * BLOCK, 50 * BLOCK)
     until(lambda: engine.leases.lease >= 50 * BLOCK)
 
-    def fail(_: object, **__: object) -> int:
+    def fail(_: object) -> int:
         raise RankError("the device is lost")
 
     monkeypatch.setattr(engine.ranks, "back", fail)
@@ -294,7 +294,7 @@ def test_a_wake_that_fails_leaves_no_lease_behind(machine: Machine, monkeypatch:
     engine = machine.engine(60).start()
     engine.memories[0].suspended()
 
-    def fail(_: object, **__: object) -> int:
+    def fail(_: object) -> int:
         raise RankError("the device is lost")
 
     with monkeypatch.context() as patch:

@@ -58,11 +58,10 @@ class Vmm(Protocol):
         """Reserve at least ``size`` bytes of addresses, none of them backed. Raises VmmError."""
         ...
 
-    def back(self, addresses: AddressRange, first: int, count: int, *, urgent: bool = False) -> None:
+    def back(self, addresses: AddressRange, first: int, count: int) -> None:
         """Back ``count`` pages, now unbacked, from page ``first``: they read as zeros.
 
-        All or nothing. ``urgent``: somebody waits for them, so other threads of this process may be made to wait too.
-        Raises OutOfMemory or VmmError.
+        All or nothing. Raises OutOfMemory or VmmError.
         """
         ...
 

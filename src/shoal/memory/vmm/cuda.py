@@ -62,10 +62,12 @@ class CudaVmm:
         self._page_size = granularity if page_size is None else page_size
         if self._page_size < 1 or self._page_size % granularity:
             raise ValueError(f"page_size is {page_size}; it has to be a multiple of the device's {granularity}")
-        self._held = HeldCalls(self._prop, self._page_size) if driver is None else None
         self._context = self._call(cu.cuDevicePrimaryCtxRetain, self._device)
+        self._held: HeldCalls | None = None
         self._stream: Any = None
         try:
+            if driver is None:
+                self._held = HeldCalls(self._prop, self._page_size, self._context)
             with self._current():
                 # Its own stream, ahead of the engine's kernels, and never in their graphs.
                 _, urgent = self._call(cu.cuCtxGetStreamPriorityRange)
@@ -106,31 +108,26 @@ class CudaVmm:
         self._pages[addresses] = {}
         return addresses
 
-    def back(self, addresses: AddressRange, first: int, count: int, *, urgent: bool = False) -> None:
-        """Back pages with zeroed memory; returns when any stream may use them. Raises OutOfMemory, VmmError.
-
-        If ``urgent``, the interpreter is kept for a few pages at a time (`held.py`).
-        """
+    def back(self, addresses: AddressRange, first: int, count: int) -> None:
+        """Back pages with zeroed memory; returns when any stream may use them. Raises OutOfMemory, VmmError."""
         address, size = check_pages(addresses, self._page_size, first, count)
         pages = self._range(addresses)
         wanted = range(first, first + count)
         if any(page in pages for page in wanted):
             raise ValueError(f"some of the pages {first} to {first + count - 1} are backed already")
         with self._current():
-            held = self._held if urgent else None
-            handles, reused = self._take(count, held)
+            handles, reused = self._take(count)
             mapped = 0
             try:
                 while mapped < count:
-                    part = handles[mapped : mapped + PAGES_HELD]
-                    done, error = self._map(address + mapped * self._page_size, part, held)
+                    done, error = self._map(address + mapped * self._page_size, handles[mapped : mapped + PAGES_HELD])
                     mapped += done
                     if error is not None:
                         raise error
                 self._call(self._cu.cuMemSetAccess, address, size, [self._access], 1)
                 dirty = reused if self._zero == "reused" else count if self._zero else 0
                 if dirty:
-                    self._call(self._cu.cuMemsetD8Async, address, 0, dirty * self._page_size, self._stream)
+                    self._zero_pages(address, dirty)
                     self._call(self._cu.cuStreamSynchronize, self._stream)
             except BaseException as error:
                 try:
@@ -210,14 +207,14 @@ class CudaVmm:
         except IndexError:
             return None
 
-    def _take(self, count: int, held: HeldCalls | None) -> tuple[list[Any], int]:
+    def _take(self, count: int) -> tuple[list[Any], int]:
         """Memory for ``count`` pages, kept before new, and how many were kept."""
         handles: list[Any] = []
         while len(handles) < count and (handle := self._reuse()) is not None:
             handles.append(handle)
         reused = len(handles)
         while len(handles) < count:
-            made, error = self._create(min(PAGES_HELD, count - len(handles)), held)
+            made, error = self._create(min(PAGES_HELD, count - len(handles)))
             handles.extend(made)
             if error is not None:
                 self._kept.extend(handles)
@@ -226,10 +223,10 @@ class CudaVmm:
                 raise error
         return handles, reused
 
-    def _create(self, count: int, held: HeldCalls | None) -> tuple[list[Any], VmmError | None]:
+    def _create(self, count: int) -> tuple[list[Any], VmmError | None]:
         """Memory for up to ``count`` pages, and why not for more."""
-        if held is not None:
-            handles, code = held.create(count)
+        if self._held is not None:
+            handles, code = self._held.create(count)
             return handles, self._error("cuMemCreate", self._cu.CUresult(code)) if code else None
         handles = []
         try:
@@ -239,10 +236,10 @@ class CudaVmm:
             return handles, error
         return handles, None
 
-    def _map(self, address: int, handles: list[Any], held: HeldCalls | None) -> tuple[int, VmmError | None]:
+    def _map(self, address: int, handles: list[Any]) -> tuple[int, VmmError | None]:
         """Map pages from ``address`` on: how many were, and why not more."""
-        if held is not None:
-            done, code = held.map(address, handles)
+        if self._held is not None:
+            done, code = self._held.map(address, handles)
             return done, self._error("cuMemMap", self._cu.CUresult(code)) if code else None
         for index, handle in enumerate(handles):
             try:
@@ -251,23 +248,48 @@ class CudaVmm:
                 return index, error
         return len(handles), None
 
+    def _zero_pages(self, address: int, count: int) -> None:
+        """Zero ``count`` pages from ``address`` on, on the stream."""
+        size = count * self._page_size
+        if self._held is not None:
+            self._check("cuMemsetD8Async", self._held.zero(address, size, self._stream))
+        else:
+            self._call(self._cu.cuMemsetD8Async, address, 0, size, self._stream)
+
     @contextmanager
     def _current(self) -> Iterator[None]:
         """The primary context, current on this thread, where calls are allowed that could disturb a graph's capture."""
         if self._closed:
             raise ValueError("this device was closed")
-        cu = self._cu
-        self._call(cu.cuCtxPushCurrent, self._context)
+        self._push()
         try:
-            before = self._call(
-                cu.cuThreadExchangeStreamCaptureMode, cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-            )
+            before = self._exchange(self._cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
             try:
                 yield
             finally:
-                self._call(cu.cuThreadExchangeStreamCaptureMode, before)
+                self._exchange(before)
         finally:
-            self._call(cu.cuCtxPopCurrent)
+            self._pop()
+
+    def _push(self) -> None:
+        if self._held is not None:
+            self._check("cuCtxPushCurrent", self._held.push())
+        else:
+            self._call(self._cu.cuCtxPushCurrent, self._context)
+
+    def _pop(self) -> None:
+        if self._held is not None:
+            self._check("cuCtxPopCurrent", self._held.pop())
+        else:
+            self._call(self._cu.cuCtxPopCurrent)
+
+    def _exchange(self, mode: Any) -> Any:
+        """Set what this thread may call while another captures, and say what it was."""
+        if self._held is None:
+            return self._call(self._cu.cuThreadExchangeStreamCaptureMode, mode)
+        code, before = self._held.exchange(int(mode))
+        self._check("cuThreadExchangeStreamCaptureMode", code)
+        return before
 
     def _describe(self, device: int) -> tuple[Any, Any]:
         """The driver's words for pinned memory of this device, and for reading and writing it there."""
@@ -287,6 +309,11 @@ class CudaVmm:
         if code != self._cu.CUresult.CUDA_SUCCESS:
             raise self._error(function.__name__, code)
         return values[0] if len(values) == 1 else tuple(values)
+
+    def _check(self, operation: str, code: int) -> None:
+        """Raises VmmError unless ``code``, a held call's, says success."""
+        if code:
+            raise self._error(operation, self._cu.CUresult(code))
 
     @staticmethod
     def _error(operation: str, code: Any) -> VmmError:

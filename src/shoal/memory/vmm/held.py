@@ -1,9 +1,9 @@
 """Short driver calls that keep the interpreter's lock.
 
 `cuda.bindings` gives the lock up around every call. For one of a few microseconds that is a bad bargain beside a busy
-thread: the call is over long before the lock comes back, and growing by a page takes 200 µs instead of 40. So where
-somebody waits for the pages, they are made and mapped a few at a time with the lock held, for less than 0.2 ms, and
-only then is it given up. Where nobody does, the busy thread goes first: each page would cost its steps 13 µs.
+thread: the call is over long before the lock comes back, and growing by a page takes 200 µs instead of 40; and that
+thread pays for the lock's way to and fro as well. So pages are made and mapped some at a time with the lock held, for
+less than half a millisecond, and it is given up only for the calls that take longer.
 """
 
 from __future__ import annotations
@@ -11,15 +11,24 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-PAGES_HELD = 8
+PAGES_HELD = 32
 """Pages made and mapped in one go: about 13 µs each."""
 
 
 class HeldCalls:
-    """`cuMemCreate` and `cuMemMap` of libcuda, and the code that each answers with. Raises OSError if there is none."""
+    """Calls of libcuda, and the codes that they answer with. Raises OSError if there is none."""
 
-    def __init__(self, prop: Any, page_size: int) -> None:
+    def __init__(self, prop: Any, page_size: int, context: Any) -> None:
         library = ctypes.PyDLL("libcuda.so.1")
+        self._push = library.cuCtxPushCurrent_v2
+        self._push.argtypes = [ctypes.c_void_p]
+        self._pop = library.cuCtxPopCurrent_v2
+        self._pop.argtypes = [ctypes.c_void_p]
+        self._exchange = library.cuThreadExchangeStreamCaptureMode
+        self._exchange.argtypes = [ctypes.c_void_p]
+        self._zero = library.cuMemsetD8Async
+        self._zero.argtypes = [ctypes.c_ulonglong, ctypes.c_ubyte, ctypes.c_size_t, ctypes.c_void_p]
+        self._context = int(context)
         self._create = library.cuMemCreate
         self._create.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_ulonglong]
         self._map = library.cuMemMap
@@ -33,6 +42,24 @@ class HeldCalls:
         self._prop = prop  # keeps what the pointer leads to
         self._prop_pointer = int(prop.getPtr())
         self._page_size = page_size
+
+    def push(self) -> int:
+        """Make the context current on this thread."""
+        return int(self._push(self._context))
+
+    def pop(self) -> int:
+        """Make that current again which was before `push`."""
+        return int(self._pop(ctypes.byref(ctypes.c_void_p())))
+
+    def exchange(self, mode: int) -> tuple[int, int]:
+        """Set this thread's mode for calls beside a capture: the code, and the mode that was before."""
+        value = ctypes.c_int(mode)
+        code = int(self._exchange(ctypes.byref(value)))
+        return code, value.value
+
+    def zero(self, address: int, size: int, stream: Any) -> int:
+        """Fill with zeros, in the order of `stream`."""
+        return int(self._zero(address, 0, size, int(stream)))
 
     def create(self, count: int) -> tuple[list[int], int]:
         """Handles of up to `count` pages, and the code of the call that failed, or 0."""

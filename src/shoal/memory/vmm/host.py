@@ -72,14 +72,7 @@ class HostVmm:
             self._backed[addresses] = bytearray(size // self._page_size)
         return addresses
 
-    def back(
-        self,
-        addresses: AddressRange,
-        first: int,
-        count: int,
-        *,
-        urgent: bool = False,  # noqa: ARG002 - a call here is short either way
-    ) -> None:
+    def back(self, addresses: AddressRange, first: int, count: int) -> None:
         """Make pages usable: zeros, and resident. Raises OutOfMemory, VmmError."""
         address, size = check_pages(addresses, self._page_size, first, count)
         pages = slice(first, first + count)

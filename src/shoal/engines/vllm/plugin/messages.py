@@ -24,10 +24,9 @@ class ChannelError(RuntimeError):
 
 
 class Back(msgspec.Struct, frozen=True, tag="back"):
-    """Back `ids` in order, as far as memory goes; answered by how many. `urgent` as in `Vmm.back`."""
+    """Back `ids` in order, as far as memory goes; answered by how many."""
 
     ids: Sequence[int]
-    urgent: bool = False
 
 
 class Unback(msgspec.Struct, frozen=True, tag="unback"):

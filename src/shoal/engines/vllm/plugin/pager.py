@@ -289,16 +289,15 @@ class Pager:
             self._unback_left()
             return decision.shrink > self._most_parked
         if decision.grow and now >= self._full_until:
-            # While nothing runs, somebody waits for the first of them.
-            self._grow_ahead(decision.grow, urgent=not work.running)
+            self._grow_ahead(decision.grow)
         return False
 
-    def _grow_ahead(self, count: int, *, urgent: bool) -> None:
+    def _grow_ahead(self, count: int) -> None:
         """Back `count` blocks, batch by batch, unless something goes before it."""
         while count > 0 and not (self._closed or self._leases.excess):
             with self.lock:
                 claimed = self._claim(min(count, self._batch))
-            if not self._back(claimed, urgent=urgent):
+            if not self._back(claimed):
                 return
             count -= len(claimed)
 
@@ -338,12 +337,12 @@ class Pager:
             ids = ids[:keep]
         return []
 
-    def _back(self, ids: list[int], *, urgent: bool) -> bool:
+    def _back(self, ids: list[int]) -> bool:
         """Back claimed blocks and hand them to vLLM. Returns whether all of them could be."""
         if not ids:
             return False
         began = time.perf_counter()
-        done = self._ranks.back(ids, urgent=urgent)
+        done = self._ranks.back(ids)
         self.statistics.backed(done, time.perf_counter() - began)
         with self._changed:
             if done < len(ids):
@@ -360,7 +359,7 @@ class Pager:
         """As many of `count` blocks as the lease and the device have, at once. The lock is held."""
         while count > 0 and (claimed := self._claim(min(count, self._batch))):
             try:
-                done = self._back(claimed, urgent=True)
+                done = self._back(claimed)
             except (RankError, ChannelError) as error:
                 self._failure = error
                 self._raise_failure()

@@ -65,10 +65,10 @@ class RankMemory:
         runs = tuple(m.Run(*run) for run in geometry.runs)
         return m.Description(self.device, self.device_size, geometry.page_size, geometry.blocks, runs)
 
-    def back(self, ids: Sequence[int], *, urgent: bool = False) -> int:
-        """Back `ids` in order as far as memory goes, and say how many; `urgent` as in `Vmm.back`."""
+    def back(self, ids: Sequence[int]) -> int:
+        """Back `ids` in order as far as memory goes, and say how many."""
         assert self.arena is not None
-        return self.arena.back_up_to(ids, urgent=urgent)
+        return self.arena.back_up_to(ids)
 
     def unback(self, ids: Sequence[int]) -> None:
         """Unback `ids`."""
@@ -165,7 +165,7 @@ class _Server:
     def _answer(self, message: m.Message) -> m.Message:
         try:
             if isinstance(message, m.Back):
-                return m.Done(self._memory.back(message.ids, urgent=message.urgent))
+                return m.Done(self._memory.back(message.ids))
             if isinstance(message, m.Unback):
                 self._memory.unback(message.ids)
                 return m.Done(len(message.ids))

@@ -73,23 +73,20 @@ class Ranks:
         runs = tuple(Run(run.offset, run.stride, run.length) for run in first.runs)
         return Geometry(first.blocks, first.page_size, runs)
 
-    def back(self, ids: Sequence[int], *, urgent: bool = False) -> int:
-        """Back `ids` on every rank, in order, as far as memory goes on each, and say how many.
-
-        `urgent` as in `Vmm.back`. Raises RankError.
-        """
+    def back(self, ids: Sequence[int]) -> int:
+        """Back `ids` on every rank, in order, as far as memory goes on each, and say how many. Raises RankError."""
         done = 0
         for part in _parts(ids):
             with self._turn:
-                count = self._back(part, urgent)
+                count = self._back(part)
             done += count
             if count < len(part):
                 break
         return done
 
-    def _back(self, ids: Sequence[int], urgent: bool) -> int:
+    def _back(self, ids: Sequence[int]) -> int:
         for rank in self._ranks:
-            rank.begin(m.Back(ids, urgent))
+            rank.begin(m.Back(ids))
         counts = [rank.end() for rank in self._ranks]
         done = min(counts)
         more = [(rank, count) for rank, count in zip(self._ranks, counts, strict=True) if count > done]
@@ -146,7 +143,7 @@ class _Near:
 
     def begin(self, message: m.Back | m.Unback) -> None:
         if isinstance(message, m.Back):
-            self._done.count = self._memory.back(message.ids, urgent=message.urgent)
+            self._done.count = self._memory.back(message.ids)
         else:
             self._memory.unback(message.ids)
             self._done.count = len(message.ids)
