@@ -298,7 +298,7 @@ async def test_an_engine_that_takes_no_connection(native_world: NativeWorld, spa
     await native_world.begin(serves("m", engine))
     await engine.stop()
     spans.of(native_world.native_relay)
-    assert (await native_world.ask(chat())).status == 502
+    assert (await native_world.ask(chat(extra=b"X-Shoal-Hold: off\r\n"))).status == 503
     for span in (await spans.request()).values():
         assert about(span)["error.type"] == "engine_connection_failed"
 

@@ -260,11 +260,11 @@ async def test_an_instance_alone_is_tried_however_often_it_failed(native_world: 
     await engine.stop()
     await native_world.begin(serves("m", engine, capacity=1))
     for _ in range(3):
-        answer = await native_world.ask(chat())
-        assert (answer.status, answer.error["code"]) == (502, "engine_connection_failed")
+        answer = await native_world.ask(chat(extra=b"X-Shoal-Hold: off\r\n"))
+        assert (answer.status, answer.error["code"]) == (503, "engine_connection_failed")
     await engine.start()
     assert (await native_world.ask(chat())).status == 200
-    assert native_world.counts == {("m", "engine_error"): 3, ("m", "ok"): 1}
+    assert native_world.counts == {("m", "unavailable"): 3, ("m", "ok"): 1}
     assert not native_world.native_relay.circuits.failing
 
 
@@ -273,8 +273,8 @@ async def test_only_two_instances_are_tried(native_world: NativeWorld) -> None:
     for engine in engines[:2]:
         await engine.stop()
     await native_world.begin(serves("m", *engines))
-    answer = await native_world.ask(chat())
-    assert (answer.status, answer.error["code"]) == (502, "engine_connection_failed")
+    answer = await native_world.ask(chat(extra=b"X-Shoal-Hold: off\r\n"))
+    assert (answer.status, answer.error["code"]) == (503, "engine_connection_failed")
     assert native_world.outstanding == {}
     assert (await native_world.ask(chat())).status == 200  # the third
 

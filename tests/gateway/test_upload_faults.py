@@ -52,8 +52,8 @@ async def test_an_engine_that_cannot_be_reached_leaves_the_form_to_another(world
 
 async def test_no_engine_can_be_reached(world: World) -> None:
     await world.start(route("m", Engine(world.folder / "gone.sock")))
-    answer = await world.ask(head(len(LARGE)) + LARGE[:1000])
-    assert (answer.status, answer.error["code"]) == (502, "engine_connection_failed")
+    answer = await world.ask(head(len(LARGE), b"X-Shoal-Hold: off\r\n") + LARGE[:1000])
+    assert (answer.status, answer.error["code"]) == (503, "engine_connection_failed")
     assert nothing_is_left(world)
 
 

@@ -22,7 +22,7 @@ from shoal.gateway.server import ClientConnection
 from shoal.gateway.upstream import EngineConnection, Pool
 from tests.gateway.harness import Engine, World, route
 
-_OWN = re.compile(rb"x-(?:shoal-.*|request-id)").fullmatch
+_OWN = re.compile(rb"x-shoal-.*|(?:x-)?request-id").fullmatch
 """Names of fields that the relay adds to say how it went."""
 _OWN_ID = re.compile(rb"req-[0-9a-f]{8}-[0-9a-f]+|req-[0-9a-f]+").fullmatch
 """Ids that relays give to requests without one."""

@@ -230,6 +230,36 @@ def test_an_engine_that_is_killed_under_load_comes_back_and_others_do_not_notice
     assert after["pid"] != before["pid"]
 
 
+def test_requests_that_meet_a_dead_engine_are_held_until_it_is_back(shoal: Shoal) -> None:
+    """Also those that come before the relay's table knows, and those that reuse a connection."""
+    shoal.add("m")
+    shoal.load("m")
+    assert shoal.chat("m").status_code == 200
+    (before,) = shoal.model("m")["instances"]
+    os.kill(before["pid"], signal.SIGKILL)
+    stat = Path(f"/proc/{before['pid']}/stat")
+    while True:  # it is dead once it is a zombie, or gone
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                break
+        except OSError:
+            break
+    answers: list[httpx2.Response] = []
+    asking = [threading.Thread(target=lambda: answers.append(shoal.chat("m"))) for _ in range(8)]
+    for thread in asking:
+        thread.start()
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    with shoal.http() as http:
+        refused = http.post("/v1/chat/completions", json=body, headers={"x-shoal-hold": "off"})
+    for thread in asking:
+        thread.join(60)
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert any(float(answer.headers["x-shoal-wake-ms"]) > 0 for answer in answers)
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+    assert shoal.model("m")["instances"][0]["restarts"] == 1
+
+
 def test_a_stream_whose_engine_dies_ends_with_an_error_and_not_as_if_whole(shoal: Shoal) -> None:
     shoal.add("m", "--tokens-per-second", "20")
     shoal.load("m")

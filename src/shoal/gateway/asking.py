@@ -70,6 +70,7 @@ class Asking(Passage):
         self._tokens: Tokens | None = None
         self._charged = False
         self._trailers: Sequence[bytes] = ()
+        self._message: Parts = ()
         self._bytes_in = self._bytes_out = 0
         self._waited = self._overhead = self._first_part = 0.0
 
@@ -79,6 +80,9 @@ class Asking(Passage):
     _skimmer: Skimmer | None = None
     _candidates: tuple[str, ...] = ()
     _passed_over: tuple[str, ...] = ()
+    _stranded_at = 0.0
+    held_until = 0.0
+    """Until when it may be held; 0 if it was not stranded."""
     _trace: Trace | None = None
     _error: ShoalError | None = None
 
@@ -213,7 +217,7 @@ class Asking(Passage):
             patience = relay.config.queue_timeout
         else:
             self._held = True
-            patience = relay.config.hold_timeout
+            patience = self.held_until - now if self.held_until else relay.config.hold_timeout
         job = self._job = Job(
             route.model,
             self.tenant,
@@ -240,6 +244,9 @@ class Asking(Passage):
         assert named is not None
         assert resolved is not None
         self._waited += job.started - job.submitted
+        if self._message:  # it was on its way before
+            self._go()
+            return
         body, rewritten = self._body, False
         if resolved.virtual is not None or resolved.name != named.model:
             body = self._renamed(resolved, body)
@@ -256,7 +263,7 @@ class Asking(Passage):
             rewritten, body = rewritten or self._strips, asking
         if self._relay.tracing is not None:
             self._pass_trace(self._relay.tracing)
-        self._message: Parts = self.message(body, self._trailers, rewritten=rewritten)
+        self._message = self.message(body, self._trailers, rewritten=rewritten)
         self._body = None
         self._go()
 
@@ -313,10 +320,8 @@ class Asking(Passage):
         try:
             engine = relay.pick(self.model, self._passed_over)
         except ShoalError as error:
-            if not self._passed_over:
-                self.outcome = "unavailable" if error.status == 503 else "client_error"
-                raise
-            raise self._unreachable_error() from None
+            self._strand(error)
+            return
         self.instance = engine.instance
         self._books = relay.measures.of(self.model, self.priority)
         relay.routes.begin(engine.instance)
@@ -358,18 +363,62 @@ class Asking(Passage):
         self.instance = ""
         try:
             if len(self._passed_over) >= ATTEMPTS:
-                raise self._unreachable_error()
-            self._go()
+                self._strand(None)
+            else:
+                self._go()
         except ShoalError as refusal:
             self.connection.refuse(refusal)
 
-    def _unreachable_error(self) -> ShoalError:
-        self.outcome = "engine_error"
-        return ShoalError(
-            f"The engine of {self.model!r} does not take connections; send the request again in a moment.",
-            status=502,
-            code="engine_connection_failed",
-        )
+    def on_unsent(self, error: OSError) -> None:
+        self.upstream = None
+        if not self.ended:
+            self.unreachable(error)
+
+    def reached(self) -> None:
+        if self._relay.stranded:
+            self._relay.resume(self.model)
+
+    def _strand(self, refusal: ShoalError | None) -> None:
+        """No instance takes the request (`refusal`: there is none), and none has seen anything of it: it is held as for
+        a model that is waking. Raises ShoalError if that cannot be, or was for too long."""
+        relay, now = self._relay, monotonic()
+        route = relay.routes.find(self.model)
+        if route is None or not (route.targets or route.comes):
+            assert refusal is not None
+            self.outcome = "unavailable" if route is not None else "client_error"
+            raise refusal
+        if not self._manner.patient or 0 < self.held_until <= now:
+            self.outcome = "unavailable"
+            raise relay.unreachable(self.model)
+        self.held_until = self.held_until or now + relay.config.hold_timeout
+        self._held = True
+        self._stranded_at = now
+        self._passed_over = ()
+        job, self._job = self._job, None
+        self.connection.limit(0.0)
+        relay.free(job, now)
+        if route.targets:
+            relay.strand(self)
+        else:  # the table knows already
+            relay.loop.call_soon(self.resume)
+
+    def resume(self) -> None:
+        """There is another table, or an engine may take connections again: it asks for its turn once more."""
+        if self.ended:
+            return
+        resolved = self._resolved
+        assert resolved is not None
+        self._waited += monotonic() - self._stranded_at
+        self._candidates = (resolved.name,)
+        try:
+            self._submit()
+        except ShoalError as error:
+            self.connection.refuse(error)
+
+    def refuse_stranded(self, error: ShoalError) -> None:
+        """It was held for as long as it may."""
+        self.outcome = "unavailable"
+        self.connection.refuse(error)
 
 
 def _broken(error: SkimError) -> ShoalError:

@@ -146,6 +146,9 @@ class Inference(Asking):
         outcome = self.outcome
         if job is not None and job.state == "waiting":
             self._waited += now - job.submitted
+        elif relay.stranded and self in relay.stranded:
+            self._waited += now - self._stranded_at
+            relay.stranded.leave(self)
         took_part = self._waited or (job is not None and job.state == "running")
         relay.over(self, job, now)
         tokens = self._tokens if self._reader is None else self._reader.tokens
@@ -204,6 +207,8 @@ class Inference(Asking):
     def phase(self) -> Phase:
         """Where it is."""
         job = self._job
+        if self in self._relay.stranded:
+            return "held"
         if job is None or job.state == "waiting":
             route = self._relay.routes.find(self.model)
             return "held" if route is not None and not route.targets else "queued"

@@ -101,6 +101,13 @@ class Passage:
         """No connection could be made; nothing was sent."""
         raise NotImplementedError
 
+    def reached(self) -> None:
+        """A connection was made for it."""
+
+    def on_unsent(self, error: OSError) -> None:
+        """The connection had ended before anything of the request was sent."""
+        self.on_broken(str(error))
+
     def broke_off(self, why: str) -> ShoalError:
         """The connection ended before the response did: what the client is to be told."""
         raise NotImplementedError
@@ -146,6 +153,7 @@ class Passage:
             else:
                 self.upstream = result
                 result.send(self, data, keep=keep)
+                self.reached()
 
         self._give_up = pool.connect(connected)
 

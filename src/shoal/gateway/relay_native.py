@@ -37,6 +37,7 @@ from shoal.gateway.passage import Passage
 from shoal.gateway.relay import ERRANDS, RelayConfig
 from shoal.gateway.routes import Routes
 from shoal.gateway.server import ClientConnection
+from shoal.gateway.stranded import Stranded
 from shoal.gateway.uploads import Upload
 from shoal.gateway.upstream import Pool, Pools
 from shoal.gateway.virtual import Names
@@ -78,6 +79,7 @@ class NativeRelay:
         )
         self.keyring = Keyring()
         self.measures = Measures()
+        self.stranded: Stranded[Asking] = Stranded()
         self.keeping = Keeping()
         self.circuits = Circuits()
         self.tracing: Tracing | None = None
@@ -277,6 +279,33 @@ class NativeRelay:
             error.headers.setdefault("Retry-After", str(RETRY_HELD))
         return error
 
+    def unreachable(self, model: str) -> ShoalError:
+        """The refusal of a request none of whose instances takes connections."""
+        return ShoalError(
+            f"The engine of {model!r} does not take connections; send the request again in a moment.",
+            status=503,
+            code="engine_connection_failed",
+            headers={"Retry-After": str(RETRY_HELD)},
+        )
+
+    def free(self, job: Job | None, now: float) -> None:
+        """A running request gives up its slot, but goes on."""
+        if job is not None:
+            job.owner = None
+            self._start(self.admission.done(job, now))
+
+    def strand(self, request: Asking) -> None:
+        """Hold a request that no instance takes."""
+        self.stranded.add(request)
+        self._on_change()
+
+    def resume(self, model: str | None = None) -> None:
+        """Requests that were held so, of a model or all, may try again."""
+        if self.stranded:
+            for request in self.stranded.take(model):
+                self.loop.call_soon(request.resume)
+            self._on_change()
+
     def over(self, inference: Inference, job: Job | None, now: float) -> None:
         """A request has ended, wherever it was."""
         self.requests.pop(inference.id, None)
@@ -324,6 +353,7 @@ class NativeRelay:
                         job.owner.refuse_waiting(self.routes.unavailable(route), "unavailable")
                 elif self.admission.waiting(route.model):
                     self.link.want(route.model)
+        self.resume()
         self._informed.set()
 
     def _limit(self, route: Route) -> int | None:
@@ -362,6 +392,8 @@ class NativeRelay:
 
     def _expire(self) -> None:
         now = monotonic()
+        if self.stranded:
+            self._expire_stranded(now)
         self._start(self.admission.settle(now))
         for job in self.admission.expired(now):
             route = self.routes.find(job.model)
@@ -379,15 +411,30 @@ class NativeRelay:
                 )
                 job.owner.refuse_waiting(error, "refused")
 
+    def _expire_stranded(self, now: float) -> None:
+        for request in self.stranded.expired(now):
+            error = self.unreachable(request.model)
+            error.message = f"The request was held for {self.config.hold_timeout:.0f} s. {error.message}"
+            request.refuse_stranded(error)
+        avoided = self.circuits.open(now)
+
+        def worth(model: str) -> bool:
+            route = self.routes.find(model)
+            return route is None or not all(target.instance in avoided for target in route.targets)
+
+        for request in self.stranded.trials(worth):
+            request.resume()
+
     # -- what is told -------------------------------------------------------------------------------------------------
 
     def _report(self) -> RelayReport:
         waiting = []
-        for model in self.admission.waiting_models():
-            count = self.admission.waiting(model)
+        stranded = self.stranded.counts()
+        for model in dict.fromkeys((*self.admission.waiting_models(), *stranded)):
+            count, more = self.admission.waiting(model), stranded.get(model, 0)
             route = self.routes.find(model)
             held = route is not None and not route.targets
-            waiting.append(Waiting(model, held=count) if held else Waiting(model, queued=count))
+            waiting.append(Waiting(model, held=count + more) if held else Waiting(model, queued=count, held=more))
         return RelayReport(
             "",
             "",

@@ -127,6 +127,9 @@ class Upload(Inference):
         assert named is not None
         assert resolved is not None
         self._waited += job.started - job.submitted
+        if self._message:  # it was on its way before
+            self._go()
+            return
         if resolved.virtual is not None or resolved.name != named.model:
             self._rename(resolved, form)
         if self._relay.tracing is not None:

@@ -57,6 +57,9 @@ class Sender(Protocol):
     def on_raw_back(self, data: bytes) -> None:
         """Bytes of the other protocol."""
 
+    def on_unsent(self, error: OSError) -> None:
+        """The connection had ended before the request was sent: nothing of it has reached the engine."""
+
     def on_broken(self, why: str) -> None:
         """The connection ended, or what came was no HTTP. Nothing follows."""
 
@@ -75,6 +78,7 @@ class EngineConnection(asyncio.Protocol):
         self._head = b""
         self._last: ResponseHead | None = None
         self._reusable = True
+        self._at_once = False  # the request went out in one write, and nothing has come back
         self._raw = False
         self._paused = False
         self.idle_until = 0.0
@@ -94,8 +98,10 @@ class EngineConnection(asyncio.Protocol):
         transport = self._transport
         assert transport is not None
         if len(data) == 1:
+            self._at_once = True
             transport.write(data[0])
         else:
+            self._at_once = False
             transport.writelines(data)
 
     def write(self, data: bytes) -> None:
@@ -132,6 +138,8 @@ class EngineConnection(asyncio.Protocol):
             self._pool.gone(self)
         elif exc is None and self._framing is not None and self._framing.whole:
             sender.on_complete()
+        elif isinstance(exc, BrokenPipeError) and self._at_once and self._framing is None and not self._head:
+            sender.on_unsent(exc)  # the very first write was refused
         else:
             sender.on_broken(_reason(exc))
 
@@ -186,6 +194,7 @@ class EngineConnection(asyncio.Protocol):
                 if end > MAX_RESPONSE_HEAD:
                     raise BadResponseError("the head of its response is too long")
                 head = self._last = _HEADS.read(data[:end])
+            self._at_once = False
             if head.status == 101:
                 self._raw, self._reusable = True, False
                 sender.on_upgraded(head, data[end:])
