@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shoal.errors import ShoalError
 from shoal.fleet import facts
@@ -459,3 +462,77 @@ def test_only_the_last_hundred_are_remembered() -> None:
     assert len(world.manager.moves.records) == len(world.effects.moves) == KEPT
     assert ids[-1] in world.effects.moves
     assert ids[0] not in world.effects.moves
+
+
+HAPPENS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["move", "change", "cancel", "answer", "prepare", "spawn", "healthy", "fail", "report", "end", "tick"]
+        ),
+        st.integers(0, 5),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(HAPPENS)
+def test_whatever_happens_every_table_has_one_copy_and_every_move_ends(happens: list[tuple[str, int]]) -> None:
+    world, _ = a_world()
+    before = len(world.effects.tables)
+    for what, n in happens:
+        happen(world, what, n)
+    for _ in range(60):  # everything that is on its way arrives
+        for what in ("prepare", "spawn", "healthy", "answer", "report", "end", "tick"):
+            happen(world, what, 0)
+    assert all(m.ended for m in world.manager.moves.records.values())
+    assert world.only().state is S.READY
+    assert world.effects.alive == {world.only().id}, "nothing is left behind"
+    assert world.manager.fleet.models["m"].desired == 1
+    assert not world.manager.fleet.model_view("m").instances[0].outdated
+    assert not world.manager.fleet.apart
+    assert not world.manager._life.residing.held
+    for table in world.effects.tables[before:]:
+        assert len(table.routes[0].targets) == 1
+
+
+def happen(world: World, what: str, n: int) -> None:
+    """One of the things that may happen to a fleet in which no process dies by itself but such as start."""
+    found = list(world.manager.fleet.instances.values())
+    match what:
+        case "move" | "change" | "cancel":
+            wanted = (
+                Wanted("m", (f"cuda:{n % 3}",)) if what == "move" else Wanted("m", changes={"context_length": 100 + n})
+            )
+
+            def command() -> None:
+                with contextlib.suppress(ShoalError):
+                    if what != "cancel":
+                        world.manager.moves.begin(wanted)
+                    elif ids := list(world.manager.moves.records):
+                        world.manager.moves.cancel(ids[n % len(ids)])
+
+            world.manager.handle(command)
+        case "answer":
+            asked, world.effects.asked = world.effects.asked, []
+            for id in asked:
+                text = None if n == 4 else "text: London" if n == 5 else PARIS
+                world.tell(facts.CanaryAnswered(id, text))
+        case "prepare":
+            world.prepare()
+        case "spawn":
+            for one in [i for i in found if i.state is S.STARTING and not i.address]:
+                world.spawned(one.id)
+        case "healthy":
+            for one in [i for i in found if i.state is S.STARTING and i.address]:
+                world.healthy(one.id)
+        case "fail":
+            for one in [i for i in found if i.state is S.STARTING]:
+                world.exit(one.id)
+        case "report":
+            world.report()
+        case "end":
+            for one in [i for i in found if i.state is S.STOPPING]:
+                world.exit(one.id)
+        case _:
+            world.after(1)

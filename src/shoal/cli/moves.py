@@ -192,8 +192,8 @@ def _what(found: Mapping[str, Any]) -> str:
 def _where(found: Mapping[str, Any]) -> str:
     """From where to where, and which settings."""
     ways = dict.fromkeys(f"{_on(leg['was_on'])} → {_on(leg['devices'])}" for leg in found["legs"])
-    settings = f" ({', '.join(sorted(found['changes']))})" if found["changes"] else ""
-    return "; ".join(ways) + settings
+    settings = sorted(set(found["changes"]) - {"devices"})
+    return "; ".join(ways) + (f" ({', '.join(settings)})" if settings else "")
 
 
 def _on(devices: list[str]) -> str:
