@@ -251,8 +251,8 @@ class HostCopies:
         return [one for one, copy in copies if copy is None or (copy.mark is None and not memory)]
 
     def _too_large(self, missing: list[Allocation]) -> str:
-        need, room = sum(one.size for one in missing if self._copy(one) is None), self._room()
-        if not need or need + SPARE <= room:
+        need = sum(one.size for one in missing if self._copy(one) is None)
+        if not need or need + SPARE <= (room := self._room()):
             return ""
         return (
             f"a copy of the weights needs {need / 2**30:.2f} GiB more of the host's memory, which has "

@@ -19,15 +19,17 @@ from .copies import HostCopies
 
 log = logging.getLogger("vllm.shoal")
 
+_MACHINE = Machine()
+
 
 class CopyingMixin:
     """What goes before vLLM's worker, and before what makes its memory elastic."""
 
     _host_copies: HostCopies | None = None
-    _copyless_because = "this engine was started without sleep"
+    _copyless_because = ""
 
     def _maybe_get_memory_pool_context(self, tag: str) -> Any:
-        if tag == "weights" and self._host_copies is None:
+        if self._host_copies is None and not self._copyless_because:  # the first of all: nothing is allocated yet
             self._keep_copies()
         return super()._maybe_get_memory_pool_context(tag)  # type: ignore[misc]
 
@@ -66,6 +68,7 @@ class CopyingMixin:
         """Take the place of vLLM's allocator; where that is not as expected, vLLM sleeps as it does without Shoal."""
         worker: Any = self
         if not getattr(worker.vllm_config.model_config, "enable_sleep_mode", False):
+            self._copyless_because = "this engine was started without sleep"
             return
         try:
             hooks.verify(hooks.COPY_HOOKS, VLLM_VERSION)
@@ -87,5 +90,5 @@ class CopyingWorker(CopyingMixin, Worker):  # type: ignore[misc]
 
 def host_room() -> int:
     """Bytes of the host's memory that are free."""
-    reading = Machine()().get(HOST)
+    reading = _MACHINE().get(HOST)
     return 0 if reading is None else reading.free

@@ -6,7 +6,9 @@ torch's own pinned memory grows to powers of two and is never returned.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import importlib
 import mmap
 import threading
@@ -137,11 +139,18 @@ class CudaMover:
 
 
 def _populate(memory: mmap.mmap, address: int, size: int) -> None:
-    """Have every page there, in large ones where the system has them, without holding up other threads."""
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    madvise = ctypes.CDLL(None).madvise
+    """Have every page there, in large ones where the system has them, without holding up other threads.
+
+    Raises MemoryError.
+    """
+    with contextlib.suppress(OSError):  # a kernel without large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for offset in range(0, size, POPULATED):
         part = min(POPULATED, size - offset)
-        if madvise(address + offset, part, _MADV_POPULATE_WRITE):
-            ctypes.memset(address + offset, 0, part)
+        if not madvise(address + offset, part, _MADV_POPULATE_WRITE):
+            continue
+        if ctypes.get_errno() != errno.EINVAL:
+            raise MemoryError(f"the host has no {size >> 20} MiB for a copy of weights")
+        ctypes.memset(address + offset, 0, part)  # an older kernel
