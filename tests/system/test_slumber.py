@@ -205,7 +205,7 @@ def test_an_unload_ends_one_that_sleeps(shoal: Shoal) -> None:
 
 
 def test_models_take_turns_on_a_device_that_holds_one_of_them() -> None:
-    with a_shoal(simulated_devices=["1GiB"]) as shoal:
+    with a_shoal(simulated_devices=["1GiB"], min_awake=0) as shoal:
         shoal.start()
         for name in ("a", "b"):
             shoal.add(name, "--enable-sleep-mode", "--device-memory", "700MiB", devices=["simulated:0"], elastic="off")
@@ -214,21 +214,20 @@ def test_models_take_turns_on_a_device_that_holds_one_of_them() -> None:
             client.sleep("a")
             shoal.wait("a", "sleeping")
             shoal.load("b")
-            with contextlib.suppress(ShoalError):
-                client.wake("a")
-            until(lambda: not client.model("a")["instances"][0]["wanted_awake"], "a sure reading of the device")
-            with pytest.raises(ShoalError, match=r"needs 700\.0 MiB on simulated:0") as caught:
+            client.change_model("b", {"pin": True})
+            with pytest.raises(ShoalError, match=r"a needs 700\.0 MiB on simulated:0") as caught:
                 client.wake("a")
             assert caught.value.code == "too_little_memory"
+            client.change_model("b", {"pin": False})
             answers: list[httpx2.Response] = []
             held = threading.Thread(target=lambda: answers.append(shoal.chat("a")))
             held.start()
-            until(lambda: "waits for room" in client.model("a")["instances"][0]["reason"], "its wish")
-            assert shoal.chat("b").status_code == 200
-            client.sleep("b")
             held.join()
             assert answers[0].status_code == 200
             assert (client.model("a")["state"], client.model("b")["state"]) == ("ready", "sleeping")
+            client.wake("b")
+            shoal.wait("b", "ready")
+            assert client.model("a")["state"] == "sleeping", "whoever wakes one has the other make room"
         assert shoal.stop() == 0
 
 

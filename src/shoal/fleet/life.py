@@ -324,6 +324,8 @@ class Life:
             return instance
         changed = dataclasses.replace(instance, state=transition.state, reason=reason, changed_at=self._effects.now())
         self.put(changed)
+        if changed.state is S.READY and instance.state is not S.DRAINING:
+            self._room.came(instance.id, changed.changed_at)
         took = max(0.0, changed.changed_at - instance.changed_at)
         self.note(changed, transition.state.value, f"{changed.model}: {reason}", level, took)
         if instance.state in (S.STARTING, S.WAKING):

@@ -44,6 +44,7 @@ class Room:
         self._readings_to_wait = 0
         self._ended_last = ""
         self._unknown: set[str] = set()
+        self._came: dict[str, float] = {}
 
     def prepared(self, instance: str, needs: int | None, kinds: tuple[str, ...], kv: int | None = None) -> None:
         """What an instance needs on each device, in bytes (None: unknown), and the kinds of device that it can use.
@@ -76,6 +77,11 @@ class Room:
         self._estimates.pop(instance, None)
         self._known.pop(instance, None)
         self._unknown.discard(instance)
+        self._came.pop(instance, None)
+
+    def came(self, instance: str, now: float) -> None:
+        """It has all that it needs, since just now."""
+        self._came[instance] = now
 
     def ended(self, instance: Instance) -> None:
         """A process group is gone; what it held comes back with the next readings."""
@@ -123,11 +129,7 @@ class Room:
         """Devices of which readings do not tell yet who holds what: somebody comes, or went a moment ago."""
         if self._readings_to_wait or self._unknown:
             return {device.id for device in self._fleet.devices}
-        coming = (
-            i
-            for i in self._fleet.instances.values()
-            if i.state in (S.STARTING, S.WAKING) or (i.state is S.READY and i.changed_at >= self._read_at)
-        )
+        coming = (i for i in self._fleet.instances.values() if i.state in (S.STARTING, S.WAKING) or self._is_new(i))
         return {device for instance in coming for device in instance.devices}
 
     def first_kv(self, instance: str) -> int:
@@ -190,6 +192,11 @@ class Room:
                 return f"it needs {format_bytes(needs)} on {name}, which has {free} free"
         return None
 
+    def _is_new(self, instance: Instance) -> bool:
+        """Whether it has its memory, and the last reading does not show that yet."""
+        has = instance.state in (S.READY, S.DRAINING) or (instance.state is S.STOPPING and instance.rest.level is None)
+        return has and self._came.get(instance.id, -1.0) >= self._read_at
+
     def _promised(self) -> Mapping[str, int]:
         """Bytes by device that placed instances will still take, or have taken since the devices were read."""
         kinds = {device.id: device.kind for device in self._fleet.devices}
@@ -197,7 +204,7 @@ class Room:
         ready = {instance.id for instance in self._fleet.instances.values() if instance.state is S.READY}
         promised = {device.id: self._fleet.ledger.owed_to_floors(device, ready) for device in self._fleet.devices}
         for instance in self._fleet.instances.values():
-            new = instance.state is S.READY and instance.changed_at >= self._read_at
+            new = self._is_new(instance)
             if not new and instance.state not in (S.QUEUED, S.STARTING, S.WAKING):
                 continue
             rest = max(0, (self._fleet.needs.get(instance.id) or 0) - instance.memory.get("host", 0))
