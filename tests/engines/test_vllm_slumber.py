@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from shoal.engines.base import Environment, Launch
 from shoal.engines.environments import Environments
 from shoal.engines.vllm.adapter import VllmEngine
-from shoal.engines.vllm.slumber import why_sleepless
+from shoal.engines.vllm.slumber import WORKER, why_sleepless
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device
 from shoal.memory.elastic import ElasticTerms
@@ -46,6 +47,22 @@ def test_on_a_gpu_it_is_started_so_that_it_can(tmp_path: Path, elastic: bool) ->
     assert made.argv.count("--enable-sleep-mode") == 1
     assert made.env["VLLM_SERVER_DEV_MODE"] == "1"
     assert launch(tmp_path, args=("--enable-sleep-mode",)).argv.count("--enable-sleep-mode") == 1
+
+
+def test_one_that_sleeps_keeps_copies_of_its_weights_whether_it_is_elastic_or_not(tmp_path: Path) -> None:
+    made = launch(tmp_path, elastic=False, args=("--worker-cls", "mine"), env={"PYTHONPATH": "/mine"})
+    assert [made.argv[at + 1] for at, arg in enumerate(made.argv) if arg == "--worker-cls"] == [WORKER, "mine"]
+    assert made.env["PYTHONPATH"].endswith(":/mine")
+    assert launch(tmp_path).argv.count("--worker-cls") == 1, "the elastic worker does it too"
+
+
+@pytest.mark.parametrize(
+    "told", [{"sleep": "off"}, {"environment": replace(CUDA, version="0.23.1")}, {"environment": CPU}]
+)
+def test_where_there_can_be_no_copies_the_worker_is_vllms_own(tmp_path: Path, told: dict[str, Any]) -> None:
+    made = launch(tmp_path, elastic=False, **told)
+    assert "--worker-cls" not in made.argv
+    assert "PYTHONPATH" not in made.env
 
 
 @pytest.mark.parametrize("elastic", [True, False])

@@ -125,6 +125,6 @@ def _verify(hook: Hook, version: str) -> None:
 
 def _error(what: str, how: str, version: str) -> HookError:
     return HookError(
-        f"elastic memory does not fit this vLLM {version}: {what} {how}. Supported are {OLDEST[0]}.{OLDEST[1]} to "
+        f"Shoal's worker does not fit this vLLM {version}: {what} {how}. Supported are {OLDEST[0]}.{OLDEST[1]} to "
         f"{NEWEST[0]}.{NEWEST[1]} as released; install one of them, or run with a fixed KV cache (elastic: off)"
     )

@@ -1,0 +1,269 @@
+"""The worker and the allocator that keep copies, over stand-ins for vLLM's in the shape of 0.26."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shoal.engines.vllm.plugin import copies, hooks
+from shoal.engines.vllm.plugin.copies import Mark
+
+PACKAGE = "shoal.engines.vllm.plugin"
+SIZE = 2 << 20
+
+
+class CuMemAllocator:
+    """vLLM's allocator, whose device is a list of what was done."""
+
+    instance: CuMemAllocator | None = None
+
+    def __init__(self) -> None:
+        self.pointer_to_data: dict[int, Any] = {}
+        self.done: list[tuple[str, int]] = []
+
+    @staticmethod
+    def get_instance() -> CuMemAllocator:
+        if CuMemAllocator.instance is None:
+            CuMemAllocator.instance = CuMemAllocator()
+        return CuMemAllocator.instance
+
+    def allocate(self, pointer: int, tag: str) -> None:
+        self.pointer_to_data[pointer] = SimpleNamespace(handle=(0, SIZE, pointer), tag=tag, cpu_backup_tensor=None)
+
+    def sleep(self, offload_tags: tuple[str, ...] | str | None = None) -> None:
+        for pointer, data in self.pointer_to_data.items():
+            if data.tag in (offload_tags or ()):
+                data.cpu_backup_tensor = "a fresh copy"
+                self.done.append(("copy out", pointer))
+            self.done.append(("unmap", pointer))
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        for pointer, data in self.pointer_to_data.items():
+            if tags is None or data.tag in tags:
+                self.done.append(("map", pointer))
+                if data.cpu_backup_tensor is not None:
+                    self.done.append((f"copy in {data.cpu_backup_tensor}", pointer))
+                    data.cpu_backup_tensor = None
+
+    def _python_free_callback(self, ptr: int) -> Any:
+        return self.pointer_to_data.pop(ptr).handle
+
+
+class AllocationData:
+    def __init__(self, handle: Any, tag: str, cpu_backup_tensor: Any = None) -> None: ...
+
+
+class Worker:
+    """vLLM's worker."""
+
+    def __init__(self, *, sleep_mode: bool = True) -> None:
+        self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(enable_sleep_mode=sleep_mode))
+        self.device = "cuda:0"
+        self.closed = False
+
+    def _maybe_get_memory_pool_context(self, tag: str) -> str:
+        return f"pool of {tag}"
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        return scheduler_output
+
+    def sleep(self, level: int = 1) -> None:
+        CuMemAllocator.get_instance().sleep(("weights",) if level == 1 else ())
+
+    def wake_up(self, tags: list[str] | None = None) -> None:
+        CuMemAllocator.get_instance().wake_up(tags)
+
+    def shutdown(self) -> None:
+        self.closed = True
+
+
+class CudaMover:
+    """Copies at once; what is where never differs, unless it is told."""
+
+    changed = False
+
+    def __init__(self, device: str) -> None:
+        assert device == "cuda:0"
+
+    def reserve(self, size: int) -> Any:
+        return SimpleNamespace(tensor="the kept copy", close=lambda: None)
+
+    def fetch(self, *_: Any) -> None: ...
+
+    def wait(self) -> None: ...
+
+    def mark(self, *_: Any) -> Mark:
+        return 1, 1
+
+    def marks(self, allocations: Sequence[tuple[int, int]]) -> list[Mark]:
+        return [(1, 2) if CudaMover.changed else (1, 1) for _ in allocations]
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module `copying` over those stand-ins."""
+
+    def module(name: str, **fields: Any) -> None:
+        made = ModuleType(name)
+        vars(made).update(fields)
+        monkeypatch.setitem(sys.modules, name, made)
+
+    for name in ("vllm", "vllm.v1", "vllm.v1.worker"):
+        module(name)
+    module("vllm.v1.worker.gpu_worker", Worker=Worker)
+    module("vllm.version", __version__="0.26.0")
+    module("vllm.device_allocator", AllocationData=AllocationData)
+    module("vllm.device_allocator.cumem", CuMemAllocator=CuMemAllocator)
+    module("torch", _C=SimpleNamespace(_construct_storage_from_data_pointer=lambda: None))
+    module(f"{PACKAGE}.pinned", CudaMover=CudaMover)
+    monkeypatch.setattr(CuMemAllocator, "instance", None)
+    monkeypatch.setattr(CudaMover, "changed", False)
+    for name in ("copying", "keeping"):
+        monkeypatch.delitem(sys.modules, f"{PACKAGE}.{name}", raising=False)
+    found = importlib.import_module(f"{PACKAGE}.copying")
+    monkeypatch.setattr(found, "host_room", lambda: copies.SPARE + 100 * SIZE)
+    yield found
+    for name in ("copying", "keeping"):
+        sys.modules.pop(f"{PACKAGE}.{name}", None)
+
+
+def loaded(plugin: Any) -> tuple[Any, Any]:
+    """A worker with two allocations of weights and one of KV cache, and its allocator."""
+    worker = plugin.CopyingWorker()
+    assert worker._maybe_get_memory_pool_context("weights") == "pool of weights"
+    allocator: Any = CuMemAllocator.get_instance()
+    for pointer, tag in ((1, "weights"), (2, "weights"), (3, "kv_cache")):
+        allocator.allocate(pointer, tag)
+    return worker, allocator
+
+
+def done(allocator: Any) -> list[tuple[str, int]]:
+    found = list(allocator.done)
+    allocator.done.clear()
+    return found
+
+
+UNMAPPED = [("unmap", 1), ("unmap", 2), ("unmap", 3)]
+BACK = [("map", 1), ("copy in the kept copy", 1), ("map", 2), ("copy in the kept copy", 2), ("map", 3)]
+
+
+def test_a_sleep_only_unmaps_and_a_wake_copies_what_is_kept(plugin: Any) -> None:
+    worker, allocator = loaded(plugin)
+    for _ in range(2):
+        worker.sleep()
+        assert done(allocator) == UNMAPPED
+        worker.wake_up()
+        assert done(allocator) == BACK
+    assert worker.shoal_copies()["held"] == 2 * SIZE
+
+
+def test_a_wake_in_parts(plugin: Any) -> None:
+    worker, allocator = loaded(plugin)
+    worker.sleep()
+    done(allocator)
+    worker.wake_up(["kv_cache"])
+    assert "these are its weights" in worker.shoal_copies("forget")["reason"]
+    worker.wake_up(["weights"])
+    assert worker.shoal_copies("forget")["held"] == 0
+    assert done(allocator) == [("map", 3), *BACK[:-1]]
+
+
+def test_a_deeper_sleep_drops_the_weights_and_keeps_the_copy(plugin: Any) -> None:
+    worker, allocator = loaded(plugin)
+    worker.sleep()
+    worker.wake_up()
+    done(allocator)
+    worker.sleep(2)
+    assert done(allocator) == UNMAPPED
+    worker.wake_up()
+    assert done(allocator) == [("map", 1), ("map", 2), ("map", 3)], "weights are read anew, not copied back"
+    assert worker.shoal_copies()["held"] == 2 * SIZE
+
+
+def test_without_room_for_a_copy_nothing_is_taken_away(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "host_room", lambda: copies.SPARE)
+    worker, allocator = loaded(plugin)
+    with pytest.raises(MemoryError):
+        worker.sleep()
+    assert done(allocator) == []
+
+
+def test_where_copying_fails_vllm_does_it_itself(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("cuMemHostRegister failed with CUDA_ERROR_NOT_PERMITTED")
+
+    monkeypatch.setattr(CudaMover, "reserve", fails)
+    worker, allocator = loaded(plugin)
+    worker.sleep()
+    assert done(allocator) == [("copy out", 1), ("unmap", 1), ("copy out", 2), ("unmap", 2), ("unmap", 3)]
+    worker.wake_up()
+    assert ("copy in a fresh copy", 1) in done(allocator)
+    assert "NOT_PERMITTED" in worker.shoal_copies()["reason"]
+
+
+def test_a_freed_allocation_has_no_copy_any_more(plugin: Any) -> None:
+    worker, allocator = loaded(plugin)
+    worker.sleep()
+    worker.wake_up()
+    assert allocator._python_free_callback(1) == (0, SIZE, 1)
+    assert worker.shoal_copies() == {"size": SIZE, "held": SIZE, "reserved": SIZE, "taking": False, "reason": ""}
+
+
+def test_steps_go_on_and_the_end_ends_the_copying(plugin: Any) -> None:
+    worker, _ = loaded(plugin)
+    assert worker.execute_model("a step") == "a step"
+    worker.shoal_copies("take")
+    worker.shutdown()
+    assert worker.closed
+    assert not worker.shoal_copies()["taking"]
+    with pytest.raises(ValueError, match="take, forget or look"):
+        worker.shoal_copies("keep")
+
+
+def test_an_engine_without_sleep_keeps_vllms_allocator(plugin: Any) -> None:
+    worker = plugin.CopyingWorker(sleep_mode=False)
+    worker._maybe_get_memory_pool_context("weights")
+    assert CuMemAllocator.instance is None
+    assert worker.shoal_copies("take")["reason"] == "this engine was started without sleep"
+    worker.execute_model("a step")
+    worker.shutdown()
+
+
+def _old(monkeypatch: pytest.MonkeyPatch, plugin: Any) -> None:
+    monkeypatch.setattr(plugin, "VLLM_VERSION", "0.23.0")
+
+
+def _otherwise(monkeypatch: pytest.MonkeyPatch, plugin: Any) -> None:
+    monkeypatch.setattr(CuMemAllocator, "sleep", lambda self, tags: None)
+
+
+def _in_use(monkeypatch: pytest.MonkeyPatch, plugin: Any) -> None:
+    CuMemAllocator.get_instance().allocate(9, "weights")
+
+
+@pytest.mark.parametrize(
+    ("make", "why"), [(_old, "0.24"), (_otherwise, r"CuMemAllocator.sleep takes \(self, tags\)"), (_in_use, "in use")]
+)
+def test_where_vllm_is_otherwise_it_sleeps_as_it_does_by_itself(
+    plugin: Any, monkeypatch: pytest.MonkeyPatch, make: Callable[..., None], why: str
+) -> None:
+    make(monkeypatch, plugin)
+    worker = plugin.CopyingWorker()
+    worker._maybe_get_memory_pool_context("weights")
+    assert type(CuMemAllocator.get_instance()) is CuMemAllocator
+    reason = worker.shoal_copies("take")["reason"]
+    assert re.search(why, reason), reason
+    if make is _in_use:
+        worker.sleep()
+        assert ("copy out", 9) in done(CuMemAllocator.get_instance())
+
+
+def test_the_hooks_of_copies_are_those_that_are_used() -> None:
+    names = {hook.name.rpartition(".")[2] for hook in hooks.COPY_HOOKS}
+    assert {"sleep", "wake_up", "_python_free_callback", "get_instance", "execute_model", "shutdown"} <= names
