@@ -237,6 +237,7 @@ class Bench:
             host, port = shoal.url.removeprefix("http://").split(":")
             data = body(self.prompts[0], 8)
             awake = [first_token(host, int(port), data) for _ in range(5)]
+            copied = self.copied(shoal.state)
             slept, found = [], []
             for number in range(self.options.naps + 1):
                 if self.left() < 15:
@@ -254,9 +255,20 @@ class Bench:
             with shoal.client as admin:
                 notes = [note["message"] for note in admin.history(limit=200) if "awake" in note["message"]]
             self.add(
-                "shoal", "endpoint", first_token_s=found, awake_first_token_s=awake, slept_s=slept, notes=notes[:8]
+                "shoal", "endpoint", first_token_s=found, awake_s=awake, copied=copied, slept_s=slept, notes=notes[:8]
             )
             shoal.stop()
+
+    def copied(self, state: Path) -> bool:
+        """Wait until Shoal has had the idle engine's weights copied, as the engine's log says; whether it has."""
+        if self.rig is None:
+            return False
+        deadline = time.monotonic() + min(40.0, self.left() / 2)
+        while time.monotonic() < deadline:
+            if any("of weights to the host" in log.read_text() for log in state.glob("logs/*/engine.log")):
+                return True
+            time.sleep(0.2)
+        return False
 
     def settings(self, scratch: Path) -> dict[str, Any]:
         """Of the model behind the endpoint: as the engines before."""

@@ -11,7 +11,6 @@ import ctypes
 import errno
 import importlib
 import mmap
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -72,7 +71,6 @@ class CudaMover:
         ordinal = torch.cuda.current_device() if device.index is None else device.index
         self._call(cu.cuInit, 0)
         self._context = self._call(cu.cuDevicePrimaryCtxRetain, self._call(cu.cuDeviceGet, ordinal))
-        self._lock = threading.Lock()
         with self._current():
             least, _ = self._call(cu.cuCtxGetStreamPriorityRange)
             self._stream = self._call(
