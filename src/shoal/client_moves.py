@@ -36,9 +36,17 @@ class MoveCalls:
         changes: Mapping[str, Any] | None = None,
         instance: str | None = None,
         stop_first: bool = False,
+        drain: float | None = None,
     ) -> Json:
-        """Have other instances take the place of a model's, on the devices `to` or with the settings `changes`."""
-        body = {"to": list(to), "set": dict(changes or {}), "instance": instance, "stop_first": stop_first}
+        """Have other instances take the place of a model's, on the devices `to` or with the settings `changes`; `drain`
+        is how many seconds requests of the old ones get."""
+        body = {
+            "to": list(to),
+            "set": dict(changes or {}),
+            "instance": instance,
+            "stop_first": stop_first,
+            "drain": drain,
+        }
         return self._json("POST", "/moves", body={"model": model, **body})
 
     def cancel_move(self: Asking, id_: str) -> Json:

@@ -393,6 +393,32 @@ def test_a_fixed_port_serves_one_copy_only() -> None:
     assert move(world, id).state == "running"
 
 
+def test_requests_of_the_old_one_may_take_long_but_not_when_shoal_stops() -> None:
+    for drain, limit in ((None, 3600), (100.0, 100)):
+        world, old = a_world()
+        id = begin(world, "m", "cuda:1", drain=drain)
+        answer(world)
+        loads(world)
+        answer(world)
+        world.report({old: 1})
+        world.after(limit - 1)
+        assert world.get(old).state is S.DRAINING
+        world.after(2)
+        assert world.get(old).state is S.STOPPING
+        assert move(world, id).leg.step is Step.DRAINING
+    world, old = a_world()
+    begin(world, "m", "cuda:1")
+    answer(world)
+    loads(world)
+    answer(world)
+    world.manager.handle(lambda: void(world.manager.stop_all()))
+    world.report({old: 1})
+    world.after(29)
+    assert world.get(old).state is S.DRAINING
+    world.after(2)
+    assert world.get(old).state is S.STOPPING
+
+
 def test_several_instances_spread_over_the_devices_one_after_the_other() -> None:
     world = World(gpu(0), gpu(1), gpu(2))
     world.add(devices="auto")

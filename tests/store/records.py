@@ -207,6 +207,7 @@ moves = st.builds(
     legs=st.lists(_legs, min_size=1, max_size=3).map(tuple),
     changes=st.dictionaries(words, st.none() | st.integers(0, 100) | words | st.booleans(), max_size=2),
     stop_first=st.booleans(),
+    drain=st.none() | st.floats(0, 1e6),
     state=st.sampled_from(["waiting", "running", "done", "failed", "cancelled"]),
     cancelling=st.booleans(),
     ended_at=st.none() | times,

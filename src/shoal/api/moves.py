@@ -24,6 +24,7 @@ class MoveView(BaseModel):
     message: str
     changes: dict[str, Any]
     stop_first: bool
+    drain: float | None
     cancelling: bool
     created_at: float
     ended_at: float | None
@@ -46,6 +47,13 @@ class MoveRequest(BaseModel):
     set: dict[str, Any] = Field(default_factory=dict, description="Settings by name, as for `PATCH` of a model.")
     instance: str | None = Field(None, description="This instance alone; default: all of the model.")
     stop_first: bool = Field(False, description="End the old one first; requests are held until the new one serves.")
+    drain: float | None = Field(
+        None,
+        ge=0,
+        le=86400,
+        description="Seconds that requests of the old one may take to end. Default: an hour; `drain_timeout` with "
+        "`stop_first`.",
+    )
 
 
 @router.get("/moves")
@@ -58,7 +66,7 @@ async def list_moves(controller: Context) -> MoveList:
 @router.post("/moves", status_code=202)
 async def begin_move(controller: Context, request: MoveRequest) -> MoveView:
     """Begin a move. It waits for those before it that touch one of its devices; 409 while its model is moved."""
-    wanted = Wanted(request.model, request.to, request.set, request.instance, request.stop_first)
+    wanted = Wanted(request.model, request.to, request.set, request.instance, request.stop_first, request.drain)
     move = await controller.do(lambda: controller.manager.moves.begin(wanted))
     return _view(controller.manager.moves.find(move.id))
 
@@ -84,6 +92,7 @@ def _view(move: Move) -> MoveView:
         message=move.message,
         changes=dict(move.changes),
         stop_first=move.stop_first,
+        drain=move.drain,
         cancelling=move.cancelling,
         created_at=move.created_at,
         ended_at=move.ended_at,

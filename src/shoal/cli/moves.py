@@ -25,6 +25,10 @@ Instance = Annotated[
 StopFirst = Annotated[
     bool, typer.Option("--stop-first", help="End the old one before the new one loads; requests are held meanwhile.")
 ]
+Drain = Annotated[
+    float | None,
+    typer.Option("--drain", metavar="SECONDS", min=0, help="What requests of the old one may take. Default: an hour."),
+]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has ended.")]
 INTERVAL = 0.2
 """Seconds between two looks at a move."""
@@ -47,6 +51,7 @@ def move(
     ],
     instance: Instance = None,
     stop_first: StopFirst = False,
+    drain: Drain = None,
     wait: Wait = True,
     url: Url = None,
     as_json: AsJson = False,
@@ -54,7 +59,7 @@ def move(
     """Move a model to other devices while it serves. Exit code 5: it stays where it was."""
     devices = [part.strip() for value in to for part in value.split(",") if part.strip()]
     with connect(url) as client:
-        found = client.begin_move(name, to=devices, instance=instance, stop_first=stop_first)
+        found = client.begin_move(name, to=devices, instance=instance, stop_first=stop_first, drain=drain)
         _end(client, found, wait=wait, as_json=as_json)
 
 
@@ -68,6 +73,7 @@ def change(
     ] = None,
     instance: Instance = None,
     stop_first: StopFirst = False,
+    drain: Drain = None,
     wait: Wait = True,
     url: Url = None,
     as_json: AsJson = False,
@@ -75,7 +81,7 @@ def change(
     """Replace a model's instances by ones with other settings. Without --set: those that run with earlier settings."""
     changes = dict(_setting(one) for one in settings or [])
     with connect(url) as client:
-        found = client.begin_move(name, changes=changes, instance=instance, stop_first=stop_first)
+        found = client.begin_move(name, changes=changes, instance=instance, stop_first=stop_first, drain=drain)
         _end(client, found, wait=wait, as_json=as_json)
 
 

@@ -46,7 +46,7 @@ class Manager(Inbox):
         self.fleet = fleet if fleet is not None else Fleet(engines=effects.engines)
         self._effects = effects
         self._life = Life(self.fleet, effects, limits)
-        self.moves = Moves(self.fleet, effects, self._life, self.change_model)
+        self.moves = Moves(self.fleet, effects, self._life, self.change_model, limits.drain)
         self.measures = Measures(self.fleet)
         self._epoch = secrets.token_hex(8)
         self._version = 0

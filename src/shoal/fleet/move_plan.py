@@ -21,13 +21,15 @@ _ANSWERS = frozenset({"source", "engine", "environment", "dtype", "args", "env",
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What somebody asks for. `to`: device ids, as many for each instance as it is split over; empty: where each is.
-    `changes`: settings by name. `instance`: this one alone. `stop_first`: end the old one before the new one loads."""
+    `changes`: settings by name. `instance`: this one alone. `stop_first`: end the old one before the new one loads.
+    `drain`: seconds that requests of the old one may take to end."""
 
     model: str
     to: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
     instance: str | None = None
     stop_first: bool = False
+    drain: float | None = None
 
 
 def plan(fleet: Fleet, moves: Iterable[Move], wanted: Wanted, id: str, now: float) -> Move:
@@ -62,7 +64,7 @@ def plan(fleet: Fleet, moves: Iterable[Move], wanted: Wanted, id: str, now: floa
             code="nothing_to_move",
         )
     _refuse_one_port(sources, spec, stop_first=wanted.stop_first)
-    return Move(id, wanted.model, now, tuple(legs), changes, wanted.stop_first)
+    return Move(id, wanted.model, now, tuple(legs), changes, wanted.stop_first, wanted.drain)
 
 
 def changed(spec: ModelSpec, changes: Mapping[str, Any]) -> ModelSpec:

@@ -25,11 +25,14 @@ from shoal.fleet.state import InstanceState as S
 
 KEPT = 100
 """Moves that have ended and are remembered."""
+DRAIN = 3600.0
+"""Seconds that requests of the old one may take to end once the new one serves: it is in nobody's way."""
 _LEVELS = {"done": "info", "cancelled": "warning", "failed": "error"}
 
 
 class Moves:
-    """Every move. `change` gives a model other settings; raises ShoalError if they cannot be."""
+    """Every move. `change` gives a model other settings; raises ShoalError if they cannot be. `drain` is how many
+    seconds running requests get when Shoal stops."""
 
     def __init__(
         self,
@@ -37,12 +40,15 @@ class Moves:
         effects: Effects,
         life: Life,
         change: Callable[[str, Callable[[ModelSpec], ModelSpec]], object],
+        drain: float,
     ) -> None:
         self.records: dict[str, Move] = {}
         self._fleet = fleet
         self._effects = effects
         self._life = life
         self._change = change
+        self._drain = drain
+        self._hurries = False
         self._asked: set[tuple[str, str]] = set()  # move and instance
         self._stands = False
         self._held: frozenset[str] = frozenset()
@@ -59,6 +65,8 @@ class Moves:
     def go_on(self) -> None:
         """The instances are known again too."""
         self._stands = False
+        for move in self._draining():
+            self._life.drains.put(move.leg.source, (move.leg.switched_at or 0.0) + self._patience(move))
 
     def touching(self) -> frozenset[str]:
         """The instances that moves work with, or will: none of them is put to sleep or ended by policy."""
@@ -96,6 +104,10 @@ class Moves:
 
     def settle(self) -> None:
         """Go on with every move as far as the fleet lets it."""
+        if self._fleet.closing and not self._hurries:
+            self._hurries = True
+            for move in self._draining():
+                self._life.drains.put(move.leg.source, self._effects.now() + min(self._drain, self._patience(move)))
         if self._stands or self._fleet.closing:
             return  # what Shoal ends, or does not know yet, is nobody's failure
         begin, waits = moves.turns(self.records.values())
@@ -163,9 +175,9 @@ class Moves:
                     self._say(move, "move_not_kept", text, "error")
             case "switch":
                 self._release(leg.target, model.spec if model else None)
-                self._unload(do.instance)
+                self._unload(do.instance, self._patience(move))
             case "drop":
-                self._unload(do.instance)
+                self._unload(do.instance, move.drain if do.instance == leg.source else None)
 
     def _release(self, id: str | None, spec: ModelSpec | None) -> None:
         """Requests may go to an instance that was apart. From now on it is as any other of its model, and its settings
@@ -179,9 +191,17 @@ class Moves:
             self._effects.save_instance(instance)
         self._life.dirty.add(instance.model)
 
-    def _unload(self, id: str) -> None:
-        if (instance := self._fleet.instances.get(id)) is not None:
-            self._life.unload(instance)
+    def _unload(self, id: str, drain: float | None) -> None:
+        """End it after its requests, which get so many seconds; None: as many as ever."""
+        instance = self._fleet.instances.get(id)
+        if instance is not None and self._life.unload(instance).state is S.DRAINING and drain is not None:
+            self._life.drains.put(id, self._effects.now() + drain)
+
+    def _draining(self) -> list[Move]:
+        return [m for m in self.records.values() if not m.ended and m.leg.step is moves.Step.DRAINING]
+
+    def _patience(self, move: Move) -> float:
+        return DRAIN if move.drain is None else move.drain
 
     # -- what is seen -------------------------------------------------------------------------------------------------
 

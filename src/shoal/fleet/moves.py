@@ -69,7 +69,8 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A model's instances replaced, one after the other. `changes` are settings that the new ones have otherwise."""
+    """A model's instances replaced, one after the other. `changes` are settings that the new ones have otherwise,
+    `drain` the seconds that requests of the old ones may take to end; None: what is usual."""
 
     id: str
     model: str
@@ -77,6 +78,7 @@ class Move:
     legs: tuple[Leg, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)
     stop_first: bool = False
+    drain: float | None = None
     state: MoveState = "waiting"
     cancelling: bool = False
     ended_at: float | None = None

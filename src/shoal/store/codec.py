@@ -178,7 +178,7 @@ def read_preset(row: Row) -> PresetRecord:
 def move_row(move: Move) -> dict[str, Any]:
     """The row of a move."""
     legs = [{item.name: getattr(leg, item.name) for item in fields(Leg)} for leg in move.legs]
-    rest = ("changes", "stop_first", "cancelling", "ended_at", "message")
+    rest = ("changes", "stop_first", "drain", "cancelling", "ended_at", "message")
     record = {"legs": legs, **{name: getattr(move, name) for name in rest}}
     return {
         "id": move.id,
