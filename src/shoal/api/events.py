@@ -30,8 +30,8 @@ class Loads(BaseModel):
 async def stream_events(
     controller: Context, last_event_id: Annotated[str | None, Header()] = None
 ) -> StreamingResponse:
-    """Server-sent events: `snapshot` first, then `model`, `model_removed`, `devices`, `memory`, `message` and
-    `preset_run`."""
+    """Server-sent events: `snapshot` first, then `model`, `model_removed`, `devices`, `memory`, `message`, `move`
+    and `preset_run`."""
     return StreamingResponse(
         controller.hub.stream(last_event_id),
         media_type="text/event-stream",
