@@ -118,6 +118,8 @@ class View:
         ready = max(1, self._ready[instance.model])
         waiting, since = self._waiting(instance, use, ready)
         last = instance.changed_at if use.last_use is None else use.last_use
+        # What a request said holds for as long as its model stays: one that was woken since goes by its settings.
+        came = instance.changed_at if instance.state is S.READY else 0.0
         held = instance.id in self._learned.held or instance.spec is None
         return Resident(
             name=instance.id,
@@ -136,12 +138,12 @@ class View:
             waiting_since=since,
             rate=use.rate / ready,
             last_use=min(last, self._now),
-            awake_since=instance.changed_at if instance.state is S.READY else 0.0,
+            awake_since=came,
             priority=spec.priority if spec is not None else 100,
             pinned=held or spec is None or spec.pin or not spec.on_request,
             sleep_after=spec.sleep_after if spec is not None else None,
             unload_after=spec.unload_after if spec is not None else None,
-            keep_alive=use.keep_alive,
+            keep_alive=use.keep_alive if last >= came else None,
             wake_cost=self._took(instance, "woke", _PLAIN.wake_cost),
             sleep_cost=self._took(instance, "slept", _PLAIN.sleep_cost),
             load_cost=self._load(instance),
