@@ -184,7 +184,7 @@ class Residing:
         coming = any(action.after for action in plan.actions)
         self._blocked = bool(plan.waits) or coming or bool(self._fleet.rouse) or bool(self._fleet.stuck)
         self._blocked |= any(i.state is S.QUEUED and not i.devices for i in self._fleet.instances.values())
-        self._limits = any(r.leaves_after is not None or r.unload_after is not None for r in snapshot.residents)
+        self._limits = any(r.sleep_after is not None or r.unload_after is not None for r in snapshot.residents)
         return began
 
     def _learn(self, now: float) -> None:
