@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,7 +132,8 @@ def test_who_can_sleep_and_what_that_takes_of_the_host() -> None:
 def test_kv_cache_in_use_counts_as_taken_and_so_does_a_floor() -> None:
     of = fleet(instance(S.READY, elastic=True))
     for used, floor, more in [(0, 0, 0), (6, 0, 5), (2, 9, 8)]:
-        member = MemberState("m-00000001", 0, 1, 0, floor * GIB, None, 100, 10 * GIB, 10 * GIB, used * GIB, 0, 0, None)
+        plain = MemberState("m-00000001", 0, 1, 0, floor * GIB, None, 100, 0, 0, 0, 0, 0, None)
+        member = msgspec.structs.replace(plain, backed=10 * GIB, used=used * GIB)
         state = DeviceState("cuda:0", 80 * GIB, 80 * GIB, 0, 0, 0, 0)
         of.ledger.read({"cuda:0": DeviceBook(state, (member,))})
         assert of.ledger.terms("m-00000001") == Terms(floor * GIB, None, 100)
@@ -142,7 +144,7 @@ def test_kv_cache_in_use_counts_as_taken_and_so_does_a_floor() -> None:
     ("settings", "pinned"),
     [({}, False), ({"pin": True}, True), ({"on_request": False}, True), ({"priority": 7}, False)],
 )
-def test_settings_as_they_are_now_count(settings: dict[str, object], pinned: bool) -> None:
+def test_settings_as_they_are_now_count(settings: dict[str, Any], pinned: bool) -> None:
     found = see(fleet(instance(S.READY), sleep_after=5, unload_after="1h", **settings))
     assert found.pinned is pinned
     assert (found.sleep_after, found.unload_after) == (5, 3600)
