@@ -58,6 +58,20 @@ class PresetCalls:
         """Begin to apply a preset; the run, as RunView."""
         return self._json("POST", f"/presets/{quote(name, safe='')}/apply", body={"exclusive": exclusive})
 
+    def preset_schedules(self: Asking) -> list[Json]:
+        """When presets are applied, as ScheduleView; the next to come first."""
+        return list(self._json("GET", "/preset-schedules")["schedules"])
+
+    def schedule_preset(self: Asking, name: str, cron: str, *, zone: str = "UTC", exclusive: bool = True) -> Json:
+        """Have a preset applied at the times of a cron expression; the preset, as PresetView."""
+        body = {"cron": cron, "zone": zone, "exclusive": exclusive}
+        return self._json("POST", f"/presets/{quote(name, safe='')}/schedules", body=body)
+
+    def unschedule_preset(self: Asking, name: str, cron: str | None = None) -> Json:
+        """Have a preset not applied at the times of this expression any more; at none, if none is given."""
+        params = None if cron is None else {"cron": cron}
+        return self._json("DELETE", f"/presets/{quote(name, safe='')}/schedules", params=params)
+
     def preset_run(self: Asking) -> Json:
         """The run under way, or the last one."""
         return self._json("GET", "/presets/runs/current")

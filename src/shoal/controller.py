@@ -47,6 +47,7 @@ from shoal.messages import UsageReport
 from shoal.orphans import OrphanControl
 from shoal.paths import Paths, find_paths, fleet_id, make_runtime
 from shoal.presets import PresetControl
+from shoal.schedules import Scheduler
 from shoal.settings import Settings
 from shoal.status import MemoryStatus, Snapshot, Status, StoreStatus
 from shoal.store.saved import Saved
@@ -82,6 +83,7 @@ class Controller:
     relays: Relays = field(init=False)
     access: AccessControl = field(init=False)
     presets: PresetControl = field(init=False)
+    schedules: Scheduler = field(init=False)
     orphans: OrphanControl = field(init=False)
     copies: Copies = field(init=False)
     _reloads: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
@@ -118,6 +120,7 @@ class Controller:
         self.manager.keep_copies(self.copies)
         self.access = AccessControl(self.store, self.manager, self.effects, exposed=self.settings.exposed)
         self.presets = PresetControl(self)
+        self.schedules = Scheduler(self)
         self.orphans = OrphanControl(self)
         self.store.on_problem = lambda problem: self._tell(facts.StoreProblem(problem))
 
@@ -218,6 +221,7 @@ class Controller:
             asyncio.create_task(self.manager.run()),
             asyncio.create_task(self.effects.watch_devices()),
             asyncio.create_task(self.effects.broker.watch()),
+            asyncio.create_task(self.schedules.run()),
             asyncio.create_task(self.copies.run()),
         ]
         try:

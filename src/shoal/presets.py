@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from shoal.access import AccessControl
@@ -15,8 +16,9 @@ from shoal.errors import ConflictError, NotFoundError, ShoalError
 from shoal.fleet.effects import Effects
 from shoal.fleet.preset_plan import PresetPlan, compare
 from shoal.fleet.preset_runs import Doing, PresetRun, RunView
-from shoal.fleet.presets import LastRun, Preset, PresetBook, PresetRecord, capture
+from shoal.fleet.presets import LastRun, Preset, PresetBook, PresetRecord, capture, make_preset
 from shoal.fleet.records import Event
+from shoal.fleet.schedules import Planned, Schedule
 from shoal.store import Saved, Store
 
 _log = logging.getLogger(__name__)
@@ -39,8 +41,9 @@ class Serving(Doing, Protocol):
 class PresetControl:
     """Every preset, and the run of one. What changes the book is a command: call it through `Controller.do`."""
 
-    def __init__(self, controller: Serving) -> None:
+    def __init__(self, controller: Serving, clock: Callable[[], float] = time.time) -> None:
         self._controller = controller
+        self._clock = clock
         self.book = PresetBook()
         self._run: PresetRun | None = None
         self._task: asyncio.Task[None] | None = None
@@ -58,7 +61,7 @@ class PresetControl:
                     "so far goes on. Apply it again for the rest"
                 )
                 self._keep(dataclasses.replace(record, last_run=LastRun("interrupted", last.started_at, now, text)))
-                self._say("warning", "preset_interrupted", text)
+                self.say("warning", "preset_interrupted", text)
 
     async def close(self) -> None:
         """The controller ends: leave the run where it is. The next one says that it was interrupted."""
@@ -77,16 +80,19 @@ class PresetControl:
             known = self.book.records.get(name)
             description = known.preset.description if known is not None else ""
         preset = capture(self._controller.manager.fleet, name, description, fix_devices=fix_devices)
+        if preset.name in self.book.records:  # what runs has changed, not when it is to run
+            schedules = self.book.records[preset.name].preset.schedules
+            preset = preset.model_copy(update={"schedules": schedules})
         return self.put(preset, replace=replace)
 
     def put(self, preset: Preset, *, replace: bool = False) -> tuple[PresetRecord, bool]:
         """Keep a preset as it is given; whether it is new."""
         self._refuse_if_running(preset.name)
         before = self.book.records.get(preset.name)
-        record, new = self.book.put(preset, self._controller.effects.now(), replace=replace)
+        record, new = self.book.put(preset, self._clock(), replace=replace)
         if record is not before:
             self._keep(record)
-            self._say("info", "preset_saved", f"the preset {preset.name} was saved: {len(preset.models)} models")
+            self.say("info", "preset_saved", f"the preset {preset.name} was saved: {len(preset.models)} models")
         return record, new
 
     def remove(self, name: str) -> None:
@@ -95,7 +101,55 @@ class PresetControl:
         self._refuse_if_running(name)
         self.book.remove(name)
         self._controller.store.delete_preset(name)
-        self._say("info", "preset_removed", f"the preset {name} was removed")
+        self.say("info", "preset_removed", f"the preset {name} was removed")
+
+    # -- schedules ----------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> str | None:
+        """The preset that is being applied."""
+        return self._run.view.preset if self._run is not None and self._run.view.state == "running" else None
+
+    def planned(self) -> list[Planned]:
+        """When each preset is to be applied."""
+        return [record.planned for record in self.book.records.values() if record.preset.schedules]
+
+    def schedule(self, name: str, schedule: Schedule) -> PresetRecord:
+        """Have a preset applied at these times too; the same times again change only whether others are kept."""
+        before = self.book.find(name).preset
+        kept = [one for one in before.schedules if (one.cron, one.zone) != (schedule.cron, schedule.zone)]
+        data = before.model_dump() | {"schedules": [*kept, schedule]}
+        record, _ = self.book.put(make_preset(data), self._clock(), replace=True)
+        self._keep(record)
+        self.say("info", "preset_scheduled", f"the preset {name} is applied {schedule.words}")
+        return record
+
+    def unschedule(self, name: str, cron: str | None = None) -> PresetRecord:
+        """Have a preset not applied at these times any more, or at none. NotFoundError if it has no such times."""
+        before = self.book.find(name).preset
+        wanted = None if cron is None else " ".join(cron.split())
+        gone = [one for one in before.schedules if wanted in (None, one.cron)]
+        if not gone:
+            what = "no schedule" if wanted is None else f"no schedule {wanted!r}"
+            raise NotFoundError(
+                f"the preset {name} has {what}; `shoal presets schedules` lists them", code="schedule_not_found"
+            )
+        kept = tuple(one for one in before.schedules if one not in gone)
+        record, _ = self.book.put(before.model_copy(update={"schedules": kept}), self._clock(), replace=True)
+        self._keep(record)
+        times = "; ".join(one.words for one in gone)
+        self.say("info", "preset_unscheduled", f"the preset {name} is not applied any more {times}")
+        return record
+
+    async def done_with(self, now: float) -> None:
+        """What was due up to now is done with."""
+
+        def mark() -> None:
+            for record in list(self.book.records.values()):
+                if record.preset.schedules and (record.scheduled_at or 0.0) < now:
+                    self._keep(dataclasses.replace(record, scheduled_at=now))
+
+        await self._controller.do(mark)
 
     # -- applying -----------------------------------------------------------------------------------------------------
 
@@ -159,7 +213,7 @@ class PresetControl:
         others = "" if view.exclusive else ", others are kept"
         begun = LastRun("running", view.started_at)
         await self._controller.do(lambda: self._note(name, begun))
-        self._say("info", "preset_started", f"applying the preset {name}: {_counted(view)}{others}")
+        self.say("info", "preset_started", f"applying the preset {name}: {_counted(view)}{others}")
         self._changed()
         try:
             await run.run()
@@ -169,7 +223,7 @@ class PresetControl:
             view.message = f"{name}: Shoal has met a fault of its own; its log has the details"
             self._changed()
         ended = LastRun(view.state, view.started_at, view.ended_at, view.message)
-        self._say(_EVENT_OF.get(view.state, "error"), f"preset_{view.state}", view.message)
+        self.say(_EVENT_OF.get(view.state, "error"), f"preset_{view.state}", view.message)
         await self._controller.do(lambda: self._note(name, ended))
 
     def _note(self, name: str, last: LastRun) -> None:
@@ -184,7 +238,7 @@ class PresetControl:
             if one.state == "failed" and number not in self._told:
                 self._told.add(number)
                 text = f"preset {run.view.preset}: {one.step.model} could not {one.step.action}: {one.message}"
-                self._say("warning", "preset_step_failed", text, one.step.model)
+                self.say("warning", "preset_step_failed", text, one.step.model)
         self._controller.hub.publish("preset_run", run.view)
 
     def _refuse_second(self) -> None:
@@ -203,7 +257,8 @@ class PresetControl:
         self.book.records[record.preset.name] = record
         self._controller.store.save_preset(record)
 
-    def _say(self, level: str, kind: str, message: str, model: str | None = None) -> None:
+    def say(self, level: str, kind: str, message: str, model: str | None = None) -> None:
+        """Keep and tell an event."""
         event = Event(self._controller.effects.now(), level, kind, message, model)
         self._controller.effects.add_event(event)
         self._controller.hub.publish("message", event)

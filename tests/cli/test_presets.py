@@ -119,3 +119,22 @@ def test_bytes_that_are_no_text_are_refused(at: Run, tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_bytes(b"\xff\xfe")
     assert "not UTF-8" in at("presets", "import", str(file)).stderr
+
+
+def test_a_schedule_from_its_first_day_to_its_last(at: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "No preset is scheduled" in one_line(at("presets", "schedules").stdout)
+    at("presets", "save", "day")
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    made = at("presets", "schedule", "day", "0 8 29 2 1-5", "--keep-others")
+    assert made.exit_code == 0, made.stderr
+    assert "day is applied" in one_line(made.stdout)
+    assert "Europe/Berlin" in one_line(made.stdout)
+    assert "others are kept" in one_line(at("presets", "schedules").stdout)
+    assert "0 8 29 2 1-5" in at("presets", "show", "day").stdout
+    (listed,) = json.loads(at("presets", "schedules", "--json").stdout)["schedules"]
+    assert (listed["zone"], listed["exclusive"]) == ("Europe/Berlin", False)
+    bad = at("presets", "schedule", "day", "0 8 * *")
+    assert bad.exit_code == 1
+    assert "5 fields" in bad.stderr
+    assert "no schedules left" in at("presets", "unschedule", "day", "0 8 29 2 1-5").stdout
+    assert at("presets", "unschedule", "day").exit_code == 4

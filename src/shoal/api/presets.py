@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
+from math import inf
 from typing import Annotated
 
 from fastapi import APIRouter, Response
@@ -13,6 +15,7 @@ from shoal.api.context import Context
 from shoal.fleet.preset_plan import Problem, Step
 from shoal.fleet.preset_runs import RunView
 from shoal.fleet.presets import LastRun, PresetEntry, PresetRecord, from_yaml, to_yaml
+from shoal.fleet.schedules import Schedule
 
 router = APIRouter(prefix="/api/v1", tags=["presets"])
 Name = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
@@ -26,7 +29,25 @@ class PresetView(BaseModel):
     created_at: float
     changed_at: float
     models: tuple[PresetEntry, ...]
+    schedules: tuple[Schedule, ...]
     last_run: LastRun | None
+
+
+class ScheduleView(BaseModel):
+    """Times at which a preset is applied. `words` say them in English, `next_at` in Unix seconds; None: never again."""
+
+    preset: str
+    cron: str
+    zone: str
+    exclusive: bool
+    words: str
+    next_at: float | None
+
+
+class Schedules(BaseModel):
+    """Every schedule, the next to come first."""
+
+    schedules: list[ScheduleView]
 
 
 class Presets(BaseModel):
@@ -147,6 +168,37 @@ async def plan_preset(controller: Context, name: Name, exclusive: bool = True) -
     )
 
 
+@router.get("/preset-schedules")
+async def list_schedules(controller: Context) -> Schedules:
+    """When presets are applied, the next to come first."""
+    now = time.time()
+    views = [
+        ScheduleView(
+            preset=record.preset.name,
+            cron=one.cron,
+            zone=one.zone,
+            exclusive=one.exclusive,
+            words=one.words,
+            next_at=one.next(now),
+        )
+        for record in controller.presets.book.records.values()
+        for one in record.preset.schedules
+    ]
+    return Schedules(schedules=sorted(views, key=lambda view: (view.next_at or inf, view.preset, view.cron)))
+
+
+@router.post("/presets/{name}/schedules")
+async def schedule_preset(controller: Context, name: Name, request: Schedule) -> PresetView:
+    """Have a preset applied at these times too. 400 says what is wrong with an expression or a time zone."""
+    return _view(await controller.do(lambda: controller.presets.schedule(name, request)))
+
+
+@router.delete("/presets/{name}/schedules")
+async def unschedule_preset(controller: Context, name: Name, cron: str | None = None) -> PresetView:
+    """Have a preset not applied at these times any more; without `cron`, at none."""
+    return _view(await controller.do(lambda: controller.presets.unschedule(name, cron)))
+
+
 @router.post("/presets/{name}/apply", status_code=202)
 async def apply_preset(controller: Context, name: Name, request: ApplyRequest | None = None) -> RunView:
     """Begin to have what the preset has, by changing the difference only. 409 while another preset is applied."""
@@ -161,5 +213,6 @@ def _view(record: PresetRecord) -> PresetView:
         created_at=record.created_at,
         changed_at=record.changed_at,
         models=preset.models,
+        schedules=preset.schedules,
         last_run=record.last_run,
     )

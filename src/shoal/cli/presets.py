@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shoal.cli import schedules
 from shoal.cli.loading import interruptible
 from shoal.cli.shell import CONFLICT, AsJson, Url, connect
 from shoal.errors import ShoalError
@@ -86,6 +87,8 @@ def show(name: Name, url: Url = None, as_json: AsJson = False) -> None:
     if view["description"]:
         out.print(plain(view["description"]))
     out.print(table(["MODEL", "SOURCE", "INSTANCES", "DEVICES"], rows))
+    for one in view["schedules"]:
+        out.print(plain(f"Applied by the clock: {one['cron']} ({one['zone']})"))
     if view["last_run"]:
         out.print(plain(f"Applied last: {view['last_run']['message'] or view['last_run']['state']}"))
 
@@ -208,6 +211,11 @@ def cancel(url: Url = None, as_json: AsJson = False) -> None:
         print_json(run)
     else:
         stdout().print(plain(f"{run['preset']}: no further step is begun."))
+
+
+app.command("schedule")(schedules.schedule)
+app.command("schedules")(schedules.schedules)
+app.command("unschedule")(schedules.unschedule)
 
 
 def _read(file: str) -> str:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from shoal.config import ConfigError, explain, parse_yaml
 from shoal.errors import ConflictError, NotFoundError
+from shoal.fleet.schedules import Planned, Schedule
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import LIVE, ModelSpec, check_name
 from shoal.fleet.state import Instance
@@ -22,6 +23,7 @@ from shoal.fleet.state import InstanceState as S
 FORMAT: Literal[1] = 1
 MOST_MODELS = 1000
 MOST_DESCRIPTION = 2000
+MOST_SCHEDULES = 50
 MOST_BYTES = 4 * 2**20
 """Of a preset as YAML: a thousand models with long settings have less."""
 RunState = Literal["running", "done", "failed", "cancelled", "interrupted"]
@@ -68,6 +70,7 @@ class Preset(BaseModel):
     name: str
     description: str = Field("", max_length=MOST_DESCRIPTION)
     models: Annotated[tuple[PresetEntry, ...], Field(max_length=MOST_MODELS)] = ()
+    schedules: Annotated[tuple[Schedule, ...], Field(max_length=MOST_SCHEDULES)] = ()
 
     @field_validator("name")
     @classmethod
@@ -82,6 +85,9 @@ class Preset(BaseModel):
         names = [entry.spec.name for entry in self.models]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"{min(twice)} stands twice; give each model once")
+        times = [(one.cron, one.zone) for one in self.schedules]
+        if again := {one for one in times if times.count(one) > 1}:
+            raise ValueError(f"the schedule {' in '.join(min(again))} stands twice; give each once")
         return self
 
 
@@ -97,12 +103,19 @@ class LastRun:
 
 @dataclass(frozen=True, slots=True)
 class PresetRecord:
-    """A preset that is kept."""
+    """A preset that is kept. What its schedules had due up to `scheduled_at` (Unix seconds) is done with."""
 
     preset: Preset
     created_at: float
     changed_at: float
     last_run: LastRun | None = None
+    scheduled_at: float | None = None
+
+    @property
+    def planned(self) -> Planned:
+        """When it is to be applied."""
+        done = self.changed_at if self.scheduled_at is None else self.scheduled_at
+        return Planned(self.preset.name, self.preset.schedules, done)
 
 
 def capture(fleet: Fleet, name: str, description: str = "", *, fix_devices: bool = False) -> Preset:
@@ -176,7 +189,7 @@ def make_preset(data: Any) -> Preset:
 
 def to_yaml(preset: Preset) -> str:
     """A preset as YAML, with every setting."""
-    data = preset.model_dump(mode="json")
+    data = preset.model_dump(mode="json", exclude=None if preset.schedules else {"schedules"})
     text = str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
     # Some characters break lines in YAML and would be read as blanks; then everything beyond ASCII is escaped.
     odd = any(c in text for c in "\x85\u2028\u2029\ufeff")
@@ -222,7 +235,9 @@ class PresetBook:
                 f"there is a preset {preset.name}; replace it, or take another name", code="preset_exists", param="name"
             )
         created, last = (now, None) if known is None else (known.created_at, known.last_run)
-        record = PresetRecord(preset, created, now, last)
+        # Schedules count from when they were made: their times before that are no missed ones.
+        same = known is not None and known.preset.schedules == preset.schedules
+        record = PresetRecord(preset, created, now, last, known.scheduled_at if known is not None and same else now)
         self.records[preset.name] = record
         return record, known is None
 

@@ -165,6 +165,7 @@ def preset_row(record: PresetRecord) -> dict[str, Any]:
         "last_run": None
         if last is None
         else json.dumps({item.name: getattr(last, item.name) for item in fields(last)}),
+        "scheduled_at": record.scheduled_at,
     }
 
 
@@ -172,7 +173,7 @@ def read_preset(row: Row) -> PresetRecord:
     """The preset of a row. Raises UnreadableError."""
     preset = _checked(Preset, _json(row["preset"]))
     last = None if row["last_run"] is None else _part(LastRun, _json(row["last_run"]))
-    return PresetRecord(preset, row["created_at"], row["changed_at"], last)
+    return PresetRecord(preset, row["created_at"], row["changed_at"], last, row["scheduled_at"])
 
 
 def move_row(move: Move) -> dict[str, Any]:
