@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import random
-import stat
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ from shoal.bench.clock import say  # noqa: E402
 from shoal.bench.load import Served, body, client, prompt, send  # noqa: E402
 from shoal.bench.processes import Processes, Running, end_in_order  # noqa: E402
 from shoal.bench.results import merge, show, write  # noqa: E402
+from shoal.bench.serving import interpreter, model_settings  # noqa: E402
 from shoal.bench.sleeping import Engine, first_token, host_memory, sleep_checks  # noqa: E402
 from shoal.bench.stats import median  # noqa: E402
 from shoal.engines.vllm import slumber  # noqa: E402
@@ -274,23 +273,9 @@ class Bench:
         """Of the model behind the endpoint: as the engines before."""
         if self.rig is None:
             return {"source": "x", "engine": "simulated", "args": list(SIMULATED)}
-        rig, more = self.rig, os.environ.get("PYTHONPATH", "")
-        # What Shoal starts inherits nothing, so an interpreter whose packages come by PYTHONPATH is told them here.
-        interpreter = scratch / "python"
-        export = f'export PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{more}"\n' if more else ""
-        interpreter.write_text(f'#!/bin/sh\n{export}exec {rig.python} "$@"\n')
-        interpreter.chmod(interpreter.stat().st_mode | stat.S_IXUSR)
-        args = ["--no-enable-prefix-caching", "--max-num-seqs", "256", "--max-num-batched-tokens", "8192"]
-        return {
-            "engine": "vllm",
-            "source": str(rig.model),
-            "environment": str(interpreter),
-            "devices": [f"cuda:{self.options.gpu}"],
-            "context_length": 8192,
-            "elastic": "required",
-            "args": [*(("--load-format", "dummy") if rig.dummy else ()), *args],
-            "env": {"VLLM_USE_FLASHINFER_SAMPLER": "0"},
-        }
+        args = ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192"]
+        python = interpreter(self.rig, scratch)
+        return model_settings(self.rig, python, f"cuda:{self.options.gpu}", args, context_length=8192)
 
 
 SIMULATED = ("--enable-sleep-mode", "--memory", "32MiB", "--sleep-seconds", "0.02", "--copy-seconds", "0.3")

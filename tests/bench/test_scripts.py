@@ -31,6 +31,15 @@ def test_each_says_what_it_takes_and_what_is_missing(name: str, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["sleep", "many"])
+def test_those_about_sleep_need_a_gpu(name: str, tmp_path: Path) -> None:
+    assert "--quick" in call(name, "--help").stdout
+    assert "known are" in call(name, "--systems", "magic").stderr
+    refused = call(name, "--cpu", "--python", "/bin/false", "--out", tmp_path)
+    assert refused.returncode != 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_options_that_mean_nothing_are_refused() -> None:
     assert "no phase" in call("burst", "--phases", "56,x").stderr
     assert "known are" in call("burst", "--systems", "stock,magic").stderr

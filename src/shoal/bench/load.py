@@ -38,6 +38,8 @@ class Served:
     """Seconds in Shoal's queue, as it says itself."""
     finished: bool = False
     error: str = ""
+    woken: float = 0.0
+    """Seconds that it waited until its model served, as Shoal says."""
 
     def complete(self, tokens: int) -> bool:
         """Whether the stream came to its end with as many tokens as were asked for."""
@@ -106,6 +108,7 @@ async def send(session: aiohttp.ClientSession, url: str, data: bytes, served: Se
                 served.error = f"{response.status} {(await response.text())[:200]}"
                 return
             served.queued = 1e-3 * float(response.headers.get("x-shoal-queue-ms", 0))
+            served.woken = 1e-3 * float(response.headers.get("x-shoal-wake-ms", 0))
             async for chunk in response.content.iter_any():
                 now = time.monotonic()
                 # The first token may come with others, and the usage comes alone: only events with a choice count.

@@ -1,0 +1,203 @@
+"""Ten models on a device that holds four of them awake; see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.system.harness import Shoal, a_shoal  # noqa: E402
+
+from shoal.bench import clock  # noqa: E402
+from shoal.bench import rig as rigs  # noqa: E402
+from shoal.bench.clock import say  # noqa: E402
+from shoal.bench.load import Due, body, client, drive, prompt  # noqa: E402
+from shoal.bench.popularity import arrivals, described, many_checks  # noqa: E402
+from shoal.bench.processes import Processes, end_in_order  # noqa: E402
+from shoal.bench.results import merge, show, write  # noqa: E402
+from shoal.bench.serving import interpreter, model_settings  # noqa: E402
+
+GIB = 2**30
+FOLDER = Path(__file__).resolve().parent
+SYSTEMS = ("sleep", "unload")
+TOKENS = 64
+
+
+class Bench:
+    """One run: its rig (None: simulated engines on a simulated device), options, and the rows so far."""
+
+    def __init__(self, options: argparse.Namespace, rig: rigs.Rig | None) -> None:
+        self.options = options
+        self.rig = rig
+        self.rows: list[dict[str, Any]] = []
+        self.logs: Path = options.logs or Path(tempfile.mkdtemp(prefix="shoal-many-"))
+
+    def left(self) -> float:
+        return clock.left(self.options.limit)
+
+    def add(self, system: str, what: str, **more: Any) -> None:
+        self.rows.append({"system": system, "what": what, **more})
+        say(system, what, *(f"{key}={value}" for key, value in more.items()))
+        self.save()
+
+    def save(self) -> Path:
+        o = self.options
+        extra = {"engine": "simulated: nothing here is a measurement"} if self.rig is None else self.rig.describe()
+        return write(o.out, self.rows, many_checks(self.rows), quick=o.quick, label=o.label, extra=extra)
+
+    def run(self) -> None:
+        with Processes(self.logs) as processes:
+            if self.rig is not None and self.options.card_gib > 0:
+                self.ballast(processes, self.rig)
+            for system in self.options.systems:
+                if self.left() < self.options.seconds + 60:
+                    say(f"{system} is left out: {self.left():.0f} s are left")
+                    continue
+                self.system(system)
+
+    def ballast(self, processes: Processes, rig: rigs.Rig) -> None:
+        """Make the card as large as asked for."""
+        argv = [rig.python, "-m", "shoal.bench.ballast", str(int(self.options.card_gib * GIB))]
+        running = processes.start("ballast", argv, {"PYTHONPATH": rig.path}, stdout=subprocess.PIPE)
+        assert running.process.stdout is not None
+        if not (line := running.process.stdout.readline().split()):
+            time.sleep(0.5)
+            running.check()
+        say(f"ballast leaves {int(line[0]) / GIB:.1f} GiB")
+
+    def system(self, system: str) -> None:
+        """All models behind one endpoint, those that are awake alone and then all under the same traffic."""
+        o = self.options
+        settings: dict[str, Any] = {"health_interval": 1, "host_memory": o.host_memory, "min_awake": o.min_awake}
+        if self.rig is None:
+            settings["simulated_devices"] = [f"{int(10 * o.card_gib)}MiB"]  # the engines pretend to be as much smaller
+        with a_shoal(**settings) as shoal, tempfile.TemporaryDirectory(prefix="shoal-y-") as scratch:
+            shoal.start()
+            python = interpreter(self.rig, Path(scratch)) if self.rig is not None else None
+            with shoal.client as admin:
+                for number in range(o.models):
+                    admin.add_model({"name": f"m{number}", **self.settings(system, python)})
+            # The most popular are loaded last, and so are those that are awake.
+            few = o.models if system == "sleep" else o.fit
+            took = [self.load(shoal, f"m{number}") for number in reversed(range(few))]
+            self.add(system, "loads", seconds=took)
+            if system == "sleep":
+                awake = [n for n in range(o.models) if shoal.model(f"m{n}")["state"] == "ready"]
+                time.sleep(o.rest)
+                planned = arrivals(len(awake), o.calm, o.rate, exponent=0.0, every=0.0, burst=0, seed=5)
+                self.traffic(shoal, system, "calm", [(at, awake[model]) for at, model in planned], o.calm)
+            every = {"exponent": o.exponent, "every": o.every, "burst": o.burst}
+            self.traffic(shoal, system, "traffic", arrivals(o.models, o.seconds, o.rate, **every, seed=9), o.seconds)
+            shoal.stop()
+
+    def settings(self, system: str, python: Path | None) -> dict[str, Any]:
+        """Of each model."""
+        sleep = {} if system == "sleep" else {"sleep": "off"}
+        if self.rig is None or python is None:
+            args = ["--device-memory", "170MiB", "--start-seconds", "1", "--sleep-seconds", "0.1", "--ttft", "0.02"]
+            asleep = ["--enable-sleep-mode", "--copy-seconds", "0.5"] if system == "sleep" else []
+            one = {"source": "x", "engine": "simulated", "devices": ["simulated:0"], "elastic": "off"}
+            return {**one, "args": [*args, *asleep], **sleep}
+        args = ["--max-num-seqs", "64", *(["--enforce-eager"] if self.options.eager else [])]
+        return model_settings(self.rig, python, f"cuda:{self.options.gpu}", args, context_length=4096, **sleep)
+
+    def load(self, shoal: Shoal, name: str) -> float:
+        """Load a model and wait until it serves; the seconds."""
+        began = time.monotonic()
+        with shoal.client as admin:
+            admin.load(name)
+        shoal.wait(name, "ready", seconds=max(60.0, self.left()))
+        return round(time.monotonic() - began, 2)
+
+    def traffic(
+        self, shoal: Shoal, system: str, what: str, planned: Sequence[tuple[float, int]], seconds: float
+    ) -> None:
+        """Send requests when they are due, wait for the last, and add the row."""
+        rng = random.Random(3)
+        vocabulary = 1000 if self.rig is None else self.rig.vocabulary
+        due = [Due(at, model, body(prompt(rng, 256, vocabulary), TOKENS, model=f"m{model}")) for at, model in planned]
+        patience = max(5.0, min(self.options.patience, self.left() - seconds - 5))
+        before = self.counts(shoal)
+
+        async def run() -> list[Any]:
+            async with client() as session:
+                urls = [shoal.url] * self.options.models
+                return await drive(session, urls, due, time.monotonic() + 0.5, patience)
+
+        served = asyncio.run(run())
+        moved = {kind: count - before.get(kind, 0) for kind, count in self.counts(shoal).items()}
+        errors = sorted({one.error for one in served if one.error})[:5]
+        models = {number: sum(model == number for _, model in planned) for number in range(self.options.models)}
+        self.add(system, what, **described(served, TOKENS), moved=moved, errors=errors, requests_of=models)
+
+    def counts(self, shoal: Shoal) -> dict[str, int]:
+        """How often instances came to each state, as the history has it."""
+        with shoal.client as admin:
+            kinds = [str(note["kind"]) for note in admin.history(limit=1000)]
+        return {kind: kinds.count(kind) for kind in ("ready", "sleeping", "stopped", "failed")}
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    rigs.add_arguments(parser, FOLDER)
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="which of sleep, unload, in this order")
+    parser.add_argument("--models", type=int, default=10, help="models, all of one shape")
+    parser.add_argument("--fit", type=int, default=4, help="how many of them the device holds awake")
+    parser.add_argument("--card-gib", type=float, default=78.0, help="GiB of the card that a ballast leaves; 0 for all")
+    parser.add_argument("--host-memory", default="85%", help="of the host's memory for weights of models that sleep")
+    parser.add_argument("--min-awake", type=float, default=2.0, help="seconds that a model that came stays at least")
+    parser.add_argument("--rate", type=float, default=6.0, help="requests a second to all models together")
+    parser.add_argument("--exponent", type=float, default=1.2, help="of their popularity (Zipf)")
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between two bursts")
+    parser.add_argument("--burst", type=int, default=16, help="requests of a burst, to one model, within a second")
+    parser.add_argument("--calm", type=float, default=30.0, help="seconds of requests to models that are awake alone")
+    parser.add_argument("--seconds", type=float, default=90.0, help="seconds of traffic to all")
+    parser.add_argument("--patience", type=float, default=240.0, help="seconds for the last requests to end")
+    parser.add_argument("--rest", type=float, default=5.0, help="seconds of rest before the first request")
+    parser.add_argument("--eager", action="store_true", help="without CUDA graphs: starts take a third of the time")
+    parser.add_argument("--label", default="", help="part of the result's name, for runs of one day")
+    parser.add_argument("--merge", nargs="+", type=Path, metavar="RESULT", help="run nothing: one result of several")
+    found = parser.parse_args()
+    found.systems = found.systems.split(",")
+    if not set(found.systems) <= set(SYSTEMS):
+        parser.error(f"--systems: known are {', '.join(SYSTEMS)}")
+    return found
+
+
+def main() -> int:
+    found = options()
+    if found.merge:
+        merge(found.merge, found.out, many_checks, label=found.label)
+        return 0
+    rig = None
+    if found.quick:
+        found.seconds, found.calm, found.rest, found.every, found.burst, found.rate = 10.0, 4.0, 1.0, 4.0, 4, 4.0
+        found.patience = 60.0
+    else:
+        rig = rigs.find(found)
+        if rig.variant != "cuda":
+            sys.exit("vLLM on the CPU frees nothing when it sleeps: this takes a GPU; --quick rehearses without")
+    bench = Bench(found, rig)
+    end_in_order()
+    say("rehearsal" if rig is None else rig.describe(), "logs in", bench.logs)
+    try:
+        bench.run()
+    finally:
+        if bench.rows:
+            say(bench.save())
+    show(many_checks(bench.rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

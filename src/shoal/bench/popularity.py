@@ -1,0 +1,84 @@
+"""Requests to many models, of which some are asked for far more often, and what was promised of them. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .load import Served
+from .results import Check
+from .stats import percentile, rounded, summary
+
+Row = Mapping[str, Any]
+HELD = 0.001
+"""Seconds until its model served from which on a request counts as one that was held."""
+
+
+def zipf(models: int, exponent: float) -> list[float]:
+    """How often each model is asked for, as parts of all; the first the most. Raises ValueError if there are none."""
+    if models < 1:
+        raise ValueError("no models to ask for")
+    parts = [(rank + 1) ** -exponent for rank in range(models)]
+    return [part / sum(parts) for part in parts]
+
+
+def arrivals(
+    models: int, seconds: float, rate: float, *, exponent: float, every: float, burst: int, seed: int
+) -> list[tuple[float, int]]:
+    """When which model is asked, in order: at random at `rate` a second, by popularity, and every `every` seconds a
+    `burst` of requests within a second to one model that any could be. The same numbers give the same."""
+    rng = random.Random(seed)
+    parts = zipf(models, exponent)
+    found, at = [], 0.0
+    while rate > 0 and (at := at + rng.expovariate(rate)) < seconds:
+        found.append((at, rng.choices(range(models), parts)[0]))
+    begin = every
+    while 0 < begin < seconds:
+        model = rng.randrange(models)
+        found += [(begin + rng.random(), model) for _ in range(burst)]
+        begin += every
+    return sorted(found)
+
+
+def described(served: Sequence[Served], tokens: int) -> dict[str, Any]:
+    """What requests were like: those to models that were awake, those that were held until theirs was, and all.
+
+    Of those that were held also how long it was until their model served, and from then on to the first token, without
+    their time in the queue. Milliseconds.
+    """
+    held = [one for one in served if one.woken >= HELD]
+    good = [one for one in held if one.complete(tokens)]
+    woken = [1e3 * one.woken for one in good]
+    beyond = [1e3 * (one.first - one.due - one.queued - one.woken) for one in good]
+    return {
+        "all": summary(served, tokens),
+        "awake": summary([one for one in served if one.woken < HELD], tokens),
+        "held": summary(held, tokens),
+        "held_until_awake": _parts(woken),
+        "held_beyond": _parts(beyond),
+    }
+
+
+def _parts(values: Sequence[float]) -> dict[str, Any]:
+    return rounded({"p50": percentile(values, 0.5), "p99": percentile(values, 0.99)}) if values else {}
+
+
+def many_checks(rows: Sequence[Row]) -> list[Check]:
+    """What is promised of many models that share a device by sleeping, as far as there are rows for it."""
+    checks: list[Check] = []
+    calm = next((row["all"] for row in rows if row["what"] == "calm"), None)
+    for row in rows:
+        if row["what"] != "traffic" or row["system"] != "sleep":
+            continue
+        checks.append(Check("requests that were not answered", row["all"]["failed"], "requests", 0))
+        if calm is None or "ttft_p50" not in calm:
+            continue
+        for key, most in (("p50", 1.1), ("p99", 1.5)):
+            if f"ttft_{key}" in row["awake"]:
+                over = row["awake"][f"ttft_{key}"] / calm[f"ttft_{key}"]
+                checks.append(Check(f"TTFT {key} of awake models over that in calm", over, "×", most))
+        if beyond := row["held_beyond"]:
+            over = beyond["p99"] / calm["ttft_p99"]
+            checks.append(Check("held: time beyond queue and wake, p99, over TTFT p99 in calm", over, "×", 1.5))
+    return checks
