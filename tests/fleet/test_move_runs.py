@@ -116,6 +116,7 @@ def test_requests_go_to_one_copy_at_every_moment_and_what_is_wanted_stays_the_sa
     new = loads(world)
     assert world.get(new).devices == (to,)
     assert world.get(new).state is S.READY
+    assert "takes no requests yet" in world.get(new).reason
     assert world.manager.moves.touching() == {old, new}
     assert serving(world) == [old], "it has not proved itself"
     world.load()

@@ -93,7 +93,13 @@ class Clients:
 
     def _ask(self, number: int) -> None:
         stream = number % 2 == 1
-        body = {"model": self._model, "prompt": f"hello {number}", "max_tokens": 10, "stream": stream}
+        body = {
+            "model": self._model,
+            "prompt": f"hello {number}",
+            "max_tokens": 10,
+            "ignore_eos": True,
+            "stream": stream,
+        }
         with httpx2.Client(base_url=self._url, timeout=PATIENCE, trust_env=False) as http:
             while not self._stop.is_set():
                 try:
@@ -168,6 +174,17 @@ def test_the_controller_killed_at_every_step(shoal: Shoal, step: str) -> None:
         assert move["state"] == "done", move
     alone(shoal, devices=[THERE], id=move["legs"][0]["target"])
     assert shoal.stop() == 0
+
+
+def test_the_controller_killed_again_and_again_under_load(shoal: Shoal) -> None:
+    loaded(shoal, "m", "--start-seconds", "1", "--ttft", "0.2")
+    with shoal.client as client, Clients(shoal, 3):
+        id = client.begin_move("m", to=[THERE])["id"]
+        for _ in range(5):
+            kill_controller(shoal)
+        move = finished(client, id)
+        assert move["state"] == "done", move
+    alone(shoal, devices=[THERE])
 
 
 @pytest.mark.parametrize("step", ["undoing", "waiting", "restoring", "loading"])

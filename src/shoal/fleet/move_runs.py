@@ -186,10 +186,7 @@ class Moves:
         if instance is None or instance.spec is None:
             return
         if spec is not None and spec.devices == "auto":
-            instance = dataclasses.replace(instance, spec=instance.spec.model_copy(update={"devices": "auto"}))
-            self._fleet.instances[instance.id] = instance
-            self._effects.save_instance(instance)
-        self._life.dirty.add(instance.model)
+            self._life.put(dataclasses.replace(instance, spec=instance.spec.model_copy(update={"devices": "auto"})))
 
     def _unload(self, id: str, drain: float | None) -> None:
         """End it after its requests, which get so many seconds; None: as many as ever."""
@@ -284,13 +281,21 @@ class Moves:
         match leg.step:
             case moves.Step.LOADING:
                 self._say(after, "move_loading", f"{after.model}: another instance loads, {_to(leg.devices)}")
+            case moves.Step.CHECKING:
+                self._explain(leg.target, f"takes no requests yet: it is to take the place of {leg.source}")
             case moves.Step.DRAINING:
+                self._explain(leg.target, f"took the place of {leg.source}")
                 text = f"{after.model}: {leg.target} serves in the place of {leg.source}, which drains"
                 self._say(after, "move_switched", text + (f" ({leg.note})" if leg.note else ""))
             case moves.Step.UNDOING:
                 self._say(after, "move_undone", f"{after.model}: {leg.cause}; {leg.source} serves on", "warning")
             case moves.Step.RESTORING:
                 self._say(after, "move_undone", f"{after.model}: {leg.cause}; the old one is loaded again", "warning")
+
+    def _explain(self, id: str | None, reason: str) -> None:
+        """Say of an instance what it does there."""
+        if (instance := self._fleet.instances.get(id or "")) is not None:
+            self._life.put(dataclasses.replace(instance, reason=reason))
 
     def _say(self, move: Move, kind: str, message: str, level: str = "info") -> None:
         leg = move.leg
