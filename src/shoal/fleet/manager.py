@@ -271,7 +271,7 @@ class Manager(Inbox):
                 if instance.state is S.QUEUED:
                     self._effects.prepare(instance)
         for fact in ended:
-            self._life.on_exited(fact)
+            self._exited(fact)
         self.moves.go_on()
         self._life.routes_changed = True
 
@@ -299,7 +299,11 @@ class Manager(Inbox):
                     self._life.say(self._note("not_restored", text, model.spec.name, "error"))
 
     def stop_all(self, *, force: bool = False) -> list[str]:
-        """End every instance because Shoal stops; what is loaded stays wanted. The instances that still run."""
+        """End every instance because Shoal stops. What serves stays wanted; what sleeps is loaded when it is asked for,
+        because nothing can be asleep that was not loaded before. The instances that still run."""
+        if not self.fleet.closing:
+            for instance in list(self.fleet.instances.values()):
+                self._want_no_sleeper(instance)
         self.fleet.closing = True
         live = [i for i in self.fleet.instances.values() if not i.state.ended]
         self._life.end_all(live, force=force)
@@ -324,7 +328,7 @@ class Manager(Inbox):
             case facts.Hung():
                 self._life.on_hung(fact)
             case facts.Exited():
-                self._life.on_exited(fact)
+                self._exited(fact)
             case facts.CanaryAnswered():
                 self.moves.answered(fact)
             case facts.Measured():
@@ -366,6 +370,17 @@ class Manager(Inbox):
                 pass  # `settle` follows every fact
 
     # -- helpers ------------------------------------------------------------------------------------------------------
+
+    def _exited(self, fact: facts.Exited) -> None:
+        if (instance := self.fleet.instances.get(fact.instance)) is not None:
+            self._want_no_sleeper(instance)
+        self._life.on_exited(fact)
+
+    def _want_no_sleeper(self, instance: Instance) -> None:
+        """One that sleeps and nobody wants awake is about to end: the next start is not to load it."""
+        model = self.fleet.models.get(instance.model)
+        if instance.sleeps and instance.id not in self.fleet.rouse and model is not None and model.desired:
+            self._put_model(dataclasses.replace(model, desired=model.desired - 1))
 
     def _read_books(self, fact: facts.BooksRead) -> None:
         before = self._memory_views(), self.fleet.device_views()
