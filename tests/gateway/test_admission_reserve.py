@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from shoal.errors import ShoalError
-from shoal.gateway.admission import KEPT, SMALLEST_SHARED, Admission, Job
+from shoal.gateway.admission import Admission, Job
+from shoal.gateway.reserve import SMALLEST_SHARED
+from shoal.gateway.slots import KEPT
 from shoal.gateway.waiting import OVERDUE
 from shoal.messages import PRIORITIES, Priority
 
@@ -59,12 +61,53 @@ def test_who_floods_leaves_the_kept_slots_and_others_start_in_them_at_once() -> 
 def test_the_kept_slots_are_free_again_before_the_flood_goes_on() -> None:
     admission = shared()
     flood = send(admission, "f" * 20)
-    quiet = send(admission, "qp")
+    quiet = send(admission, "qp")  # so three are kept now
     assert [admission.done(job, 1.0) for job in flood[:2]] == [[], []]
     assert admission.running("m") == OPEN
     assert states(send(admission, "q", 1.0)) == "r"
-    assert admission.done(flood[2], 1.0) == []
+    assert [admission.done(job, 1.0) for job in flood[2:4]] == [[], []]
     assert admission.done(quiet[0], 1.0) == [flood[OPEN]]
+
+
+def test_as_many_slots_are_kept_as_there_was_use_for_and_one_more() -> None:
+    """Of four slots one is kept; a tenant whose requests overlap finds the second one taken by the flood no more."""
+    admission = Admission(reserve=0.125)
+    admission.limit("m", 4, 0.0)
+    send(admission, "e")
+    flood = send(admission, "f" * 20)
+    assert states(flood).count("r") == 2, "with the one of another"
+    admission = shared(4)
+    flood = send(admission, "f" * 20)
+    assert states(flood).count("r") == 3
+    (first,) = send(admission, "q")
+    assert states(send(admission, "q")) == "w", "there is no slot left"
+    assert [job.tenant for job in admission.done(flood[0], 1.0)] == ["q"]
+    admission.done(first, 2.0)
+    assert admission.done(flood[1], 2.0) == [flood[3]]
+    assert admission.running("m") == 3
+    for other in admission.order("m")[:2]:
+        assert other.tenant == "f"
+    admission.done(flood[2], 3.0)
+    assert states(send(admission, "q", 3.0)) == "r"
+
+
+def test_a_tenant_with_many_requests_has_none_kept_for_it() -> None:
+    admission = shared(32)
+    send(admission, "f" * 60)
+    send(admission, "g" * 60)
+    counts = Counter(job.tenant for job in admission.order("m"))
+    assert counts == {"f": 36, "g": 52}, "a quarter was kept, of which g got all"
+    admission.settle(KEPT)
+    assert admission.running("m") == 32
+
+
+def test_half_of_the_slots_are_kept_at_most() -> None:
+    admission = shared(8)
+    flood = send(admission, "f" * 20)
+    send(admission, "abcdefgh")
+    for job in flood[:6]:
+        admission.done(job, 1.0)
+    assert admission._models["m"].open == 4
 
 
 def test_whoever_is_alone_has_every_slot() -> None:
@@ -82,6 +125,18 @@ def test_whoever_is_alone_for_long_has_every_slot_again() -> None:
     assert late.state == "waiting"
     assert admission.done(flood[0], KEPT + 2) == [late], "it is the next all the same"
     assert admission.done(flood[1], KEPT + 2) == [], "and from now on slots are kept"
+
+
+def test_a_flood_that_came_at_once_is_not_alone_while_others_come() -> None:
+    """Though nothing of it follows a request of theirs any more."""
+    admission = shared(age_bound=1e6)
+    flood = send(admission, "f" * 20)
+    for second in range(1, 200):
+        (quiet,) = send(admission, "q", float(second))
+        assert quiet.state == "running"
+        admission.done(quiet, second + 0.5)
+        assert admission.settle(second + 0.6) == []
+    assert states(flood).count("r") == OPEN
 
 
 def test_a_job_that_comes_when_slots_are_no_longer_kept_overtakes_nobody_of_its_tenant() -> None:
@@ -159,7 +214,7 @@ def test_a_start_in_a_kept_slot_is_charged() -> None:
     send(admission, "qq")
     waits = send(admission, "qr")
     assert [job.tenant for job in admission.order("m")[:3]] == ["r", "f", "q"], "q has had two, the flood one"
-    for job in flood[:5]:
+    for job in flood[:6]:
         admission.done(job, 1.0)
     assert states(waits) == "rr"
 
@@ -207,8 +262,12 @@ class Kept(RuleBasedStateMachine):
 
     @property
     def open(self) -> int:
-        kept = self.now < self.kept_until and self.limit >= SMALLEST_SHARED
-        return self.limit - max(1, self.limit // 4) if kept else self.limit
+        if not (self.now < self.kept_until and self.limit >= SMALLEST_SHARED):
+            return self.limit
+        reserve = self.admission._models["m"].reserve
+        reserve.settle(self.now)
+        assert max(1, self.limit // 4) <= reserve.kept <= self.limit // 2
+        return self.limit - reserve.kept
 
     def below_share(self, tenant: str) -> bool:
         counts = Counter(job.tenant for job in self.running)
@@ -240,6 +299,9 @@ class Kept(RuleBasedStateMachine):
             if self.tenant not in (None, tenant):
                 self.kept_until = self.now + KEPT
             self.tenant = tenant
+            contended = len(self.running) >= self.admission._models["m"].open
+            if contended and any(other.tenant != tenant for other in self.running):
+                self.kept_until = self.now + KEPT
             free = len(self.running) < self.open
             try:
                 runs = self.admission.submit(job, self.now)
@@ -308,6 +370,29 @@ def beside(floods: int, limit: int, seed: int) -> list[float]:
     simulate(Admission(reserve=0.125), [(0.0, early), *arrivals], service, limit, least=1)
     assert all(job.state == "ended" for job in flood)
     return [job.started - job.submitted for job in quiet]
+
+
+def overlapping(limit: int, seed: int) -> list[float]:
+    """The same of one whose requests take up to 1.8 s, so that often two of them run, and seldom more."""
+    rng = random.Random(seed)
+    flood = [Job("m", "flood", cost=rng.uniform(1, 500)) for _ in range(40 * limit)]
+    quiet = [Job("m", "quiet", cost=rng.uniform(1, 500)) for _ in range(100)]
+    service = {job: rng.uniform(4.0, 12.0) for job in flood} | {job: rng.uniform(0.7, 1.8) for job in quiet}
+    arrivals = [(rng.uniform(0, 5), job) for job in flood] + [(float(n), job) for n, job in enumerate(quiet, 20)]
+    early = Job("m", "early")
+    service[early] = 0.1
+    started = simulate(Admission(reserve=0.125), [(0.0, early), *arrivals], service, limit, least=1)
+    assert len(started) == len(service)
+    return [job.started - job.submitted for job in quiet]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([4, 6, 8, 16]))
+def test_a_quiet_tenant_whose_requests_overlap_waits_only_until_that_is_known(seed: int, limit: int) -> None:
+    """While the flood gives back the slots that it has. With a kept slot and no more, it waits every few requests."""
+    waits = overlapping(limit, seed)
+    assert set(waits[15:]) == {0.0}
+    assert max(waits) < 4.0
 
 
 @settings(max_examples=40, deadline=None)

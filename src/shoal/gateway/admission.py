@@ -4,13 +4,13 @@ As many jobs of a model run as its limit allows; the others wait, in the order t
 requests of a model that is not ready is the same with a limit of 0.
 
 The order alone does not help a tenant that sends little beside one that floods: its job is the next, but the slots are
-full, and the next end of a job may be seconds away. So the last slots (`reserve`, a part of the limit) are for tenants
-that run less than an equal share, counted as if one more tenant came. Such a job starts at once; the others have to
+full, and the next end of a job may be seconds away. So the last slots are for tenants that run less than an equal
+share, counted as if one more tenant came; how many, `reserve.py` says. Such a job starts at once; the others have to
 leave the reserve free, and once it is taken they start no job until it is free again. It is kept only while tenants
-share the model, which is for `KEPT` seconds after a job followed one of another tenant: who is alone has all slots. A
-class goes before the next also here: while a job waits, none of a lower class starts. One that is overdue takes any
-slot. But for that no slot stays free while a job waits for it; where time alone, or a job that leaves, makes a slot
-free for a job, `settle` starts it.
+share the model, which is for `KEPT` seconds after a job followed one of another tenant, or found no open slot while
+one of another ran: who is alone has all slots. A class goes before the next also here: while a job waits, none of a
+lower class starts. One that is overdue takes any slot. But for that no slot stays free while a job waits for it; where
+time alone, or a job that leaves, makes a slot free for a job, `settle` starts it.
 
 A queue has at most `queue_length` jobs a model. When it is full its places are shared equally: a job whose tenant has
 at least two fewer waiting than the tenant with the most takes the place of that tenant's newest, and one of a higher
@@ -33,87 +33,17 @@ import math
 
 from shoal.errors import ShoalError
 
+from .slots import KEPT, Slots
 from .waiting import Job, Waiting
 
 __all__ = ["Admission", "Job"]
 
-MEMORY = 16
-"""Jobs over which the mean of how long they run is taken, exponentially weighted."""
 SMALLEST, LARGEST = 1e-6, 1e9
 """What costs and weights may be."""
-KEPT = 60.0
-"""Seconds for which slots are kept for others after a job followed one of another tenant."""
-SMALLEST_SHARED = 4
-"""The smallest limit of which a slot is kept for others."""
 RETRY_LONGEST = 600
 """Seconds of the longest `Retry-After`."""
 RETRY_UNKNOWN = 10
 """Seconds of `Retry-After` while nothing is known of how fast the queue moves."""
-
-
-class _Model:
-    """The books of one model."""
-
-    __slots__ = (
-        "ended",
-        "full_since",
-        "kept_until",
-        "last",
-        "last_end",
-        "limit",
-        "mean",
-        "open",
-        "running",
-        "tenant",
-        "tenants",
-        "waiting",
-    )
-
-    def __init__(self) -> None:
-        self.limit: float = math.inf
-        self.open: float = math.inf  # the limit without the reserve
-        self.running = 0
-        self.tenants: dict[str, int] = {}  # how many jobs of each run
-        self.tenant: str | None = None  # who sent the last job
-        self.kept_until = -math.inf  # until when the reserve is kept
-        self.waiting: Waiting | None = None  # never empty; then `running` is not below `open`
-        self.last: Job | None = None  # the last to start, if it still runs
-        self.full_since = 0.0  # since when jobs have been waiting
-        self.ended = 0
-        self.last_end = 0.0
-        self.mean = 0.0  # seconds that a job runs
-
-    def begin(self, job: Job, now: float) -> None:
-        """`job` runs from now on."""
-        job.started = now
-        job.state = "running"
-        self.running += 1
-        self.tenants[job.tenant] = self.tenants.get(job.tenant, 0) + 1
-        self.last = job
-
-    def end(self, job: Job, now: float) -> None:
-        """`job` runs no more."""
-        job.state = "ended"
-        self.running -= 1
-        left = self.tenants[job.tenant] - 1
-        if left:
-            self.tenants[job.tenant] = left
-        else:
-            del self.tenants[job.tenant]
-        if self.last is job:
-            self.last = None
-        self.last_end = now
-        if self.ended < MEMORY:
-            self.ended += 1
-        self.mean += (now - job.started - self.mean) / self.ended
-
-    def below_share(self, tenant: str) -> bool:
-        """Whether a tenant runs less than an equal share of the slots would be if one more tenant came."""
-        return self.tenants.get(tenant, 0) * (len(self.tenants) + 1) < self.limit
-
-    def startable(self, now: float) -> float:
-        """How many may run before only those below their share may start."""
-        return self.open if now < self.kept_until else self.limit
 
 
 class Admission:
@@ -121,7 +51,8 @@ class Admission:
 
     def __init__(self, *, queue_length: int = 1000, age_bound: float = 30.0, reserve: float = 0.0) -> None:
         """`queue_length`: jobs that may wait for a model. `age_bound`: see `waiting.py`. `reserve`: the part of the
-        slots that is kept for tenants below their share, at least one of `SMALLEST_SHARED` or more slots; 0: none.
+        slots that is kept at least for tenants below their share, and at least one of four or more slots;
+        0: none.
 
         Raises ValueError if the length is negative, the bound not positive, or the part not between 0 and 0.5.
         """
@@ -134,7 +65,7 @@ class Admission:
         self._queue_length = queue_length
         self._age_bound = age_bound
         self._reserve = reserve
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, Slots] = {}
         self._waiting = 0
         self._tickets = 0
         self._deadlines: list[tuple[float, int, Job]] = []  # a heap; has jobs that wait no more, too
@@ -152,13 +83,17 @@ class Admission:
             raise ValueError(f"a cost of {job.cost} and a weight of {job.weight} are out of range")
         model = self._models.get(job.model)
         if model is None:
-            model = self._models[job.model] = _Model()
+            model = self._models[job.model] = Slots()
         job.submitted = now
         if job.tenant != model.tenant:
             if model.tenant is not None:
                 model.kept_until = now + KEPT
             model.tenant = job.tenant
-        if model.running < model.open or (model.running < model.limit and self._takes_reserve(job, model, now)):
+        if model.running < model.open:
+            model.begin(job, now)
+            return True
+        model.weigh(job.tenant, now)
+        if model.running < model.limit and self._takes_reserve(job, model, now):
             model.begin(job, now)
             return True
         self._wait(job, model, now)
@@ -192,10 +127,10 @@ class Admission:
         if books is None:
             if limit is None:
                 return []
-            books = self._models[model] = _Model()
-        books.limit = books.open = math.inf if limit is None else limit
-        if limit is not None and limit >= SMALLEST_SHARED and self._reserve:
-            books.open -= max(1, int(limit * self._reserve))
+            books = self._models[model] = Slots()
+        books.limit = math.inf if limit is None else limit
+        books.reserve.resize(books.limit, self._reserve)
+        books.open = books.limit - books.reserve.kept
         if books.waiting is None:
             self._tidy(model, books)
             return []
@@ -234,6 +169,7 @@ class Admission:
             self._waiting -= len(jobs)
             books.waiting = None
             books.limit = books.open = math.inf
+            books.reserve.resize(math.inf, 0)
             self._tidy(model, books)
             self._sweep()
         return jobs
@@ -293,7 +229,7 @@ class Admission:
         """The models that jobs wait for."""
         return [name for name, books in self._models.items() if books.waiting is not None]
 
-    def _takes_reserve(self, job: Job, books: _Model, now: float) -> bool:
+    def _takes_reserve(self, job: Job, books: Slots, now: float) -> bool:
         """Whether `job` may start in a slot that is free but not open to all; it is charged for it if others wait."""
         if books.running >= books.startable(now) and not books.below_share(job.tenant):
             return False
@@ -308,7 +244,7 @@ class Admission:
         waiting.remove(job)
         return False
 
-    def _wait(self, job: Job, books: _Model, now: float) -> None:
+    def _wait(self, job: Job, books: Slots, now: float) -> None:
         waiting = books.waiting
         if waiting is not None:
             waiting.advance(now)
@@ -340,7 +276,7 @@ class Admission:
             heapq.heappush(self._deadlines, (job.deadline, job.ticket, job))
             self._sweep()
 
-    def _start(self, name: str, books: _Model, now: float) -> list[Job]:
+    def _start(self, name: str, books: Slots, now: float) -> list[Job]:
         """Start waiting jobs while slots are free for them."""
         waiting = books.waiting
         assert waiting is not None
@@ -373,7 +309,7 @@ class Admission:
             self._tidy(job.model, books)
         self._sweep()
 
-    def _tidy(self, name: str, books: _Model) -> None:
+    def _tidy(self, name: str, books: Slots) -> None:
         """Forget a model that nothing has to be kept of."""
         if not books.running and books.waiting is None and books.limit == math.inf:
             del self._models[name]

@@ -144,11 +144,12 @@ class Inference(Asking):
         if status is not None:
             self.outcome = "ok" if status < 400 else "client_error" if status < 500 else "engine_error"
         outcome = self.outcome
-        if job is not None and job.state == "waiting":
+        if job is None:
+            if self in relay.stranded:
+                self._waited += now - self._stranded_at
+                relay.stranded.leave(self)
+        elif job.state == "waiting":
             self._waited += now - job.submitted
-        elif relay.stranded and self in relay.stranded:
-            self._waited += now - self._stranded_at
-            relay.stranded.leave(self)
         took_part = self._waited or (job is not None and job.state == "running")
         relay.over(self, job, now)
         tokens = self._tokens if self._reader is None else self._reader.tokens

@@ -150,6 +150,10 @@ class Waiting:
             self._rise(job)
         self._clock = now
 
+    def count(self, tenant: str) -> int:
+        """How many jobs of `tenant` wait, but for the overdue."""
+        return self._tenants.count(tenant)
+
     def push(self, job: Job) -> None:
         """`job` begins to wait."""
         level = LEVELS[job.priority]
