@@ -478,6 +478,24 @@ def test_while_shoal_stops_moves_stand_still_and_no_new_one_begins() -> None:
     assert move(world, id).state == "failed"
 
 
+def test_a_fault_in_a_move_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, old = a_world()
+    world.add("other", devices=["cuda:1"])
+
+    def broken(_: object) -> None:
+        raise RuntimeError("a fault")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.effects, "ask", broken)
+        id = begin(world, "m", "cuda:2")
+        world.load("other")
+        world.prepare()
+        assert world.only("other").state is S.STARTING
+    assert serving(world) == [old]
+    cancel(world, id)
+    assert move(world, id).state == "cancelled"
+
+
 def test_only_the_last_hundred_are_remembered() -> None:
     world, _ = a_world()
     ids = []

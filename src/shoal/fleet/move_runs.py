@@ -7,6 +7,7 @@ moment the controller is killed at, the next one finds both as they belong toget
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -27,6 +28,7 @@ KEPT = 100
 """Moves that have ended and are remembered."""
 DRAIN = 3600.0
 """Seconds that requests of the old one may take to end once the new one serves: it is in nobody's way."""
+_log = logging.getLogger(__name__)
 _LEVELS = {"done": "info", "cancelled": "warning", "failed": "error"}
 
 
@@ -118,7 +120,10 @@ class Moves:
                 self._told[id] = why
                 self._put(dataclasses.replace(self.records[id], message=why))
         for move in [m for m in self.records.values() if m.state == "running"]:
-            self._look(move.id)
+            try:
+                self._look(move.id)
+            except Exception:  # a fault in one must hold up neither the others nor the fleet
+                _log.exception("while going on with the move %s", move.id)
 
     def _look(self, id: str) -> None:
         """Show a move how its instances are, until that changes nothing more."""
