@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 NEVER = -1.0
 """As `keep_alive`: never for being idle."""
@@ -212,9 +213,8 @@ class Action:
     """Why it leaves: `idle`, `gave_way`, `host_memory` (others go to sleep) or `elsewhere` (where it fits)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A model whose requests can never be served as things are, and why, with the numbers."""
+class Refusal(NamedTuple):
+    """A model whose requests cannot be served as things are, or not yet, and why, with the numbers."""
 
     name: str
     reason: str

@@ -26,10 +26,10 @@ class Books:
         for resident in snapshot.residents:
             if not resident.on:
                 continue
-            taken = resident.taken
-            for device in resident.on:
-                if device in free:
-                    free[device] -= taken
+            if (taken := resident.taken) > 0:
+                for device in resident.on:
+                    if device in free:
+                        free[device] -= taken
             host += resident.host_taken
             if resident.motion is not None:
                 self._moves(resident)

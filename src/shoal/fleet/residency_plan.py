@@ -32,7 +32,7 @@ from shoal.units import format_bytes, format_seconds
 
 CLOSINGS = 2
 """So many of the longest overdue claims have devices kept for them at once; the others come after them."""
-_GPU, _DISK = Residency.GPU, Residency.DISK
+_GPU, _HOST, _DISK = Residency.GPU, Residency.HOST, Residency.DISK
 
 
 def decide(snapshot: Snapshot, rules: Rules | None = None) -> Plan:
@@ -59,19 +59,26 @@ class _Decision:
         self.sleepers: list[Resident] | None = None
         self.spared: set[str] = set()
         self.bounds: dict[str, int] = {}
-        self.failed = self.stale = False
-        self.hopeless: set[tuple[bool, int, int] | None] = set()  # looked for in vain, and nothing has changed since
+        self.open_words: tuple[Sequence[str], str] | None = None
+        self.stale = False
+        self.hopeless: set[tuple[bool, int, int]] = set()  # looked for in vain, and nothing has changed since
         self.switches: Counter[str] = Counter()
         self.limited = self._limited()
         self.ways = Ways(self.now, rules, self.books, set(self.limited))
 
     def plan(self) -> Plan:
-        claims, due, lent = [], [], []
+        claims: list[tuple[bool, float, int, float, str, Resident]] = []
+        due, lent = [], []
+        now, patience = self.now, self.rules.patience
         for one in self.snapshot.residents:
             if one.motion is not None:
                 continue
             if one.waiting and one.place is not _GPU:
-                claims.append(one)
+                since = one.waiting_since
+                if since is not None and now >= since + patience:
+                    claims.append((False, since, 0, since, one.name, one))
+                else:
+                    claims.append((True, 0.0, -one.priority, now if since is None else since, one.name, one))
             if one.place is _DISK:
                 continue
             if not one.pinned:
@@ -83,12 +90,13 @@ class _Decision:
         due.sort(key=lambda one: (one.last_use, one.name))
         for one in due:
             self._leave(one)
-        claims.sort(key=self._urgency)
-        for one in claims:
+        claims.sort()  # by urgency; names differ
+        for patient, _, _, _, _, one in claims:
             if self.left <= 0:
                 self.next_look = self.now  # others begin to give way to some, so that the next look finds another state
                 break
-            self._claim(one)
+            if one.name not in self.ways.gone:
+                self._claim(one, overdue=not patient)
         if self.waits:
             for at in (self.ways.next_change, *self.limited.values()):
                 self._look(at)
@@ -220,59 +228,70 @@ class _Decision:
 
     # Claims
 
-    def _urgency(self, one: Resident) -> tuple[bool, float, int, float, str]:
-        since = self.now if one.waiting_since is None else one.waiting_since
-        if self._overdue(one):
-            return False, since, 0, since, one.name
-        return True, 0.0, -one.priority, since, one.name
-
-    def _overdue(self, one: Resident) -> bool:
-        return one.waiting_since is not None and self.now >= one.waiting_since + self.rules.patience
-
-    def _claim(self, one: Resident) -> None:
-        if one.name in self.ways.gone:
+    def _claim(self, one: Resident, *, overdue: bool) -> None:
+        # Many may wait of which none can be served: what is asked of all of them is written for speed.
+        asleep, awake, everywhere = one.place is _HOST, one.awake, self.everywhere
+        need = max(0, awake - one.asleep) if asleep else awake
+        devices: Sequence[str] = one.on if asleep else one.usable or everywhere
+        if devices is everywhere:
+            fits = one.width == 1 and awake <= self.capacity.largest
+        else:
+            fits = len(devices) == 1 and self.capacity.free.get(devices[0], -1) >= awake
+        if not fits and (why := self.capacity.why_never(one, devices)):
+            self._refuse(one, why)
             return
-        asleep = one.place is Residency.HOST
-        need = max(0, one.awake - one.asleep) if asleep else one.awake
-        devices: Sequence[str] = one.on if asleep else one.usable or self.everywhere
-        fits = devices is self.everywhere and one.width == 1 and one.awake <= self.capacity.largest
-        why = None if fits else self.capacity.why_never(one, devices)
-        if why:
-            if asleep and self.capacity.why_never(one, one.usable or self.everywhere) is None:
-                self._unload(one, f"{one.name} is unloaded and loads elsewhere: {why}", cause="elsewhere")
-                self.bounds.clear()
-            else:
-                self.refusals.append(Refusal(one.name, why))
-            return
-        overdue = self._overdue(one)
         if self.closed:
-            devices = self.open if devices is self.everywhere else [d for d in devices if d not in self.closed]
+            devices = self.open if devices is everywhere else [d for d in devices if d not in self.closed]
         found = self._where(one, need, devices, overdue=overdue)
         if found is not None:
             self._come(one, need, found)
             return
-        if not overdue:
-            self._look((self.now if one.waiting_since is None else one.waiting_since) + self.rules.patience)
-        else:
+        if overdue:
             self._close(one, need)
-        self.waits.append(Refusal(one.name, f"{one.name} waits for {_bytes(need)} on {_words(devices)}"))
+        else:
+            until = (self.now if one.waiting_since is None else one.waiting_since) + self.rules.patience
+            if self.now < until < self.next_look:
+                self.next_look = until
+        place = devices[0] if len(devices) == 1 else self._place(devices)
+        self.waits.append(Refusal(one.name, f"{one.name} waits for {_bytes(need)} on {place}"))
+
+    def _refuse(self, one: Resident, why: str) -> None:
+        """It can never be where it is asked to; one that sleeps may be loaded elsewhere."""
+        if one.place is _HOST and self.capacity.why_never(one, one.usable or self.everywhere) is None:
+            self._unload(one, f"{one.name} is unloaded and loads elsewhere: {why}", cause="elsewhere")
+            self.bounds.clear()
+        else:
+            self.refusals.append(Refusal(one.name, why))
+
+    def _place(self, devices: Sequence[str]) -> str:
+        """The words for `devices`, which for most that wait are all that are open."""
+        if devices is not self.open:
+            return _words(devices)
+        if self.open_words is None or self.open_words[0] is not devices:
+            self.open_words = devices, _words(devices)
+        return self.open_words[1]
 
     def _where(self, one: Resident, need: int, devices: Sequence[str], *, overdue: bool) -> Way | None:
         """Where it goes now and who gives way: free memory first, then what comes free, then others'."""
-        sought = (overdue, one.width, need) if devices is self.open else None
-        if len(devices) < one.width or sought in self.hopeless:
+        sought = None
+        if devices is self.open:
+            sought = overdue, one.width, need
+            if sought in self.hopeless:
+                return None
+        elif len(devices) == 1 and need > self.ways.could_have(devices[0], busy=overdue):
+            return None
+        if len(devices) < one.width:
             return None
         if need <= self._bound("room"):
             for room in (self.books.free.__getitem__, self.books.room):
                 rooms = [(size, device) for device in devices if (size := room(device)) >= need]
                 if len(rooms) >= one.width:
                     return Way(tuple(most(rooms, one.width)), (), (False, 0, 0.0, 0.0, ()))
-        if self.failed and need > self._bound("overdue" if overdue else "idle"):
+        if need > self._bound("overdue" if overdue else "idle"):
             return None
         way = self.ways.best(one, need, devices, busy=overdue)
         if way is not None:
             return way
-        self.failed = True
         if self.stale:
             self.bounds.clear()
             self.stale = False

@@ -100,6 +100,7 @@ class Ways:
         self._sums: dict[tuple[str, bool], tuple[list[int], list[float]]] = {}
         self._bounds: dict[tuple[str, bool], int] = {}
         self._cold: dict[tuple[str, bool], tuple[bool, float, float, str]] = {}
+        self._stays: dict[str, list[tuple[float, int]]] = {}
         self._made: dict[tuple[str, Kind], Option] = {}
         self.gone: set[str] = set()
         self.next_change = inf
@@ -112,6 +113,7 @@ class Ways:
     def changed(self, devices: Iterable[str]) -> None:
         """What is on `devices` or promised of them has changed."""
         for device in devices:
+            self._stays.pop(device, None)
             for key in ((device, False), (device, True)):
                 self._options.pop(key, None)
                 self._sums.pop(key, None)
@@ -121,10 +123,19 @@ class Ways:
     def could_have(self, device: str, *, busy: bool) -> int:
         """The most bytes that could be had on a device, if all gave way that may now; `busy`: those in use too."""
         key = device, busy
-        if key not in self._bounds:
-            size = self._books.room(device) + sum(option.resident.awake for option in self._listed(device, busy=busy))
-            self._bounds[key] = size + sum(one.asleep for one in self._remains(device, busy=busy))
-        return self._bounds[key]
+        size = self._bounds.get(key)
+        if size is None:
+            size = self._books.room(device)
+            if device not in self.limited:
+                now, gone = self._now, self.gone
+                for one, stays, quiet in self._grouped().get(device, ()):
+                    if stays <= now and (busy or (quiet <= now and not one.busy)) and one.name not in gone:
+                        size += one.awake
+                for one in self._asleep.get(device, ()):
+                    if (busy or not one.waiting) and one.name not in gone:
+                        size += one.asleep
+            self._bounds[key] = size
+        return size
 
     def most(self, devices: Sequence[str], *, busy: bool) -> int:
         """The most that could be had on any of `devices`."""
@@ -133,14 +144,20 @@ class Ways:
     def ready(self, device: str, need: int) -> float:
         """When enough of those on a device have stayed long enough to give way for `need` bytes."""
         have = self._books.room(device)
-        stays = [(stays, one.awake) for one, stays, _ in self._grouped().get(device, ()) if one.name not in self.gone]
-        stays += [(self._now, one.asleep) for one in self._remains(device, busy=True)]
         at = self._now
-        for then, size in sorted(stays):
+        for then, size in self._by_stay(device):
             if have >= need:
                 break
             have, at = have + size, max(at, then)
         return at if have >= need else inf
+
+    def _by_stay(self, device: str) -> list[tuple[float, int]]:
+        """What comes back of a device, with the times from which it may, the earliest first."""
+        if device not in self._stays:
+            stays = [(stays, r.awake) for r, stays, _ in self._grouped().get(device, ()) if r.name not in self.gone]
+            stays += [(self._now, one.asleep) for one in self._remains(device, busy=True)]
+            self._stays[device] = sorted(stays)
+        return self._stays[device]
 
     def best(self, resident: Resident, need: int, devices: Sequence[str], *, busy: bool) -> Way | None:
         """The best way to have `need` bytes on each of `resident.width` of `devices`. None: there is none now."""
