@@ -164,7 +164,7 @@ def test_a_start_takes_the_room_of_what_is_only_cached() -> None:
         shoal.load("a")
         assert ask(shoal, "a", "word " * 2800) == 200
         until(lambda: pool(shoal).get("cached", 0) >= 300 * MIB, "a long prefix in the cache")
-        shoal.add("big", "--device-memory", "800MiB", elastic="off", **DEVICE)
+        shoal.add("big", "--device-memory", "800MiB", elastic="off", pin=True, **DEVICE)
         shoal.load("big")
         until(lambda: memory(shoal, "a")["backed"] <= GIB - 800 * MIB, "its cached memory")
         until(lambda: pool(shoal)["held_back"] == 0, "the end of what was held back")
