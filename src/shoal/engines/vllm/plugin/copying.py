@@ -77,7 +77,7 @@ class CopyingMixin:
 
             allocator = KeepingAllocator.install()
             copies = HostCopies(allocator.weights, CudaMover(worker.device), host_room)
-        except (RuntimeError, ValueError, ImportError, AssertionError) as error:
+        except (RuntimeError, ValueError, ImportError, AttributeError, AssertionError) as error:
             self._copyless_because = str(error)
             log.warning("Shoal: weights are copied to the host anew at every sleep: %s", error)
             return
