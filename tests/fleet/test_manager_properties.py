@@ -26,6 +26,7 @@ class Fleet(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(gpu(0), gpu(1))
+        self.told = 0
 
     def _command(self, run: object) -> None:
         assert callable(run)
@@ -91,6 +92,19 @@ class Fleet(RuleBasedStateMachine):
     @rule(name=NAMES, floor=st.sampled_from([0, GIB]), priority=st.integers(1, 1000))
     def set_terms(self, name: str, floor: int, priority: int) -> None:
         changes = {"floor": floor, "priority": priority}
+        self._command(lambda: void(self.world.manager.change_model(name, lambda old: old.model_copy(update=changes))))
+
+    @rule(
+        name=NAMES,
+        pin=st.booleans(),
+        on_request=st.booleans(),
+        sleep_after=st.sampled_from([None, 0.0, 30.0]),
+        unload_after=st.sampled_from([None, 60.0]),
+    )
+    def set_stay(
+        self, name: str, pin: bool, on_request: bool, sleep_after: float | None, unload_after: float | None
+    ) -> None:
+        changes = {"pin": pin, "on_request": on_request, "sleep_after": sleep_after, "unload_after": unload_after}
         self._command(lambda: void(self.world.manager.change_model(name, lambda old: old.model_copy(update=changes))))
 
     @rule(data=st.data(), away=st.booleans())
@@ -218,7 +232,8 @@ class Fleet(RuleBasedStateMachine):
             if states & {S.READY, S.STARTING, S.QUEUED, S.WAKING}:
                 assert route.comes
             elif any(i.sleeps for i in fleet.of_model(route.model)):
-                assert route.comes or fleet.closing or route.model in fleet.leaving
+                cannot = not fleet.models[route.model].spec.on_request or fleet.stuck
+                assert route.comes or fleet.closing or route.model in fleet.leaving or cannot
             elif S.FAILED in states:
                 assert not route.comes
 
@@ -230,6 +245,23 @@ class Fleet(RuleBasedStateMachine):
         assert set(saved) == set(fleet.instances)
         for id, instance in fleet.instances.items():
             assert saved[id].state is instance.state
+
+    @invariant()
+    def nobody_leaves_who_is_pinned_or_could_not_come_back(self) -> None:
+        """What the policy says of itself, as of the newest step, is not of models that it must leave alone."""
+        fleet = self.world.manager.fleet
+        events, self.told = self.world.effects.events[self.told :], len(self.world.effects.events)
+        for event in events:
+            if "gives way" in event.message or ": idle" in event.message:
+                spec = fleet.models[event.model or ""].spec
+                assert not spec.pin
+                assert spec.on_request
+
+    @invariant()
+    def nobody_waits_for_ever_for_what_is_not_known(self) -> None:
+        room = self.world.manager._life._room
+        waiting = set(self.world.effects.prepared)
+        assert room._unknown <= waiting, "the files of those will be looked at"
 
     @invariant()
     def failures_have_reasons(self) -> None:

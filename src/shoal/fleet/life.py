@@ -113,10 +113,13 @@ class Life:
 
     def on_prepared(self, fact: facts.Prepared) -> None:
         """The model's files were looked at: it may be placed now, or cannot be started."""
+        self._room.looked_at(fact.instance)
         instance = self.fleet.instances.get(fact.instance)
-        if instance is None or instance.state.ended:
+        if instance is None:
             return
         self.dirty.add(instance.model)
+        if instance.state.ended:
+            return
         if fact.failure is None:
             self.fleet.weights[instance.id] = fact.weights
             self._room.prepared(instance.id, fact.needs, fact.kinds, fact.kv)

@@ -55,11 +55,14 @@ class Room:
         self._kinds[instance] = kinds
         self._estimates[instance] = needs, kv
         self._known.pop(instance, None)
-        self._unknown.discard(instance)
 
     def expect(self, instance: str) -> None:
         """An instance was found running: what it needs is not known before it is prepared."""
         self._unknown.add(instance)
+
+    def looked_at(self, instance: str) -> None:
+        """Its files were looked at, whatever came of it."""
+        self._unknown.discard(instance)
 
     def known(self, instance: Instance) -> None:
         """What a running instance needs, by what loads have shown, once it was prepared."""
