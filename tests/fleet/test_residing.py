@@ -299,6 +299,22 @@ def test_one_that_sleeps_beside_a_pin_says_so_and_wakes_once_the_pin_is_gone() -
     assert world.only("b").retires
 
 
+def test_one_that_was_refused_beside_a_pin_may_be_asked_for_again_once_the_pin_is_gone() -> None:
+    world = Fleet()
+    a = world.come("a", pin=True)
+    world.add("b")
+    world.wanted("b")
+    world.files()
+    assert world.state("b") == "failed"
+    world.after(100)
+    assert not world.route("b").comes
+    world.change("a", pin=False)
+    assert (world.state("b"), world.route("b").comes) == ("unloaded", True)
+    world.wanted("b")
+    world.files()
+    assert world.get(a).retires
+
+
 def test_a_sleeping_model_is_loaded_elsewhere_where_it_can_never_wake() -> None:
     world = Fleet(80, 80)
     a = world.come("a")

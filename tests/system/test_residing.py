@@ -106,8 +106,7 @@ def test_a_pinned_model_never_gives_way_and_what_cannot_fit_beside_it_is_refused
         assert states(shoal)["a"] == "ready"
         with shoal.client as client:
             client.change_model("a", {"pin": False})
-            client.load("b")
-        shoal.wait("b", "ready")
+        assert shoal.chat("b").status_code == 200
         assert states(shoal)["a"] == "sleeping"
         with shoal.client as client:
             client.change_model("b", {"pin": True})

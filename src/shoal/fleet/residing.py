@@ -15,7 +15,7 @@ from typing import Protocol
 from shoal.errors import ShoalError
 from shoal.fleet.effects import Effects
 from shoal.fleet.residency import Action, Device, Kind, Rules, Snapshot
-from shoal.fleet.residency_fit import why_never
+from shoal.fleet.residency_fit import Capacity, why_never
 from shoal.fleet.residency_plan import decide
 from shoal.fleet.residing_use import Uses
 from shoal.fleet.residing_view import Learned, View, budgets, words
@@ -112,6 +112,7 @@ class Residing:
         self._gave_way: dict[str, deque[float]] = {}
         self._budgets: dict[str, int] = {}
         self._hopeless: dict[str, float] = {}  # since when they fit nowhere
+        self._refused: dict[str, Wants] = {}  # what those asked for that have failed for that
         self._seen: tuple[object, object] = (None, None)
         self._rouse: frozenset[str] = frozenset()
         self._next = -inf
@@ -162,12 +163,12 @@ class Residing:
         wants = self._queued()
         view = self._view(wants, now)
         snapshot = self._snapshot(view, now)
-        self._see_who_is_stuck(snapshot)
+        self._see_who_fits_now(view, snapshot)
         plan = decide(snapshot, self._rules)
         self._next = inf if plan.next_look is None else plan.next_look
         self._hopeless = {refusal.name: self._hopeless.get(refusal.name, now) for refusal in plan.refusals}
         for refusal in plan.refusals:
-            self._refuse(self._fleet.instances[refusal.name], self._words(refusal.reason), snapshot)
+            self._refuse(self._fleet.instances[refusal.name], self._words(refusal.reason), snapshot, wants)
         began = False
         for action in plan.actions:
             instance = self._fleet.instances.get(action.name)
@@ -182,7 +183,7 @@ class Residing:
             if (instance := self._fleet.instances.get(wait.name)) is not None:
                 self._waits(instance, self._about(instance, wait.reason))
         coming = any(action.after for action in plan.actions)
-        self._blocked = bool(plan.waits) or coming or bool(self._fleet.rouse) or bool(self._fleet.stuck)
+        self._blocked = bool(plan.waits) or coming or bool(self._fleet.rouse or self._fleet.stuck or self._refused)
         self._blocked |= any(i.state is S.QUEUED and not i.devices for i in self._fleet.instances.values())
         self._limits = any(r.sleep_after is not None or r.unload_after is not None for r in snapshot.residents)
         return began
@@ -247,11 +248,20 @@ class Residing:
             return UNKNOWN if self._host_memory.share is not None else self._host_memory.size
         return min(self._host_memory.of(host.memory_total), taken + host.memory_free)
 
-    def _see_who_is_stuck(self, snapshot: Snapshot) -> None:
+    def _see_who_fits_now(self, view: View, snapshot: Snapshot) -> None:
+        """Models that were refused because they could never fit may be asked for again once they could."""
         for id in sorted(self._fleet.stuck):
             if id not in self._fleet.instances or why_never(snapshot, id) is None:
                 self._fleet.stuck.discard(id)
                 self._acts.reroute()
+        capacity = Capacity(snapshot)
+        for id, wants in list(self._refused.items()):
+            instance = self._fleet.instances.get(id)
+            if instance is None or instance.state is not S.FAILED:
+                del self._refused[id]
+            elif capacity.why_never(view.queued(instance, wants), wants.usable) is None:
+                del self._refused[id]
+                self._acts.unload(instance, why="may be asked for again: it could fit now")
 
     # -- what is done -------------------------------------------------------------------------------------------------
 
@@ -305,13 +315,14 @@ class Residing:
             self._fleet.models[instance.model] = model
             self._effects.save_model(model)
 
-    def _refuse(self, instance: Instance, why: str, snapshot: Snapshot) -> None:
+    def _refuse(self, instance: Instance, why: str, snapshot: Snapshot, wants: dict[str, Wants]) -> None:
         sure = self._hopeless[instance.id] + SURE
         if snapshot.now < sure and why_never(_whole(snapshot), instance.id) is None:
             self._next = min(self._next, sure)
             self._waits(instance, why)
             return
         if instance.state is S.QUEUED:
+            self._refused[instance.id] = wants[instance.id]
             self._acts.refuse(instance, Failure("too_little_memory", why))
             return
         self._fleet.rouse.discard(instance.id)

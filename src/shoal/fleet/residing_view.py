@@ -77,7 +77,7 @@ class View:
             case S.QUEUED if instance.devices:
                 return self._on_it(instance, _DISK, Motion.LOADING)
             case S.QUEUED if (wants := self._wants.get(instance.id)) is not None:
-                return self._queued(instance, wants)
+                return self.queued(instance, wants)
         return None
 
     # -- by place -----------------------------------------------------------------------------------------------------
@@ -107,7 +107,8 @@ class View:
         level = instance.rest.level or 1
         return self._make(instance, _HOST, motion, stays + share, stays, level, on=instance.devices)
 
-    def _queued(self, instance: Instance, wants: Wants) -> Resident:
+    def queued(self, instance: Instance, wants: Wants) -> Resident:
+        """An instance that asks for devices."""
         return self._make(instance, _DISK, None, wants.needs, 0, 0, usable=wants.usable, width=wants.width)
 
     def _make(
