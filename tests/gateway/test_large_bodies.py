@@ -78,7 +78,10 @@ async def test_a_large_body_has_to_name_its_model_like_any_other(world: World) -
     assert (answer.status, answer.error["code"]) == (404, "model_not_found")
 
 
-@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": False}}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stream_options": {"include_usage": False, "continuous_usage_stats": True}}, {"stream_options": None}],
+)
 async def test_its_stream_is_asked_for_usage(
     native_world: NativeWorld, options: dict[str, object], read_in_one_go: list[int]
 ) -> None:

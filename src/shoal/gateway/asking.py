@@ -2,89 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import contextlib
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError
 from shoal.gateway.admission import LARGEST, Job
-from shoal.gateway.http1 import Place, RequestHead
 from shoal.gateway.inspect import FIELDS, Named, read_request
-from shoal.gateway.manner import DROPPED, Manner
-from shoal.gateway.measures import Books
-from shoal.gateway.passage import Passage
-from shoal.gateway.reading import Reader
-from shoal.gateway.routes import UNKNOWN
-from shoal.gateway.server import ClientConnection
+from shoal.gateway.manner import DROPPED
+from shoal.gateway.reaching import Reaching
 from shoal.gateway.skim import SkimError, Skimmer
-from shoal.gateway.upstream import Parts
-from shoal.gateway.usage import Tokens, ask_for_usage, with_usage
+from shoal.gateway.splice import LISTED, rewrite_large, splice
+from shoal.gateway.usage import ask_for_usage, options_with_usage, with_usage
 from shoal.gateway.virtual import Resolved, rewrite, rewrite_target
-from shoal.messages import PRIORITIES, Key, Outcome, Priority, Route
+from shoal.messages import PRIORITIES, Outcome, Priority, Route
 
-if TYPE_CHECKING:
-    from shoal.gateway.relay_native import NativeRelay
-    from shoal.gateway.tracing import Trace, Tracing
-
-ATTEMPTS = 2
-"""Instances that are tried, if no connection can be made to the first."""
 LARGE_BODY = 1024 * 1024
 """Bytes of a JSON body from which on it is read while it comes, because to read it in one go would keep others waiting
 (some milliseconds for each megabyte)."""
-_log = logging.getLogger(__name__)
 
 
-class Asking(Passage):
-    """A request to an engine, until it is sent. `Inference` is the rest of it."""
+class Asking(Reaching):
+    """A request to an engine, until its turn comes. `Inference` is the rest of it."""
 
-    __slots__ = (
-        "_anthropic", "_body", "_books", "_bytes_in", "_bytes_out", "_charged", "_first_part", "_job", "_last_part",
-        "_manner", "_message", "_named", "_overhead", "_path", "_reader", "_received", "_relay", "_resolved",
-        "_tokens", "_trailers", "_waited", "arrived", "id", "instance", "key", "model", "outcome", "priority",
-        "tenant",
-    )  # fmt: skip
-    _last_part: float
-
-    def __init__(
-        self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, place: Place, manner: Manner
-    ) -> None:
-        super().__init__(connection, head, place.target, relay.config.max_body)
-        self._relay = relay
-        self._path = place.path
-        self._manner = manner
-        self._anthropic = place.anthropic
-        self.arrived = monotonic()
-        self.id = relay.request_id(manner.id)
-        self.model = UNKNOWN
-        self.outcome: Outcome = "cancelled"
-        self.instance = ""
-        self.key: Key | None = None
-        self.tenant = ""
-        self.priority: Priority = "normal"
-        self._named: Named | None = None
-        self._resolved: Resolved | None = None
-        self._job: Job | None = None
-        self._books: Books | None = None
-        self._reader: Reader | None = None
-        self._tokens: Tokens | None = None
-        self._charged = False
-        self._trailers: Sequence[bytes] = ()
-        self._message: Parts = ()
-        self._bytes_in = self._bytes_out = 0
-        self._waited = self._overhead = self._first_part = 0.0
-
-    # What few have.
-    _held = False
-    _strips = False
-    _skimmer: Skimmer | None = None
-    _candidates: tuple[str, ...] = ()
-    _passed_over: tuple[str, ...] = ()
-    _stranded_at = 0.0
-    held_until = 0.0
-    """Until when it may be held; 0 if it was not stranded."""
-    _trace: Trace | None = None
-    _error: ShoalError | None = None
+    __slots__ = ()
 
     def identify(self) -> None:
         """Find out whose request it is. Raises ShoalError 401."""
@@ -112,7 +52,7 @@ class Asking(Passage):
                 return True
             if not self._manner.readable:
                 return True
-            skimmer = self._skimmer = Skimmer(FIELDS)
+            skimmer = self._skimmer = Skimmer(FIELDS, LISTED)
             content = bytes(before) + content
         try:
             skimmer.feed(content)
@@ -148,7 +88,7 @@ class Asking(Passage):
                 model_header=manner.model,
                 size=self._bytes_in,
             )
-        self._body: bytes | bytearray | None = body
+        self._body = body
         self._trailers = trailers
         key = self.key
         if manner.priority is not None or named.priority is not None:
@@ -181,8 +121,6 @@ class Asking(Passage):
         return wanted if self.key is None else max(wanted, self.key.priority, key=PRIORITIES.index)
 
     def _submit(self, refusal: ShoalError | None = None) -> None:
-        """Wait for a turn at the first of the candidates that serves, or will. Raises ShoalError if none does: what
-        the first of them was refused with, which is `refusal` if that was before."""
         relay = self._relay
         patient = self._manner.patient
         while self._candidates:
@@ -252,12 +190,7 @@ class Asking(Passage):
             body = self._renamed(resolved, body)
             rewritten = body is not self._body
         if self.key is not None and named.streams_usage and not named.include_usage and body:
-            if named.options or len(body) < LARGE_BODY:
-                asking = with_usage(body)
-                self._strips = asking is not body
-            else:
-                asking = ask_for_usage(body)
-                self._strips = True
+            asking = self._with_usage(body, named)
             if self._strips:
                 self.whole = False  # something will be taken out
             rewritten, body = rewritten or self._strips, asking
@@ -267,10 +200,32 @@ class Asking(Passage):
         self._body = None
         self._go()
 
+    def _with_usage(self, body: bytes | bytearray, named: Named) -> bytes | bytearray:
+        """The body, which asks for usage if it can."""
+        seen, options = self._skimmer, None
+        if len(body) >= LARGE_BODY:
+            if not named.options:
+                self._strips = True
+                return ask_for_usage(body)
+            options = None if seen is None else seen.fields.get("stream_options")
+        asking = body
+        if seen is None or options is None:  # it was changed before, or can only be read as a whole
+            asking = with_usage(body)
+        else:
+            with contextlib.suppress(ShoalError):
+                asking = splice(body, seen, {"stream_options": options_with_usage(options)})
+        self._strips = asking is not body
+        return asking
+
     def _renamed(self, resolved: Resolved, body: bytes | bytearray | None) -> bytes | bytearray | None:
         self.target = rewrite_target(self.target, resolved.name)
         if not body:
             return body
+        seen, self._skimmer = self._skimmer, None
+        if seen is not None and not seen.gave_up:
+            changed = rewrite_large(body, seen, resolved.virtual, resolved.name, self._path)
+            if changed is not None:
+                return changed
         fields = self.head.fields
         return rewrite(
             body,
@@ -312,113 +267,6 @@ class Asking(Passage):
         relay, key = self._relay, self.key
         visible = None if key is None else relay.keyring.may_see(key)
         self.refuse_waiting(relay.names.missing(self.model, visible), "client_error")
-
-    # -- to an engine -------------------------------------------------------------------------------------------------
-
-    def _go(self) -> None:
-        relay = self._relay
-        try:
-            engine = relay.pick(self.model, self._passed_over)
-        except ShoalError as error:
-            self._strand(error)
-            return
-        self.instance = engine.instance
-        self._books = relay.measures.of(self.model, self.priority)
-        relay.routes.begin(engine.instance)
-        self._overhead = monotonic() - self._received - self._waited
-        if relay.timed:
-            relay.set_deadline(self)
-        self.forward(relay.pools.of(engine.address), self._message, keep=not self._manner.websocket)
-
-    @property
-    def awaits_engine(self) -> bool:
-        """Whether it is the engine's turn, so that `response_timeout` holds."""
-        return True
-
-    def own_fields(self) -> bytes:
-        manner = self._manner
-        fields = b"" if self.id == manner.id else b"X-Request-Id: %b\r\n" % self.id.encode()
-        if manner.websocket:
-            fields += b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
-        if self._trace is not None:
-            fields += b"".join(line + b"\r\n" for line in self._trace.lines)
-        return fields
-
-    def _pass_trace(self, tracing: Tracing) -> None:
-        """Have the engine's spans belong to this request's."""
-        self.dropped = self.dropped | tracing.headers
-        self._trace = self._begin_trace(tracing)
-        self._trace.to_engine(monotonic())
-
-    def _begin_trace(self, tracing: Tracing) -> Trace:
-        asked = "" if self.model == UNKNOWN or self._named is None else self._named.model
-        return tracing.begin(self.head.fields, self.method, self._path, asked, self.id, self.arrived)
-
-    def unreachable(self, error: OSError) -> None:
-        _log.warning("no connection to instance %s of %r: %s", self.instance, self.model, error)
-        relay, instance = self._relay, self.instance
-        relay.circuits.failed(instance, monotonic())
-        relay.routes.end(instance)
-        self._passed_over = (*self._passed_over, instance)
-        self.instance = ""
-        try:
-            if len(self._passed_over) >= ATTEMPTS:
-                self._strand(None)
-            else:
-                self._go()
-        except ShoalError as refusal:
-            self.connection.refuse(refusal)
-
-    def on_unsent(self, error: OSError) -> None:
-        self.upstream = None
-        if not self.ended:
-            self.unreachable(error)
-
-    def reached(self) -> None:
-        if self._relay.stranded:
-            self._relay.resume(self.model)
-
-    def _strand(self, refusal: ShoalError | None) -> None:
-        """No instance takes the request (`refusal`: there is none), and none has seen anything of it: it is held as for
-        a model that is waking. Raises ShoalError if that cannot be, or was for too long."""
-        relay, now = self._relay, monotonic()
-        route = relay.routes.find(self.model)
-        if route is None or not (route.targets or route.comes):
-            assert refusal is not None
-            self.outcome = "unavailable" if route is not None else "client_error"
-            raise refusal
-        if not self._manner.patient or 0 < self.held_until <= now:
-            self.outcome = "unavailable"
-            raise relay.unreachable(self.model)
-        self.held_until = self.held_until or now + relay.config.hold_timeout
-        self._held = True
-        self._stranded_at = now
-        self._passed_over = ()
-        job, self._job = self._job, None
-        self.connection.limit(0.0)
-        relay.free(job, now)
-        if route.targets:
-            relay.strand(self)
-        else:  # the table knows already
-            relay.loop.call_soon(self.resume)
-
-    def resume(self) -> None:
-        """There is another table, or an engine may take connections again: it asks for its turn once more."""
-        if self.ended:
-            return
-        resolved = self._resolved
-        assert resolved is not None
-        self._waited += monotonic() - self._stranded_at
-        self._candidates = (resolved.name,)
-        try:
-            self._submit()
-        except ShoalError as error:
-            self.connection.refuse(error)
-
-    def refuse_stranded(self, error: ShoalError) -> None:
-        """It was held for as long as it may."""
-        self.outcome = "unavailable"
-        self.connection.refuse(error)
 
 
 def _broken(error: SkimError) -> ShoalError:

@@ -20,7 +20,6 @@ from shoal.errors import ShoalError, is_anthropics
 from shoal.gateway import heads
 from shoal.gateway.administration import Administration, Told
 from shoal.gateway.admission import Admission, Job
-from shoal.gateway.asking import Asking
 from shoal.gateway.circuits import Circuits
 from shoal.gateway.comments import Commented
 from shoal.gateway.cors import Cors
@@ -34,6 +33,7 @@ from shoal.gateway.local import model_list, model_named
 from shoal.gateway.manner import Manner, manner_of
 from shoal.gateway.measures import Measures
 from shoal.gateway.passage import Passage
+from shoal.gateway.reaching import Reaching
 from shoal.gateway.relay import ERRANDS, RelayConfig
 from shoal.gateway.routes import Routes
 from shoal.gateway.server import ClientConnection
@@ -79,7 +79,7 @@ class NativeRelay:
         )
         self.keyring = Keyring()
         self.measures = Measures()
-        self.stranded: Stranded[Asking] = Stranded()
+        self.stranded: Stranded[Reaching] = Stranded()
         self.keeping = Keeping()
         self.circuits = Circuits()
         self.tracing: Tracing | None = None
@@ -245,7 +245,7 @@ class NativeRelay:
                 pass  # none but those
         return self.routes.pick(model, without=passed_over)
 
-    def set_deadline(self, inference: Asking) -> None:
+    def set_deadline(self, inference: Reaching) -> None:
         """Start the clocks of a request that runs at an engine."""
         config = self.config
         left = [config.response_timeout] if config.response_timeout and inference.awaits_engine else []
@@ -294,7 +294,7 @@ class NativeRelay:
             job.owner = None
             self._start(self.admission.done(job, now))
 
-    def strand(self, request: Asking) -> None:
+    def strand(self, request: Reaching) -> None:
         """Hold a request that no instance takes."""
         self.stranded.add(request)
         self._on_change()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Generator
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import msgspec
 
@@ -43,14 +43,31 @@ class _DenseError(Exception):
     """It would take too long."""
 
 
+class Member(NamedTuple):
+    """Where a field stands in the body: its name's first quote, its value's first byte, and what comes after that.
+    A name that is too long is None."""
+
+    name: str | None
+    begin: int
+    value: int
+    end: int
+
+
 class Skimmer:
     """Finds the values of the fields named `wanted`, as the bytes they came in; of one that comes twice, the last."""
 
-    def __init__(self, wanted: Collection[str]) -> None:
+    def __init__(self, wanted: Collection[str], listed: Collection[str] = ()) -> None:
+        """`listed`: fields of whose lists it is to be known where objects in them begin."""
         self.fields: dict[str, bytes] = {}
+        self.members: list[Member] = []
+        """All of the top level, in order."""
+        self.objects: dict[str, list[int]] = {}
+        """Where the objects in a list begin, by the field's name."""
         self.gave_up = False
         """Whether the body has to be read by other means, because to go on would take too long."""
         self._wanted = frozenset(wanted)
+        self._listed = frozenset(listed)
+        self._found: list[int] | None = None  # where objects begin in the list that is read now
         self._data: bytes | bytearray = b""
         self._at = 0
         self._before = 0  # bytes of earlier pieces
@@ -72,6 +89,8 @@ class Skimmer:
         except _DenseError:
             self.gave_up = True
             self.fields.clear()
+            self.members.clear()
+            self.objects.clear()
         self._before += len(piece)
 
     def end(self) -> None:
@@ -109,6 +128,7 @@ class Skimmer:
         self._step(4)
         if self._byte() != b'"':
             self._refuse("a name in quotes")
+        begin = self._before + self._at
         self._keep(MAX_KEY)
         yield from self._string()
         raw = self._take()
@@ -122,7 +142,13 @@ class Skimmer:
         yield from self._space()
         if name in self._wanted:
             self._keep(MAX_VALUE)
+        first = self._before + self._at
+        if name in self._listed:
+            assert name is not None
+            self._found = self.objects[name] = []
         yield from self._value()
+        self._found = None
+        self.members.append(Member(name, begin, first, self._before + self._at))
         if name in self._wanted:
             assert name is not None
             value = self._take()
@@ -183,6 +209,8 @@ class Skimmer:
                 yield from self._string()
                 continue
             self._step()
+            if depth == 1 and byte == b"{" and self._found is not None:
+                self._found.append(self._before + self._at)
             self._at += 1
             depth += 1 if byte in (b"{", b"[") else -1
             if not depth:

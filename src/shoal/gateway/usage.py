@@ -328,12 +328,18 @@ def with_usage(body: bytes | bytearray) -> bytes | bytearray:
             return bytes(plain.rstrip()[:-1]) + _ASK
         if asks_usage(request.stream_options):
             return body
-        options = {} if bytes(request.stream_options) == b"null" else fields_of(bytes(request.stream_options))
-        # Without effect so far; with usage on, it would put counts into every chunk.
-        options.pop("continuous_usage_stats", None)
-        options["include_usage"] = _TRUE
+        options = options_with_usage(bytes(request.stream_options))
         fields = fields_of(plain)
     except (ValueError, RecursionError, ShoalError):
         return body
-    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
+    fields["stream_options"] = msgspec.Raw(options)
+    return msgspec.json.encode(fields)
+
+
+def options_with_usage(options: bytes) -> bytes:
+    """`stream_options` that ask for usage, and for what these ask besides. Raises ShoalError if they are no object."""
+    fields = {} if options == b"null" else fields_of(options)
+    # Without effect so far; with usage on, it would put counts into every chunk.
+    fields.pop("continuous_usage_stats", None)
+    fields["include_usage"] = _TRUE
     return msgspec.json.encode(fields)

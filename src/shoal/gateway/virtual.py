@@ -7,7 +7,7 @@ can take from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from urllib.parse import quote, unquote_plus
 
 import msgspec
@@ -21,9 +21,9 @@ from shoal.messages import Route, RoutingTable, VirtualModel
 Visible = Callable[[str], bool]
 """Whether a name may be known to whom an answer goes."""
 
-_CHAT = frozenset({"/v1/chat/completions", "/tokenize"})
-_MESSAGES = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
-_SYSTEM_ROLES = (b'"system"', b'"developer"')
+CHAT = frozenset({"/v1/chat/completions", "/tokenize"})
+MESSAGES = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+SYSTEM_ROLES = frozenset({b'"system"', b'"developer"'})
 
 
 class Resolved(msgspec.Struct, frozen=True, gc=False):
@@ -153,6 +153,17 @@ def rewrite(
     return msgspec.json.encode(fields)
 
 
+def changes(virtual: VirtualModel | None, model: str, given: Collection[str]) -> dict[str, bytes | None]:
+    """What `rewrite` makes of the fields of a request that has those named `given`, but for the system text: values as
+    JSON, None for a field that goes."""
+    changed: dict[str, bytes | None] = {}
+    if virtual is not None:
+        changed |= dict.fromkeys(virtual.strip)
+        missing = {name: value for name, value in virtual.defaults.items() if name not in given or name in changed}
+        changed |= {name: msgspec.json.encode(value) for name, value in (missing | virtual.set).items()}
+    return changed | {"model": msgspec.json.encode(model)}
+
+
 def check_form(virtual: VirtualModel | None) -> None:
     """Raise ShoalError 400 `virtual_not_for_forms` if a virtual model cannot be asked with a form."""
     if virtual is not None and (virtual.set or virtual.strip):
@@ -188,18 +199,18 @@ def _raw(value: object) -> msgspec.Raw:
 
 
 def _put_system(fields: dict[str, msgspec.Raw], path: str, system: str) -> None:
-    if path in _CHAT:
+    if path in CHAT:
         messages = fields.get("messages")
         roles = None if messages is None else _roles(messages)
-        if messages is not None and roles is not None and not any(role in _SYSTEM_ROLES for role in roles):
+        if messages is not None and roles is not None and not any(role in SYSTEM_ROLES for role in roles):
             first = msgspec.json.encode({"role": "system", "content": system})
             fields["messages"] = msgspec.Raw(b"[" + first + (b"," if roles else b"") + bytes(messages)[1:])
-    elif path in _MESSAGES:
+    elif path in MESSAGES:
         if _is_missing(fields, "system"):
             fields["system"] = _raw(system)
     elif path == "/v1/responses":
         said = _roles(fields["input"]) if "input" in fields else None
-        if _is_missing(fields, "instructions") and not any(role in _SYSTEM_ROLES for role in said or ()):
+        if _is_missing(fields, "instructions") and not any(role in SYSTEM_ROLES for role in said or ()):
             fields["instructions"] = _raw(system)
 
 
