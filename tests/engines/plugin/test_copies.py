@@ -38,6 +38,7 @@ class Device:
         self.fetched: list[tuple[int, int, int]] = []
         self.due: list[Callable[[], None]] = []
         self.fails: Exception | None = None
+        self.broken = False
         self.gate = threading.Event()
         self.gate.set()
         self.began = threading.Event()
@@ -68,8 +69,13 @@ class Device:
     def mark(self, buffer: Any, go: Go) -> Mark | None:
         return _mark(buffer.tensor) if go() else None
 
-    def marks(self, allocations: Sequence[tuple[int, int]]) -> list[Mark]:
+    def begin_marks(self, allocations: Sequence[tuple[int, int]]) -> list[Mark]:
+        if self.broken:
+            raise RuntimeError("no kernel image is available")
         return [_mark(self.held[pointer][:size]) for pointer, size in allocations]
+
+    def read_marks(self, begun: Any) -> list[Mark]:
+        return list(begun)
 
 
 def _mark(held: bytes | bytearray) -> Mark:
@@ -111,9 +117,16 @@ def taken(host: HostCopies) -> None:
     until(lambda: not host.look()["taking"])
 
 
+def prepared(host: HostCopies) -> int:
+    """The bytes copied before a sleep."""
+    host.begin()
+    host.finish()
+    return host.copied
+
+
 def asleep(device: Device, host: HostCopies) -> int:
     """As the worker and its allocator have it; the bytes copied for it."""
-    copied = host.prepare()
+    copied = prepared(host)
     for pointer, held in device.held.items():
         device.held[pointer] = bytearray(len(held))
     host.lend()
@@ -203,13 +216,13 @@ def test_forgetting_gives_the_memory_back_but_not_in_a_sleep(device: Device, hos
 
 def test_weights_that_vllm_drops_or_copies_itself_leave_the_copies_alone(device: Device, host: HostCopies) -> None:
     taken(host)
-    host.prepare()
-    states = [host.complete]
+    host.begin()
+    assert host.finish()
     host.sleeps()
-    assert [*states, host.complete] == [True, False]
     host.woke()
+    assert not host.finish(), "nothing was begun"
     assert host.look()["held"] == 6 * MIB
-    assert host.prepare() == 0
+    assert prepared(host) == 0
 
 
 def test_a_host_without_room_is_left_alone(device: Device) -> None:
@@ -217,26 +230,44 @@ def test_a_host_without_room_is_left_alone(device: Device) -> None:
     host = HostCopies(device.allocations, device, lambda: room[0])
     assert "needs 0.01 GiB more of the host's memory" in host.take()["reason"]
     with pytest.raises(MemoryError, match="left to others"):
-        host.prepare()
+        host.begin()
     assert not device.made
     room[0] += 1
-    assert host.prepare() == 6 * MIB
+    assert prepared(host) == 6 * MIB
     room[0] = 0
-    assert host.prepare() == 0, "what is there needs no more"
+    assert prepared(host) == 0, "what is there needs no more"
 
 
 def test_where_memory_cannot_be_pinned_vllm_does_it_its_own_way(device: Device, host: HostCopies) -> None:
     device.fails = RuntimeError("cuMemHostRegister failed")
-    assert host.prepare() == 0
-    assert not host.complete
+    assert host.begin(), "the device was waited for"
+    assert not host.finish()
     taken(host)
     assert "cuMemHostRegister failed" in host.look()["reason"]
+
+
+def test_where_the_device_cannot_tell_vllm_does_it_its_own_way(device: Device, host: HostCopies) -> None:
+    device.broken = True
+    assert not host.begin()
+    assert not host.finish()
+    assert "no kernel image" in host.take()["reason"]
+    assert not host.look()["taking"]
+
+
+def test_what_takes_memory_is_done_before_the_engine_gives_up_anything(device: Device, host: HostCopies) -> None:
+    host.begin()
+    assert host.look()["held"] == 6 * MIB, "all of it"
+    device.held[1001][0] = 77
+    host.begin()
+    assert host.copied == 0, "what is only to be compared, and copied into memory that is there, can wait"
+    assert host.finish()
+    assert host.copied == MIB
 
 
 def test_memory_that_runs_out_on_the_way_fails_the_sleep(device: Device, host: HostCopies) -> None:
     device.fails = MemoryError("the host has no 3 MiB")
     with pytest.raises(MemoryError, match="no 3 MiB"):
-        host.prepare()
+        host.begin()
     device.fails = None
     assert asleep(device, host) == 6 * MIB
 

@@ -84,9 +84,7 @@ class Worker:
 
 
 class CudaMover:
-    """Copies at once; what is where never differs, unless it is told."""
-
-    changed = False
+    """Copies at once; what is where never differs."""
 
     def __init__(self, device: str) -> None:
         assert device == "cuda:0"
@@ -101,8 +99,11 @@ class CudaMover:
     def mark(self, *_: Any) -> Mark:
         return 1, 1
 
-    def marks(self, allocations: Sequence[tuple[int, int]]) -> list[Mark]:
-        return [(1, 2) if CudaMover.changed else (1, 1) for _ in allocations]
+    def begin_marks(self, allocations: Sequence[tuple[int, int]]) -> Any:
+        return len(allocations)
+
+    def read_marks(self, begun: Any) -> list[Mark]:
+        return [(1, 1)] * begun
 
 
 @pytest.fixture
@@ -123,7 +124,6 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     module("torch", _C=SimpleNamespace(_construct_storage_from_data_pointer=lambda: None))
     module(f"{PACKAGE}.pinned", CudaMover=CudaMover)
     monkeypatch.setattr(CuMemAllocator, "instance", None)
-    monkeypatch.setattr(CudaMover, "changed", False)
     for name in ("copying", "keeping"):
         monkeypatch.delitem(sys.modules, f"{PACKAGE}.{name}", raising=False)
     found = importlib.import_module(f"{PACKAGE}.copying")
@@ -161,6 +161,23 @@ def test_a_sleep_only_unmaps_and_a_wake_copies_what_is_kept(plugin: Any) -> None
         worker.wake_up()
         assert done(allocator) == BACK
     assert worker.shoal_copies()["held"] == 2 * SIZE
+
+
+def test_who_comes_after_knows_that_the_device_was_waited_for(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    stock = Worker.sleep
+
+    def sleep(self: Any, level: int = 1) -> None:
+        seen.append(self._settled)
+        stock(self, level)
+
+    monkeypatch.setattr(Worker, "sleep", sleep)
+    worker, _ = loaded(plugin)
+    for level in (1, 2):
+        worker.sleep(level)
+        worker.wake_up()
+    assert seen == [True, False], "a deeper sleep looks at no copy"
+    assert not worker._settled
 
 
 def test_a_wake_in_parts(plugin: Any) -> None:

@@ -75,8 +75,13 @@ class Mover(Protocol):
         """What tells its bytes from others; None if it was not to `go` on. Must not allocate on the device."""
         ...
 
-    def marks(self, allocations: Sequence[tuple[int, int]]) -> list[Mark]:
-        """The same of what lies at these device addresses, in so many bytes each. From the engine's thread."""
+    def begin_marks(self, allocations: Sequence[tuple[int, int]]) -> Any:
+        """Wait until the device has nothing to do, and have it begin to work the same out of what lies at these
+        addresses of its memory, in so many bytes each. From the engine's thread. Raises RuntimeError."""
+        ...
+
+    def read_marks(self, begun: Any) -> list[Mark]:
+        """What came of it. Raises RuntimeError."""
         ...
 
 
@@ -122,7 +127,10 @@ class HostCopies:
         self._stepped = float("-inf")
         self._asleep = False
         self._complete = False
+        self._begun: tuple[list[Allocation], Any] | None = None
         self._reason = ""
+        self.copied = 0
+        """Bytes that the last sleep had to copy."""
 
     # -- what is asked for --------------------------------------------------------------------------------------------
 
@@ -141,7 +149,7 @@ class HostCopies:
         elif not self._taking:
             missing = self._missing()
             self._reason = self._too_large(missing)
-            if missing and not self._reason:
+            if missing and not self._reason and self._warm_up(missing):
                 self._stop.clear()
                 self._thread = threading.Thread(target=self._run, args=(missing,), name="shoal-copy", daemon=True)
                 self._thread.start()
@@ -156,7 +164,7 @@ class HostCopies:
         with self._lock:
             gone = [copy.buffer for copy in self._copies.values()]
             self._copies.clear()
-        self._complete, self._reason = False, ""
+        self._complete, self._begun, self._reason = False, None, ""
         # Unpinning takes a moment for each GiB.
         threading.Thread(target=_close, args=(gone,), name="shoal-forget", daemon=True).start()
         return self.look()
@@ -167,34 +175,41 @@ class HostCopies:
 
     # -- sleep --------------------------------------------------------------------------------------------------------
 
-    def prepare(self) -> int:
-        """Before a sleep that keeps the weights: see that every copy is there and right. The bytes copied for it.
+    def begin(self) -> bool:
+        """Before a sleep that keeps the weights: see that there is memory for every copy, and have the device begin to
+        tell whether the copies are right. Returns whether it was waited for and does nothing else from then on.
 
-        Raises MemoryError if the host has no room for what is missing; nothing has been changed then. Where copies
-        cannot be made at all, vLLM makes its own.
+        Raises MemoryError if the host has no room for what is missing; nothing has been changed then.
         """
         self._halt()
+        self._begun, self._complete, self.copied = None, False, 0
         if refused := self._too_large(self._missing(memory=True)):
             raise MemoryError(refused)
         allocations = self._allocations()
         try:
-            marks = self._mover.marks([(one.pointer, one.size) for one in allocations])
-            wrong = [
-                (one, mark)
-                for one, mark in zip(allocations, marks, strict=True)
-                if (copy := self._copy(one)) is None or copy.mark != mark
-            ]
-            copied = self._fetch_all(wrong)
+            self._begun = allocations, self._begin_marks(allocations)
         except RuntimeError as error:
-            log.warning("Shoal: weights cannot be kept in host memory, so vLLM copies them itself: %s", error)
-            self._reason, self._complete = str(error), False
-            return 0
-        self._complete = True
-        return copied
+            self._leave_to_vllm(error)
+            return False
+        if self._missing(memory=True):  # that may fail, and takes long: not with half of the engine's memory gone
+            self.finish()
+        return True
 
-    @property
-    def complete(self) -> bool:
-        """Whether `prepare` saw that all is there."""
+    def finish(self) -> bool:
+        """Copy what has no right copy. Returns whether every copy is right; if not, vLLM is to make its own.
+
+        Raises MemoryError if the host has not got the memory after all.
+        """
+        if self._begun is None:
+            return self._complete
+        (allocations, marks), self._begun = self._begun, None
+        try:
+            found = zip(allocations, self._mover.read_marks(marks), strict=True)
+            wrong = [(one, m) for one, m in found if (copy := self._copy(one)) is None or copy.mark != m]
+            self.copied = self._fetch_all(wrong)
+            self._complete = True
+        except RuntimeError as error:
+            self._leave_to_vllm(error)
         return self._complete
 
     def lend(self) -> None:
@@ -207,7 +222,7 @@ class HostCopies:
     def sleeps(self) -> None:
         """The weights leave the device without these copies."""
         self._halt()
-        self._asleep, self._complete = True, False
+        self._asleep, self._complete, self._begun = True, False, None
 
     def woke(self) -> None:
         """The weights are on the device again."""
@@ -258,6 +273,22 @@ class HostCopies:
             f"a copy of the weights needs {need / 2**30:.2f} GiB more of the host's memory, which has "
             f"{room / 2**30:.2f} GiB free, and {SPARE / 2**30:.0f} GiB of that are left to others"
         )
+
+    def _begin_marks(self, allocations: list[Allocation]) -> Any:
+        return self._mover.begin_marks([(one.pointer, one.size) for one in allocations])
+
+    def _warm_up(self, allocations: list[Allocation]) -> bool:
+        """Ask the device what the first sleep will ask it: its driver loads what that takes. Returns whether it can."""
+        try:
+            self._mover.read_marks(self._begin_marks(allocations))
+        except RuntimeError as error:
+            self._leave_to_vllm(error)
+            return False
+        return True
+
+    def _leave_to_vllm(self, error: RuntimeError) -> None:
+        log.warning("Shoal: weights cannot be kept in host memory, so vLLM copies them itself: %s", error)
+        self._reason = str(error)
 
     def _fetch_all(self, wrong: list[tuple[Allocation, Mark]]) -> int:
         """Copy these at full speed; nothing else uses the device."""

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 from vllm.v1.worker.gpu_worker import Worker
@@ -27,6 +26,8 @@ class CopyingMixin:
 
     _host_copies: HostCopies | None = None
     _copyless_because = ""
+    _settled = False
+    """Whether the device was waited for, and now does nothing but read weights."""
 
     def _maybe_get_memory_pool_context(self, tag: str) -> Any:
         if self._host_copies is None and not self._copyless_because:  # the first of all: nothing is allocated yet
@@ -42,12 +43,15 @@ class CopyingMixin:
     def sleep(self, level: int = 1) -> None:
         """As vLLM's. What cannot be copied is found out before anything is taken away."""
         copies = self._host_copies
-        if copies is not None and level == 1:
-            began = time.perf_counter()
-            copied = copies.prepare()
-            took = time.perf_counter() - began
-            log.info("Shoal: saw to the host copy of the weights in %.3f s, copied %.2f GiB", took, copied / 2**30)
-        super().sleep(level)  # type: ignore[misc]
+        if copies is None or level != 1:
+            super().sleep(level)  # type: ignore[misc]
+            return
+        self._settled = copies.begin()
+        try:
+            super().sleep(level)  # type: ignore[misc]
+        finally:
+            self._settled = False
+        log.info("Shoal: asleep, for which %.2f GiB of weights had to be copied", copies.copied / 2**30)
 
     def shoal_copies(self, what: str = "look") -> dict[str, Any]:
         """`take` copies of what has none, in the background; `forget` them; or only `look` at them."""

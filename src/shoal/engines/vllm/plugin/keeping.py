@@ -34,7 +34,7 @@ class KeepingAllocator(CuMemAllocator):  # type: ignore[misc]
     def sleep(self, offload_tags: Any = None) -> None:
         """As vLLM's, but weights that have a copy are not copied again."""
         copies, tags = self.copies, (offload_tags,) if isinstance(offload_tags, str) else offload_tags
-        if copies is None or not copies.complete or WEIGHTS not in (tags or ()):
+        if copies is None or WEIGHTS not in (tags or ()) or not copies.finish():
             if copies is not None:
                 copies.sleeps()
             super().sleep(offload_tags)

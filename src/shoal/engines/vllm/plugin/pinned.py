@@ -97,12 +97,13 @@ class CudaMover:
             found += marks(data[offset : offset + CHECKED], offset // (8 * ROW))
         return int(found[0]), int(found[1])
 
-    def marks(self, allocations: Sequence[tuple[int, int]]) -> list[Mark]:
-        if not allocations:
-            return []
+    def begin_marks(self, allocations: Sequence[tuple[int, int]]) -> torch.Tensor:
         torch.cuda.synchronize(self._device)
-        found = torch.stack([marks(self._at(pointer, size)) for pointer, size in allocations])
-        return [(int(a), int(b)) for a, b in found.tolist()]
+        found = [marks(self._at(pointer, size)) for pointer, size in allocations]
+        return torch.stack(found) if found else torch.zeros((0, 2), dtype=torch.int64)
+
+    def read_marks(self, begun: torch.Tensor) -> list[Mark]:
+        return [(int(a), int(b)) for a, b in begun.tolist()]
 
     def register(self, address: int, size: int) -> None:
         """Pin host memory. Raises RuntimeError."""

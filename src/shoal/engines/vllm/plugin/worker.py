@@ -79,6 +79,8 @@ class ElasticMixin:
     def sleep(self, level: int = 1) -> None:
         """All KV memory goes first, then what vLLM offloads."""
         if self._shoal is not None:
+            if not getattr(self, "_settled", False):
+                self._shoal.settle()
             self._shoal.suspend()
         super().sleep(level)  # type: ignore[misc]
 
@@ -160,18 +162,17 @@ class _Memory:
             yield
         finally:
             warming, self.warming = self.warming, None
-            self._settle()
+            self.settle()
             warming.close()
 
     def suspend(self) -> None:
-        """Nothing that this rank has begun may still touch the cache when it goes."""
-        self._settle()
+        """Take the cache away. Nothing that this rank has begun may still touch it."""
         self.rank.suspended()
 
     def close(self) -> None:
         self.rank.close()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Wait for all that the device has been given to do."""
         if self._torch_device.type == "cuda":
             torch.cuda.synchronize(self._torch_device)
