@@ -186,6 +186,19 @@ async def test_use_is_seen_in_what_runs_and_in_what_was_made() -> None:
     assert await bed.looks() == [("a", "take")]
 
 
+async def test_one_that_woke_was_used_just_now() -> None:
+    bed = Bed("a")
+    bed.done("a")
+    await bed.looks()
+    bed.change("a", state=S.WAKING, changed_at=bed.now - 2)
+    await bed.looks()
+    bed.change("a", state=S.READY, changed_at=bed.now - 1)
+    bed.engines.copies["a"] = HostCopy(size=10)
+    assert await bed.looks() == [("a", "look")], "it is not idle yet"
+    bed.now += IDLE
+    assert await bed.looks() == [("a", "take")]
+
+
 async def test_forgotten_copies_rest() -> None:
     bed = Bed("a")
     await bed.looks()

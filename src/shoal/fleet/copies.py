@@ -237,7 +237,8 @@ class Copies:
         for one in instances:
             metrics = self._fleet.metrics.get(one.id)
             count = metrics.generation_tokens_total if metrics is not None else None
-            last, known = before.get(one.id, (one.ready_at or one.changed_at, count))
+            # One that has just come, also out of its sleep, came because it was asked for.
+            last, known = before.get(one.id, (max(one.ready_at or 0.0, one.changed_at), count))
             used = self._fleet.outstanding(one.id) > 0 or (known is not None and count is not None and count > known)
             self._used[one.id] = (now if used else last, count)
 
