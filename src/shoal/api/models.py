@@ -117,7 +117,8 @@ async def sleep_model(
 
 @router.post("/models/{name:path}/wake", status_code=202)
 async def wake_model(controller: Context, name: Name, response: Response) -> ModelView:
-    """Wake every instance that sleeps; 200 if none does. 409 with the numbers if there is no room for it."""
+    """Wake every instance that sleeps; 200 if none does. Others give way to it where there is no room for it; 409 with
+    the numbers if that can never be enough."""
     outcome = await controller.do(lambda: controller.manager.wake(name))
     if not outcome.changed:
         response.status_code = 200
@@ -138,7 +139,8 @@ async def change_model(controller: Context, name: Name, data: dict[str, Any] = B
     """Change some settings.
 
     Running instances take `floor`, `ceiling` and `priority` over at once: 409 with the broker's numbers if they cannot
-    be. The other settings they keep as they are (`outdated`) until the model is loaded anew.
+    be. `pin`, `sleep_after`, `unload_after` and what else is no matter of the engine counts at once too. The other
+    settings they keep as they are (`outdated`) until the model is loaded anew.
     """
 
     def make(spec: ModelSpec) -> ModelSpec:
