@@ -192,3 +192,21 @@ def test_an_engine_that_was_taken_over_and_whose_shim_is_killed_leaves_nothing(s
             (again,) = shoal.wait("theirs", "ready")
             assert again["pid"] != before["pid"]
             assert not other.fleet_processes()
+
+
+def test_an_orphan_that_sleeps_is_taken_back_asleep_and_wakes_when_it_is_asked_for(shoal: Shoal) -> None:
+    shoal.add("m", "--enable-sleep-mode")
+    shoal.load("m")
+    answer = shoal.chat("m").json()["choices"]
+    with shoal.client as client:
+        client.sleep("m")
+        (before,) = shoal.wait("m", "sleeping")
+    lose_the_database(shoal)
+    with shoal.client as client:
+        view = client.adopt_orphan(before["id"])
+        assert (view["state"], view["sleep_level"], view["pid"]) == ("sleeping", 1, before["pid"])
+    until(lambda: shoal.chat("m").status_code == 200, "an answer")
+    assert shoal.chat("m").json()["choices"] == answer
+    (after,) = shoal.wait("m", "ready")
+    assert after["pid"] == before["pid"]
+    assert shoal.stop() == 0
