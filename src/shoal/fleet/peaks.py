@@ -162,7 +162,7 @@ def _sizes(demand: Demand, cell: float, cells: int) -> Pmf:
 
 
 def _poisson(one: Pmf, mean: float) -> Pmf:
-    halvings = max(0, math.ceil(math.log2(mean / _PANJER_MOST))) if mean > 0 else 0
+    halvings = math.ceil(math.log2(mean / _PANJER_MOST)) if mean > _PANJER_MOST else 0
     part = mean / 2**halvings
     weighted = [part * index * share for index, share in enumerate(one)]
     backwards: Pmf = weighted[:0:-1]  # of sizes from 1 cell on, the largest first
