@@ -162,13 +162,12 @@ class CudaVmm:
             return 0
         released = 0
         with self._current():
-            while len(self._kept) > most and (handle := self._reuse()) is not None:
-                try:
-                    self._call(self._cu.cuMemRelease, handle)
-                except VmmError:
-                    self._kept.append(handle)  # still held, so still counted
-                    raise
-                released += 1
+            while (left := len(self._kept) - most) > 0 and (handles := self._reuse_many(min(left, PAGES_HELD))):
+                done, error = self._release(handles)
+                released += done
+                if error is not None:
+                    self._kept.extend(handles[done:])  # still held, so still counted
+                    raise error
         return released * self._page_size
 
     def free(self, addresses: AddressRange) -> None:
@@ -207,11 +206,16 @@ class CudaVmm:
         except IndexError:
             return None
 
-    def _take(self, count: int) -> tuple[list[Any], int]:
-        """Memory for ``count`` pages, kept before new, and how many were kept."""
+    def _reuse_many(self, count: int) -> list[Any]:
+        """Up to ``count`` kept handles."""
         handles: list[Any] = []
         while len(handles) < count and (handle := self._reuse()) is not None:
             handles.append(handle)
+        return handles
+
+    def _take(self, count: int) -> tuple[list[Any], int]:
+        """Memory for ``count`` pages, kept before new, and how many were kept."""
+        handles = self._reuse_many(count)
         reused = len(handles)
         while len(handles) < count:
             made, error = self._create(min(PAGES_HELD, count - len(handles)))
@@ -244,6 +248,18 @@ class CudaVmm:
         for index, handle in enumerate(handles):
             try:
                 self._call(self._cu.cuMemMap, address + index * self._page_size, self._page_size, 0, handle, 0)
+            except VmmError as error:
+                return index, error
+        return len(handles), None
+
+    def _release(self, handles: list[Any]) -> tuple[int, VmmError | None]:
+        """Give pages' memory back: how many were, and why not more."""
+        if self._held is not None:
+            done, code = self._held.release(handles)
+            return done, self._error("cuMemRelease", self._cu.CUresult(code)) if code else None
+        for index, handle in enumerate(handles):
+            try:
+                self._call(self._cu.cuMemRelease, handle)
             except VmmError as error:
                 return index, error
         return len(handles), None

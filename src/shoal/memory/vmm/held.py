@@ -12,7 +12,7 @@ import ctypes
 from typing import Any
 
 PAGES_HELD = 32
-"""Pages made and mapped in one go: about 13 µs each."""
+"""Pages made and mapped, or released, in one go: about 13 µs each."""
 
 
 class HeldCalls:
@@ -29,6 +29,8 @@ class HeldCalls:
         self._zero = library.cuMemsetD8Async
         self._zero.argtypes = [ctypes.c_ulonglong, ctypes.c_ubyte, ctypes.c_size_t, ctypes.c_void_p]
         self._context = int(context)
+        self._release = library.cuMemRelease
+        self._release.argtypes = [ctypes.c_ulonglong]
         self._create = library.cuMemCreate
         self._create.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_ulonglong]
         self._map = library.cuMemMap
@@ -60,6 +62,14 @@ class HeldCalls:
     def zero(self, address: int, size: int, stream: Any) -> int:
         """Fill with zeros, in the order of `stream`."""
         return int(self._zero(address, 0, size, int(stream)))
+
+    def release(self, handles: list[Any]) -> tuple[int, int]:
+        """Give memory back: that of how many was, and the code of the call that failed, or 0."""
+        for index, handle in enumerate(handles):
+            code = self._release(int(handle))
+            if code:
+                return index, int(code)
+        return len(handles), 0
 
     def create(self, count: int) -> tuple[list[int], int]:
         """Handles of up to `count` pages, and the code of the call that failed, or 0."""
