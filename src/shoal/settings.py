@@ -79,8 +79,8 @@ class Settings(BaseSettings):
         0.125,
         ge=0,
         le=0.5,
-        description="Part of the requests that a model may run at once that is kept, while tenants share it, for those "
-        "that run less than their share; 0 for none.",
+        description="Part of the requests that a model may run at once that is kept at least, while tenants share it, "
+        "for those that run less than their share; 0 for none.",
     )
     max_connections: int = Field(10_000, ge=1, description="Connections of clients, beyond which 503.")
     tenant_headers: tuple[str, ...] = Field(
