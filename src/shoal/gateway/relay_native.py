@@ -13,6 +13,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from shoal.gateway.circuits import Circuits
 from shoal.gateway.comments import Commented
 from shoal.gateway.cors import Cors
 from shoal.gateway.exchange import Exchange
+from shoal.gateway.expiry import expire, expire_stranded
 from shoal.gateway.http1 import Kind, Place, RequestHead
 from shoal.gateway.inference import Inference
 from shoal.gateway.keeping import Keeping
@@ -38,10 +40,11 @@ from shoal.gateway.relay import ERRANDS, RelayConfig
 from shoal.gateway.routes import Routes
 from shoal.gateway.server import ClientConnection
 from shoal.gateway.stranded import Stranded
+from shoal.gateway.telling import report, views
 from shoal.gateway.uploads import Upload
 from shoal.gateway.upstream import Pool, Pools
 from shoal.gateway.virtual import Names
-from shoal.messages import ModelCount, RelayReport, RequestView, Route, Target, Waiting
+from shoal.messages import ModelCount, Route, Target
 from shoal.net import UnixAddress
 
 if TYPE_CHECKING:
@@ -97,8 +100,8 @@ class NativeRelay:
             self.config.relay_socket,
             self.config.table,
             on_table=self._on_table,
-            report=self._report,
-            requests=self._views,
+            report=partial(report, self),
+            requests=partial(views, self),
             cancel=self._cancel,
         )
         self.pools = Pools(self.config.connect_timeout)
@@ -393,71 +396,16 @@ class NativeRelay:
     def _expire(self) -> None:
         now = monotonic()
         if self.stranded:
-            self._expire_stranded(now)
+            expire_stranded(self, now)
         self._start(self.admission.settle(now))
-        for job in self.admission.expired(now):
-            route = self.routes.find(job.model)
-            if route is not None and not route.targets:
-                error = self.unready(route)
-                error.message = f"The request was held for {now - job.submitted:.0f} s. {error.message}"
-                job.owner.refuse_waiting(error, "unavailable")
-            else:
-                seconds = self.admission.estimate(job.model, now)
-                error = ShoalError(
-                    f"The request waited {now - job.submitted:.0f} s for its turn at {job.model!r}; try again later.",
-                    status=429,
-                    code="queue_timeout",
-                    headers={"Retry-After": str(max(1, min(600, round(seconds or 10))))},
-                )
-                job.owner.refuse_waiting(error, "refused")
-
-    def _expire_stranded(self, now: float) -> None:
-        for request in self.stranded.expired(now):
-            error = self.unreachable(request.model)
-            error.message = f"The request was held for {self.config.hold_timeout:.0f} s. {error.message}"
-            request.refuse_stranded(error)
-        avoided = self.circuits.open(now)
-
-        def worth(model: str) -> bool:
-            route = self.routes.find(model)
-            return route is None or not all(target.instance in avoided for target in route.targets)
-
-        for request in self.stranded.trials(worth):
-            request.resume()
+        expire(self, now)
 
     # -- what is told -------------------------------------------------------------------------------------------------
-
-    def _report(self) -> RelayReport:
-        waiting = []
-        stranded = self.stranded.counts()
-        for model in dict.fromkeys((*self.admission.waiting_models(), *stranded)):
-            count, more = self.admission.waiting(model), stranded.get(model, 0)
-            route = self.routes.find(model)
-            held = route is not None and not route.targets
-            waiting.append(Waiting(model, held=count + more) if held else Waiting(model, queued=count, held=more))
-        return RelayReport(
-            "",
-            "",
-            0,
-            self.routes.outstanding,
-            self.counts,
-            tuple(waiting),
-            self.measures.distributions(),
-            self.measures.traffic(),
-            self.keeping.demand(),
-        )
 
     @property
     def counts(self) -> tuple[ModelCount, ...]:
         """Requests that ended, by model, class and outcome."""
         return self.measures.counts()
-
-    def _views(self) -> list[RequestView]:
-        now = monotonic()
-        places: dict[int, int] = {}
-        for model in self.admission.waiting_models():
-            places.update((id(job.owner), place) for place, job in enumerate(self.admission.order(model), 1))
-        return [request.view(now, places.get(id(request))) for request in self.requests.values()]
 
     def _cancel(self, id: str) -> bool:
         request = self.requests.get(id)
