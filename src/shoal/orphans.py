@@ -82,7 +82,11 @@ class OrphanControl:
         there = controller.paths.instances.resolve()
         # What was started while the machine was looked at is none.
         found = [o for o in found if o.instance not in watched or (o.folder and Path(o.folder).parent != there)]
-        self.left &= {one.instance for one in found}
+        ended = self.left - {one.instance for one in found} - watched
+        for instance in ended:  # nobody has it, so nobody else clears up after it; its shim has to say that it ended
+            if (controller.paths.instances / instance / "exit.json").exists():
+                controller.effects.discard(instance)
+        self.left -= ended
         return found
 
     async def adopt(self, name: str) -> InstanceView:
@@ -101,7 +105,7 @@ class OrphanControl:
                 return await self._take(orphan, instance, folder)
             with claim_runtime(folder.parent.parent) as free:
                 if not free:
-                    raise _refused(orphan, f"a Shoal has just started in {folder.parent.parent}, and looks after it")
+                    raise _refused(orphan, f"a Shoal runs in {folder.parent.parent} now, and has it")
                 lead(folder.parent.parent / "memory.sock", self._controller.effects.broker.path)
                 return await self._take(orphan, instance, folder)
 
@@ -115,7 +119,7 @@ class OrphanControl:
                 return orphan
             with claim_runtime(folder.parent.parent) as free:
                 if not free:
-                    raise _refused(orphan, f"a Shoal has just started in {folder.parent.parent}, and looks after it")
+                    raise _refused(orphan, f"a Shoal runs in {folder.parent.parent} now, and has it")
                 self._end(orphan, force)
                 return orphan
 

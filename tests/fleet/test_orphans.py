@@ -195,6 +195,8 @@ async def test_a_group_of_a_shoal_that_runs_is_nobody_elses(two: Two) -> None:
     os.close(lock)
     (orphan,) = two.orphans()
     assert "which does not run" in orphan.why
+    with claim_runtime(two.folder / "nowhere") as free:
+        assert not free
     with claim_runtime(two.runtime("theirs")) as free:
         assert free
         assert is_held(two.runtime("theirs")), "no Shoal can start there meanwhile"

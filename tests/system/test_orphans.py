@@ -83,6 +83,8 @@ def test_an_orphan_that_is_ended_leaves_no_process(shoal: Shoal) -> None:
         client.end_orphan(second, force=True)
         until(lambda: of(client, second) is None, "the other's end")
         assert not shoal.fleet_processes()
+        assert not (shoal.runtime / "instances" / first).exists()
+        until(lambda: not (shoal.state / "logs" / second).exists(), "the log's end")
         for ask in (client.adopt_orphan, client.end_orphan):
             with pytest.raises(ShoalError) as caught:
                 ask(first)

@@ -141,8 +141,13 @@ def is_held(runtime: Path) -> bool:
 
 @contextlib.contextmanager
 def claim_runtime(runtime: Path) -> Iterator[bool]:
-    """Keep another Shoal from starting in a runtime folder while the block runs; False if one runs there."""
-    fd = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Keep another Shoal from starting in a runtime folder while the block runs; False if one runs there, or if that
+    cannot be found out."""
+    try:
+        fd = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        yield False
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
