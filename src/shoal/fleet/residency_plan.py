@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from math import inf
 
 from shoal.fleet.residency import Action, Kind, Plan, Refusal, Residency, Resident, Rules, Snapshot
@@ -59,6 +58,7 @@ class _Decision:
         self.sleepers: list[Resident] | None = None
         self.spared: set[str] = set()
         self.bounds: dict[str, int] = {}
+        self.tails: dict[tuple[int, str], str] = {}
         self.open_words: tuple[Sequence[str], str] | None = None
         self.stale = False
         self.hopeless: set[tuple[bool, int, int]] = set()  # looked for in vain, and nothing has changed since
@@ -242,8 +242,9 @@ class _Decision:
             return
         if self.closed:
             devices = self.open if devices is everywhere else [d for d in devices if d not in self.closed]
-        found = self._where(one, need, devices, overdue=overdue)
-        if found is not None:
+        if (devices is not self.open or (overdue, one.width, need) not in self.hopeless) and (
+            found := self._where(one, need, devices, overdue=overdue)
+        ) is not None:
             self._come(one, need, found)
             return
         if overdue:
@@ -253,7 +254,10 @@ class _Decision:
             if self.now < until < self.next_look:
                 self.next_look = until
         place = devices[0] if len(devices) == 1 else self._place(devices)
-        self.waits.append(Refusal(one.name, f"{one.name} waits for {_bytes(need)} on {place}"))
+        tail = self.tails.get((need, place))
+        if tail is None:
+            tail = self.tails[need, place] = f" waits for {format_bytes(need)} on {place}"
+        self.waits.append(Refusal(one.name, one.name + tail))
 
     def _refuse(self, one: Resident, why: str) -> None:
         """It can never be where it is asked to; one that sleeps may be loaded elsewhere."""
@@ -273,42 +277,40 @@ class _Decision:
 
     def _where(self, one: Resident, need: int, devices: Sequence[str], *, overdue: bool) -> Way | None:
         """Where it goes now and who gives way: free memory first, then what comes free, then others'."""
-        sought = None
-        if devices is self.open:
-            sought = overdue, one.width, need
-            if sought in self.hopeless:
-                return None
-        elif len(devices) == 1 and need > self.ways.could_have(devices[0], busy=overdue):
+        if len(devices) < one.width or need > self._bound("overdue" if overdue else "idle"):
+            self._hopeless(one, need, devices, overdue=overdue)
             return None
-        if len(devices) < one.width:
+        if len(devices) == 1 and need > self.ways.could_have(devices[0], busy=overdue):
             return None
         if need <= self._bound("room"):
             for room in (self.books.free.__getitem__, self.books.room):
                 rooms = [(size, device) for device in devices if (size := room(device)) >= need]
                 if len(rooms) >= one.width:
                     return Way(tuple(most(rooms, one.width)), (), (False, 0, 0.0, 0.0, ()))
-        if need > self._bound("overdue" if overdue else "idle"):
-            return None
         way = self.ways.best(one, need, devices, busy=overdue)
         if way is not None:
             return way
         if self.stale:
             self.bounds.clear()
             self.stale = False
-        if sought is not None:
-            self.hopeless.add(sought)
+        self._hopeless(one, need, devices, overdue=overdue)
         return None
 
+    def _hopeless(self, one: Resident, need: int, devices: Sequence[str], *, overdue: bool) -> None:
+        """Remember what was sought in vain, until something changes."""
+        if devices is self.open:
+            self.hopeless.add((overdue, one.width, need))
+
     def _bound(self, what: str) -> int:
-        """No device has more for a claim. Spares looking at each where there is nothing to be had.
+        """No device that is open has more for a claim. Spares looking at each where there is nothing to be had.
 
         What models could give way for is not worked out anew at each change, because that makes it no more.
         """
         if what not in self.bounds:
             if what == "room":
-                self.bounds[what] = max(map(self.books.room, self.everywhere), default=0)
+                self.bounds[what] = max(map(self.books.room, self.open), default=0)
             else:
-                self.bounds[what] = self.ways.most(self.everywhere, busy=what == "overdue")
+                self.bounds[what] = self.ways.most(self.open, busy=what == "overdue")
         return self.bounds[what]
 
     def _changed(self, devices: Sequence[str]) -> None:
@@ -364,6 +366,7 @@ class _Decision:
         )
         self.closed.update(device for _, device in when[: one.width])
         self.open = tuple(device for device in self.everywhere if device not in self.closed)
+        self.bounds.clear()
 
     # Floors
 
@@ -382,6 +385,3 @@ def _words(devices: Sequence[str]) -> str:
 
 def _ago(seconds: float) -> str:
     return format_seconds(max(0.0, seconds))
-
-
-_bytes = lru_cache(1024)(format_bytes)  # a thousand models that wait have a few sizes
