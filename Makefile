@@ -4,12 +4,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: demo test test-fast test-e2e test-nightly lint format bench-report clean
+.PHONY: demo test test-fast test-e2e test-nightly lint page-types format bench-report clean
 
 demo: .venv/.demo
 	@$(BIN)/shoal demo $(ARGS)
 
-test: lint test-fast test-e2e
+test: lint page-types test-fast test-e2e
 
 # Everything without a real model: seconds for the pure parts, a minute or two with simulated engines.
 test-fast: .venv/.dev
@@ -30,6 +30,16 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The types of the page's scripts, where there is npm; also fetches what its tests use. Shoal itself needs none of it.
+page-types:
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory tools/node_modules/.package-lock.json && \
+		tools/node_modules/.bin/tsc -p tools/tsconfig.json; \
+	else echo "no npm on this machine: the types of the page's scripts are left out"; fi
+
+tools/node_modules/.package-lock.json: tools/package-lock.json
+	cd tools && npm ci --no-audit --no-fund
+	@touch $@
 
 # What was promised and measured, for every benchmark.
 bench-report: .venv/.dev

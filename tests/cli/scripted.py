@@ -12,13 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from shoal.api.page import CONTENT_SECURITY_POLICY
 from shoal.dashboard import STATIC
 from shoal.errors import ShoalError
 from shoal.fleet.spec import ModelSpec
 
 View = dict[str, Any]
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-CSP = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 GIB = 2**30
 
 
@@ -297,6 +297,10 @@ def _handler(shoal: ScriptedShoal) -> type[BaseHTTPRequestHandler]:
                     kept = [one for one in kept if kinds is None or one["kind"] in kinds]
                     kept = [one for one in kept if one["at"] >= float(query.get("since", 0))]
                     self._json({"events": kept[-int(query["limit"]) :]})
+                case ("GET", "traffic"):
+                    self._json({"at": time.time(), "bounds": [], "models": []})
+                case ("GET", "usage"):
+                    self._json({"usage": [], "total": None})
                 case ("GET", "settings"):
                     self._json({"settings": {"port": 8000, "database_url": None}, "file": None})
                 case ("POST", "settings", "reload"):
@@ -377,7 +381,7 @@ def _handler(shoal: ScriptedShoal) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("content-length", str(len(body)))
-            self.send_header("content-security-policy", CSP)
+            self.send_header("content-security-policy", CONTENT_SECURITY_POLICY)
             if shoal.warning and self.command != "GET":
                 self.send_header("x-shoal-warning", shoal.warning)
             self.end_headers()

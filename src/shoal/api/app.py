@@ -25,6 +25,7 @@ from shoal.api import (
     presets,
     requests,
     system,
+    traffic,
     usage,
     virtual_models,
 )
@@ -59,6 +60,7 @@ def make_app(controller: Controller) -> FastAPI:
         keys,
         usage,
         requests,
+        traffic,
         system,
         events,
     ):

@@ -4,13 +4,16 @@ const BASE = "api/v1/";
 
 export class ApiError extends Error {}
 
+/** Ask the API. Raises ApiError with what to tell people.
+ * @param {string} method @param {string} path @param {unknown} [body]
+ * @returns {Promise<{data: any, warning: string | null}>} */
 export async function call(method, path, body) {
   let response;
   try {
     response = await fetch(BASE + path, {
       method,
       headers: body === undefined ? {} : { "content-type": "application/json" },
-      body: body === undefined ? undefined : JSON.stringify(body),
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
   } catch {
     throw new ApiError("Shoal does not answer. Is `shoal serve` running?");
@@ -20,20 +23,25 @@ export async function call(method, path, body) {
   return { data, warning: response.headers.get("x-shoal-warning") };
 }
 
-export const modelPath = (name, action) => `models/${encodeURIComponent(name)}/${action}`;
+/** @param {string} name @param {string} [action] */
+export const modelPath = (name, action) => `models/${encodeURIComponent(name)}${action ? `/${action}` : ""}`;
 
 const FIRST_RETRY = 500;
-const LAST_RETRY = 5000;
+const LAST_RETRY = 8000;
 
-// Live events: `handlers` by kind. `onState` hears "live" and "lost". The browser's EventSource gives up after some
-// errors and cannot see a connection that died silently; so connecting again is done here, and the function that is
-// returned does it when something else shows that the connection is dead.
+/** Live events: `handlers` by kind. `onState` hears "live" and "lost". The browser's EventSource gives up after some
+ * errors and cannot see a connection that died silently; so connecting again is done here, later each time it fails, and
+ * the function that is returned does it when something else shows that the connection is dead. Each connection begins
+ * with a snapshot.
+ * @param {Record<string, (data: any) => void>} handlers @param {(state: "live" | "lost") => void} onState */
 export function live(handlers, onState) {
+  /** @type {EventSource | null} */
   let source = null;
   let retry = FIRST_RETRY;
   let timer = 0;
 
   function connect() {
+    clearTimeout(timer);
     source?.close();
     source = new EventSource(`${BASE}events`);
     source.addEventListener("open", () => (retry = FIRST_RETRY));
@@ -47,10 +55,10 @@ export function live(handlers, onState) {
   }
 
   function again() {
-    source.close();
+    source?.close();
     onState("lost");
     clearTimeout(timer);
-    timer = setTimeout(connect, retry);
+    timer = setTimeout(connect, retry * (0.75 + Math.random() / 2)); // many pages must not all come back at once
     retry = Math.min(LAST_RETRY, retry * 2);
   }
 
@@ -59,6 +67,9 @@ export function live(handlers, onState) {
   return again;
 }
 
+/** An instance's log as it is written; the function that is returned ends that.
+ * @param {string} instance
+ * @param {{onLine: (text: string) => void, onEnd: (state: string) => void, onLost: () => void}} reader */
 export function followLog(instance, { onLine, onEnd, onLost }) {
   const source = new EventSource(`${BASE}instances/${encodeURIComponent(instance)}/logs/stream?tail=500`);
   source.addEventListener("line", (event) => onLine(JSON.parse(event.data).text));

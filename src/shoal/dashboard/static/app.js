@@ -1,212 +1,67 @@
-// The page: keeps what the event stream tells, and draws it.
+// The page's frame: where we are, how the connection is, and the view of this place.
 
-import { ApiError, call, live, modelPath } from "./api.js";
-import { el, keyed } from "./dom.js";
-import { LogPanel } from "./log.js";
-import { deviceView, eventView, modelView, noDevices, noEvents, noModels } from "./views.js";
+import { Ask, Notices } from "./components/dialog.js";
+import { start as startHistory } from "./history.js";
+import { html, render } from "./lib.js";
+import { path } from "./router.js";
+import { connection, heardAt, known, now, start as startStore, status } from "./store.js";
+import { ThemeChoice } from "./theme_choice.js";
+import { start as startTraffic } from "./traffic.js";
 import { clock, seconds } from "./units.js";
+import { Overview } from "./views/overview.js";
 
-const EVENTS_SHOWN = 100;
-const at = (id) => document.getElementById(id);
+/** What is at each path. @type {Record<string, {title: string, view: () => any}>} */
+const ROUTES = { "/": { title: "Overview", view: Overview } };
 
-const fleet = { status: null, models: new Map(), devices: [], events: [], known: false };
-const logs = new Map();
-const busy = new Set();
-let connection = "connecting";
-let heardAt = 0;
-let drawing = false;
-
-function draw() {
-  if (drawing) return;
-  drawing = true;
-  requestAnimationFrame(() => {
-    drawing = false;
-    drawAll();
-  });
+function Connection() {
+  const state = connection.value;
+  const lost = known.value ? `Disconnected: this is from ${clock(heardAt.value)}. Trying again…` : "Shoal does not answer. Trying again…";
+  const words = { connecting: "Connecting…", live: "Live", lost }[state];
+  return html`<p id="connection" class="connection" role="status" data-state=${state}>${words}</p>`;
 }
 
-const act = {
-  busy: (name) => busy.has(name),
-  logOpen: (id) => logs.has(id),
-  toggleLog(id) {
-    if (logs.has(id)) {
-      logs.get(id).close();
-      logs.delete(id);
-    } else {
-      logs.set(id, new LogPanel(id));
-    }
-    draw();
-  },
-  load: (model) => change(model.name, "load", {}),
-  async unload(model) {
-    const serving = model.instances.some((instance) => instance.state === "ready");
-    const text = serving
-      ? "Running requests may finish; new ones are refused until it is loaded again."
-      : "What has been loaded so far is lost.";
-    if (await ask(`Unload ${model.name}?`, text, "Unload")) await change(model.name, "unload", {});
-  },
-};
-
-async function change(name, action, body) {
-  busy.add(name);
-  draw();
-  try {
-    const { data, warning } = await call("POST", modelPath(name, action), body);
-    if (data) fleet.models.set(data.name, data);
-    if (warning) say(warning, "warning");
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    say(error.message, "error");
-  } finally {
-    busy.delete(name);
-    draw();
-  }
+function About() {
+  const known = status.value;
+  return html`<p class="about soft">${known && `Shoal ${known.version}, up ${seconds(Math.max(0, now.value - known.started_at))}`}</p>`;
 }
 
-function ask(title, text, yes) {
-  const dialog = at("ask");
-  at("ask-title").textContent = title;
-  at("ask-text").textContent = text;
-  at("ask-yes").textContent = yes;
-  dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
-  });
+const Warnings = () => html`
+  <div class="notices" role="status">
+    ${[...new Set(status.value?.warnings ?? [])].map((text) => html`<p key=${text} class="notice warning">${text}</p>`)}
+  </div>
+`;
+
+function Place() {
+  const route = ROUTES[path.value];
+  if (!route) return html`<div class="empty"><h2>There is nothing here</h2><p><a href="#/">Go to the overview</a></p></div>`;
+  return html`<${route.view} />`;
 }
 
-function say(text, level) {
-  const shown = el("div", { class: `notice ${level}` }, el("span", {}, text),
-    el("button", { type: "button", class: "quiet", "aria-label": "Dismiss this message", on: { click: () => shown.remove() } }, "Dismiss"));
-  at("notices").append(shown);
+/** @param {Event} event */
+function skip(event) {
+  event.preventDefault(); // the hash is the page's address
+  document.getElementById("models-title")?.focus();
 }
 
-function drawAll() {
-  drawTop();
-  if (!fleet.known) return;
-  const models = [...fleet.models.values()].sort((a, b) => a.name.localeCompare(b.name));
-  const loaded = models.filter((model) => model.state === "ready").length;
-  at("models-count").textContent = models.length ? `${loaded} of ${models.length} ready` : "";
-  keyed(at("models"), models.length ? models : [null], {
-    key: (model) => (model ? `model ${model.name}` : "none"),
-    stamp: (model) => (model ? JSON.stringify([model, busy.has(model.name), model.instances.map((one) => logs.has(one.id))]) : "none"),
-    make: (model) => (model ? modelView(model, act) : noModels()),
-  });
-  const names = new Map(models.flatMap((model) => model.instances.map((one) => [one.id, model.name])));
-  keyed(at("devices"), fleet.devices.length ? fleet.devices : [null], {
-    key: (device) => (device ? `device ${device.id}` : "none"),
-    stamp: (device) => (device ? JSON.stringify([device, device.instances.map((id) => names.get(id))]) : "none"),
-    make: (device) => (device ? deviceView(device, names) : noDevices()),
-  });
-  keyed(at("events"), fleet.events.length ? fleet.events : [null], {
-    key: (event) => (event ? event.key : "none"),
-    stamp: () => "",
-    make: (event) => (event ? eventView(event) : noEvents()),
-  });
-  placeLogs();
-}
+const App = () => html`
+  <header class="top">
+    <a class="skip" href="#/" onClick=${skip}>Skip to the models</a>
+    <h1><img src="static/icon.svg" alt="" width="28" height="28" />Shoal</h1>
+    <${Connection} /><${About} /><${ThemeChoice} />
+  </header>
+  <main class=${connection.value === "lost" && known.value ? "old" : ""}>
+    <${Warnings} /><${Notices} /><${Place} />
+  </main>
+  <${Ask} />
+  <footer>
+    <a href="api/docs">API</a><a href="metrics">Metrics</a>
+    <span>OpenAI endpoint: <code>${new URL("v1", document.baseURI).href}</code></span>
+  </footer>
+`;
 
-// A log panel moves with its instance, and closes when the instance is forgotten.
-function placeLogs() {
-  for (const [id, panel] of logs) {
-    const place = document.querySelector(`[data-log="${CSS.escape(id)}"]`);
-    if (!place) {
-      panel.close();
-      logs.delete(id);
-    } else if (panel.element.parentNode !== place) {
-      const { scrollTop } = panel.lines;
-      place.append(panel.element);
-      panel.lines.scrollTop = scrollTop;
-    }
-  }
-}
-
-function drawTop() {
-  const words = { connecting: "Connecting…", live: "Live", lost: fleet.known ? `Disconnected: this is from ${clock(heardAt)}. Trying again…` : "Shoal does not answer. Trying again…" };
-  const shown = at("connection");
-  if (shown.textContent !== words[connection]) shown.textContent = words[connection];
-  shown.dataset.state = connection;
-  document.body.classList.toggle("old", connection === "lost" && fleet.known);
-  const { status } = fleet;
-  if (!status) return;
-  at("about").replaceChildren(`Shoal ${status.version}, up `, el("span", { "data-since": status.started_at }, seconds(Math.max(0, Date.now() / 1000 - status.started_at))));
-  const problems = [...new Set(status.warnings)];
-  keyed(at("warnings"), problems, { key: (text) => text, stamp: () => "", make: (text) => el("p", { class: "notice warning" }, text) });
-}
-
-function remember(event) {
-  const key = event.id != null ? `event ${event.id}` : `event ${event.at} ${event.kind} ${event.instance ?? event.model ?? ""}`;
-  if (fleet.events.some((other) => other.key === key)) return;
-  fleet.events.unshift({ ...event, key });
-  fleet.events.sort((a, b) => b.at - a.at);
-  fleet.events.length = Math.min(fleet.events.length, EVENTS_SHOWN);
-}
-
-async function readHistory() {
-  try {
-    const { data } = await call("GET", `events/history?limit=${EVENTS_SHOWN}`);
-    data.events.forEach(remember);
-    draw();
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    say(`Past events cannot be read: ${error.message}`, "error");
-  }
-}
-
-async function readStatus() {
-  if (document.hidden || connection !== "live") return;
-  try {
-    fleet.status = (await call("GET", "status")).data;
-    draw();
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    if (connection === "live") reconnect();
-  }
-}
-
-function heard(handle) {
-  return (data) => {
-    heardAt = Date.now() / 1000;
-    handle(data);
-    draw();
-  };
-}
-
-const reconnect = live(
-  {
-    snapshot: heard((data) => {
-      fleet.status = data.status;
-      fleet.models = new Map(data.models.map((model) => [model.name, model]));
-      fleet.devices = data.devices;
-      fleet.known = true;
-      readHistory();
-    }),
-    model: heard((model) => fleet.models.set(model.name, model)),
-    model_removed: heard(({ name }) => fleet.models.delete(name)),
-    devices: heard(({ devices }) => (fleet.devices = devices)),
-    memory: heard(({ instances, devices }) => {
-      fleet.devices = devices;
-      for (const [name, model] of fleet.models) {
-        if (!model.instances.some((one) => instances[one.id])) continue;
-        fleet.models.set(name, { ...model, instances: model.instances.map((one) => (instances[one.id] ? { ...one, memory: instances[one.id] } : one)) });
-      }
-    }),
-    message: heard(remember),
-  },
-  (state) => {
-    if (state === "lost" && !heardAt) heardAt = Date.now() / 1000;
-    connection = state;
-    draw();
-  },
-);
-
-// Clocks tick without drawing anything anew.
-setInterval(() => {
-  const present = Date.now() / 1000;
-  if (connection === "lost") return; // old data must not seem to live
-  for (const shown of document.querySelectorAll("[data-since]")) shown.textContent = seconds(Math.max(0, present - Number(shown.dataset.since)));
-  for (const shown of document.querySelectorAll("[data-until]")) shown.textContent = seconds(Math.max(0, Number(shown.dataset.until) - present));
-}, 1000);
-setInterval(readStatus, 10_000);
-
-at("endpoint").replaceChildren("OpenAI endpoint: ", el("code", {}, new URL("v1", document.baseURI).href));
+startStore();
+startHistory();
+startTraffic();
+const root = /** @type {HTMLElement} */ (document.getElementById("app"));
+root.replaceChildren();
+render(html`<${App} />`, root);

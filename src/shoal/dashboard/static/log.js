@@ -7,6 +7,7 @@ const KEPT = 2000;
 const ESCAPES = /\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)?/g;
 
 export class LogPanel {
+  /** @param {string} instance */
   constructor(instance) {
     this.lines = el("pre", { class: "lines", tabindex: "0", role: "log", "aria-live": "off", "aria-label": `Log of ${instance}` });
     this.note = el("p", { class: "log-note", role: "status" }, "Waiting for the log…");
@@ -19,6 +20,7 @@ export class LogPanel {
         el("a", { href: `api/v1/instances/${encodeURIComponent(instance)}/logs?download=true`, download: `${instance}.log` }, "Download the whole log")),
     );
     this.instance = instance;
+    /** @type {string[]} */
     this.pending = [];
     this.stop = () => {};
     this.start();
@@ -37,10 +39,12 @@ export class LogPanel {
     });
   }
 
+  /** @param {string} text */
   say(text) {
     this.note.textContent = text;
   }
 
+  /** @param {string} text */
   add(text) {
     this.pending.push(text.replace(ESCAPES, ""));
     if (this.pending.length === 1) setTimeout(() => this.flush(), 50);

@@ -1,0 +1,85 @@
+// What can be done with a model, through the public API, and the command that does the same. Pure, but for `run`.
+
+import { ApiError, call, modelPath } from "./api.js";
+import { signal } from "./lib.js";
+import { accept } from "./store.js";
+
+/** @typedef {{id: string, label: string, method: string, path: string, body: unknown, command: string,
+ *   ask?: {title: string, text: string}}} Action */
+
+const ENDED = new Set(["stopped", "failed"]);
+const LEAVING = new Set(["draining", "stopping"]);
+
+/** A word for a POSIX shell. @param {string} text */
+export function quote(text) {
+  const word = /^[\w./:@=+,-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+  return text.startsWith("-") ? `-- ${word}` : word;
+}
+
+/** What can be done now, the first the most likely. @param {ModelView} model @returns {Action[]} */
+export function actionsOf(model) {
+  const live = model.instances.filter((one) => !ENDED.has(one.state));
+  const asleep = live.some((one) => one.state === "sleeping");
+  const ready = live.some((one) => one.state === "ready");
+  const word = quote(model.name);
+  /** @type {(id: string, label: string, body?: unknown, ask?: Action["ask"]) => Action} */
+  const post = (id, label, body = {}, ask) => ({
+    id, label, method: "POST", path: modelPath(model.name, id), body, command: `shoal ${id} ${word}`, ...(ask ? { ask } : {}),
+  });
+  const found = [];
+  if (asleep) found.push(post("wake", "Wake"));
+  if (live.length < Math.max(1, model.desired)) found.push(post("load", model.state === "failed" ? "Try again" : "Load"));
+  if (ready && live.some((one) => one.can_sleep && one.state === "ready")) found.push(post("sleep", "Sleep"));
+  if (live.some((one) => !LEAVING.has(one.state))) {
+    const text = ready
+      ? "Running requests may finish. What is in its KV cache is lost; a request may load it again."
+      : asleep
+        ? "Its weights leave the host's memory: the next load reads them from disk."
+        : "What has been loaded so far is lost.";
+    found.push(post("unload", "Unload", {}, { title: `Unload ${model.name}?`, text }));
+  }
+  const { pin } = model.spec;
+  found.push({
+    id: "pin", label: pin ? "Unpin" : "Pin", method: "PATCH", path: modelPath(model.name), body: { pin: !pin },
+    command: `shoal models set ${pin ? "--no-pin" : "--pin"} ${word}`,
+  });
+  return found;
+}
+
+/** Names of models with an action under way. */
+export const busy = signal(/** @type {ReadonlySet<string>} */ (new Set()));
+/** @typedef {{id: number, level: "error" | "warning", text: string, command: string}} Notice */
+export const notices = signal(/** @type {Notice[]} */ ([]));
+/** The action that waits for a yes. @type {import("./vendor/signals.js").Signal<{name: string, action: Action} | null>} */
+export const asking = signal(/** @type {{name: string, action: Action} | null} */ (null));
+let count = 0;
+
+/** @param {"error" | "warning"} level @param {string} text @param {string} [command] */
+export function say(level, text, command = "") {
+  notices.value = [...notices.value.slice(-4), { id: ++count, level, text, command }];
+}
+
+/** @param {number} id */
+export const dismiss = (id) => (notices.value = notices.value.filter((one) => one.id !== id));
+
+/** Do it, or ask first. @param {string} name @param {Action} action */
+export function begin(name, action) {
+  if (busy.value.has(name)) return;
+  if (action.ask) asking.value = { name, action };
+  else void run(name, action);
+}
+
+/** @param {string} name @param {Action} action */
+export async function run(name, action) {
+  busy.value = new Set([...busy.value, name]);
+  try {
+    const { data, warning } = await call(action.method, action.path, action.body);
+    if (data) accept(data);
+    if (warning) say("warning", warning);
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    say("error", error.message, action.command);
+  } finally {
+    busy.value = new Set([...busy.value].filter((one) => one !== name));
+  }
+}

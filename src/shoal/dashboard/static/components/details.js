@@ -1,0 +1,81 @@
+// What opens below a model's line: its instances, what can be done, and the commands that do the same.
+
+import { actionsOf, begin, busy } from "../actions.js";
+import { html, useEffect, useRef, useSignal } from "../lib.js";
+import { LogPanel } from "../log.js";
+import { now } from "../store.js";
+import { bytes, seconds } from "../units.js";
+import { Badge, Command, Name } from "./small.js";
+
+/** @param {{id: string}} props */
+function Log({ id }) {
+  const place = useRef(/** @type {HTMLDivElement | null} */ (null));
+  useEffect(() => {
+    const panel = new LogPanel(id);
+    place.current?.append(panel.element);
+    return () => panel.close();
+  }, [id]);
+  return html`<div ref=${place}></div>`;
+}
+
+/** @param {MemoryView} memory @returns {[string, string][]} */
+function facts(memory) {
+  /** @type {[string, string | null][]} */
+  const list = [
+    ["weights", memory.weights === null ? null : bytes(memory.weights)],
+    ...Object.entries(memory.held).map(([where, size]) => /** @type {[string, string]} */ ([`held on ${where}`, bytes(size)])),
+  ];
+  if (memory.lease !== null) {
+    list.push(
+      ["KV in use", bytes(memory.used ?? 0)],
+      ["KV cached", bytes(memory.cached ?? 0)],
+      ["lease", bytes(memory.lease)],
+      ["floor", bytes(memory.floor ?? 0)],
+      ["ceiling", memory.ceiling === null ? "none" : bytes(memory.ceiling)],
+      ["priority", String(memory.priority)],
+    );
+  }
+  return list.flatMap(([word, text]) => (text === null ? [] : [[word, text]]));
+}
+
+/** @param {{instance: InstanceView}} props */
+function Instance({ instance }) {
+  const open = useSignal(false);
+  const { memory, failure } = instance;
+  return html`
+    <li class="instance">
+      <div class="line">
+        <${Badge} state=${instance.state} /><code>${instance.id}</code>
+        <span class="soft">${instance.devices.join(", ")} · for ${seconds(Math.max(0, now.value - instance.changed_at))}${instance.restarts ? ` · restarted ${instance.restarts}×` : ""}</span>
+        <button type="button" class="quiet" aria-expanded=${String(open.value)} aria-label=${`Log of ${instance.id}`} onClick=${() => (open.value = !open.value)}>${open.value ? "Hide log" : "Log"}</button>
+      </div>
+      ${failure && html`<p class="failure"><strong>${failure.message}</strong> ${failure.hint}</p>`}
+      ${!failure && instance.reason && html`<p class="soft">${instance.reason}</p>`}
+      ${instance.restart_at && html`<p class="soft">Starts again in ${seconds(Math.max(0, instance.restart_at - now.value))}.</p>`}
+      ${instance.outdated && html`<p class="soft">Runs with older settings: unload and load it to use the new ones.</p>`}
+      ${instance.sleepless_because && html`<p class="soft">It cannot sleep: ${instance.sleepless_because}.</p>`}
+      ${memory.mode === "fixed" && memory.reason && html`<p class="soft">KV cache of fixed size: ${memory.reason}.</p>`}
+      <dl class="facts">${facts(memory).map(([word, text]) => html`<div key=${word}><dt>${word}</dt><dd>${text}</dd></div>`)}</dl>
+      ${memory.waiting ? html`<p class="short">${memory.waiting} ${memory.waiting === 1 ? "request waits" : "requests wait"} for memory: ${bytes(memory.missing ?? 0)} short</p>` : null}
+      ${open.value && html`<${Log} id=${instance.id} />`}
+    </li>
+  `;
+}
+
+/** @param {{model: ModelView, id: string}} props */
+export function Details({ model, id }) {
+  const actions = actionsOf(model);
+  return html`
+    <div class="details" id=${id}>
+      <p class="soft">Source <code class="source"><${Name} text=${model.spec.source} /></code></p>
+      ${model.instances.length > 0 && html`<ul class="instances">${model.instances.map((one) => html`<${Instance} key=${one.id} instance=${one} />`)}</ul>`}
+      <ul class="actions" aria-label=${`What can be done with ${model.name}`}>
+        ${actions.map((action) => html`
+          <li key=${action.id}>
+            <button type="button" disabled=${busy.value.has(model.name)} onClick=${() => begin(model.name, action)}>${action.label}</button>
+            <${Command} text=${action.command} />
+          </li>`)}
+      </ul>
+    </div>
+  `;
+}

@@ -1,0 +1,67 @@
+// The devices: each a tin with its readings and its last ten minutes.
+
+import { computed, html } from "../lib.js";
+import { all, devices } from "../store.js";
+import { scale, tinOf } from "../tins.js";
+import { bytes } from "../units.js";
+import { Command, Name } from "./small.js";
+import { Spark } from "./spark.js";
+import { colourOf, Legend, pointed, TinBar } from "./tin.js";
+
+const NAMED = 6;
+const tins = computed(() => devices.value.map((device) => ({ device, tin: tinOf(device, all.value), scale: scale(device, devices.value) })));
+
+/** @param {DeviceView} device */
+function readings(device) {
+  return [
+    device.utilization === null ? "" : `${Math.round(100 * device.utilization)} % busy`,
+    device.temperature === null ? "" : `${Math.round(device.temperature)} °C`,
+    device.power === null ? "" : `${Math.round(device.power)} W`,
+  ].filter(Boolean);
+}
+
+/** @param {{device: DeviceView, tin: import("../tins.js").Tin, scale: number}} props */
+function Device({ device, tin, scale: width }) {
+  const used = tin.total - tin.free;
+  const held = tin.holdings.filter((one) => one.size).sort((a, b) => b.size - a.size);
+  const notes = [
+    device.pool?.held_back ? `${bytes(device.pool.held_back)} held back for a start` : "",
+    device.pool?.owed ? `${bytes(device.pool.owed)} to be given back` : "",
+    device.pool && device.pool.limit !== null ? `KV caches together at most ${bytes(device.pool.limit)}` : "",
+  ].filter(Boolean);
+  return html`
+    <article class="device" aria-label=${device.id}>
+      <header>
+        <h3>${device.kind === "host" ? "host memory" : device.id}</h3>
+        <span class="soft">${device.kind === "host" ? "sleeping models lie here" : device.name}</span>
+        <span class="readings">${readings(device).map((text) => html`<span>${text}</span>`)}</span>
+        <strong class="share">${tin.total ? Math.round((100 * used) / tin.total) : 0}<small> %</small></strong>
+      </header>
+      <div style=${{ width: `${100 * width}%` }}>
+        <${TinBar} id=${device.id} tin=${tin} />
+        <${Spark} device=${device.id} />
+      </div>
+      <p class="soft">${bytes(used)} of ${bytes(device.memory_total)} in use${notes.map((text) => ` · ${text}`)}</p>
+      ${held.length > 0 && html`
+        <ul class="held-by" aria-label=${`Models on ${device.id}`}>
+          ${held.slice(0, NAMED).map((one) => html`
+            <li key=${one.model} class=${`c${colourOf(one.model)} ${pointed.value === one.model ? "pointed" : ""}`}><i aria-hidden="true"></i><span class="clip"><${Name} text=${one.model} /></span> ${bytes(one.size)}</li>`)}
+          ${held.length > NAMED && html`<li>and ${held.length - NAMED} more</li>`}
+        </ul>
+      `}
+      ${device.error && html`<p class="failure">${device.error}</p>`}
+    </article>
+  `;
+}
+
+export function Devices() {
+  const list = tins.value;
+  return html`
+    <section class="devices" aria-labelledby="devices-title">
+      <div class="heading"><h2 id="devices-title">Devices</h2></div>
+      ${list.length > 0
+        ? html`<${Legend} />${list.map((one) => html`<${Device} key=${one.device.id} ...${one} />`)}`
+        : html`<div class="empty"><h3>No devices found</h3><p>This says what is missing on the machine:</p><${Command} text="shoal doctor" /></div>`}
+    </section>
+  `;
+}

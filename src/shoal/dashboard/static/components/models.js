@@ -1,0 +1,124 @@
+// The models: filtered, sorted, grouped. Which rows there are is worked out apart from what is in them.
+
+import { computed, html, useEffect, useRef } from "../lib.js";
+import { query, setQuery } from "../router.js";
+import { all } from "../store.js";
+import { lastUseOf, ratesOf } from "../traffic.js";
+import { Row } from "./row.js";
+import { Command } from "./small.js";
+
+/** @type {[string, string, string[]][]} */
+const STATES = [
+  ["serving", "Serving", ["ready"]],
+  ["coming", "On the way", ["waking", "starting", "queued"]],
+  ["leaving", "Leaving", ["draining", "stopping"]],
+  ["failed", "Failed", ["failed"]],
+  ["asleep", "Asleep", ["sleeping"]],
+  ["unloaded", "Not loaded", ["unloaded"]],
+];
+
+/** @param {ModelView} model @returns {[string, string]} */
+const stateGroup = (model) => {
+  const [word, title] = STATES.find(([, , states]) => states.includes(model.state)) ?? ["other", "Other"];
+  return [word, title];
+};
+
+/** @param {ModelView} model */
+const kv = (model) => model.instances.reduce((sum, one) => sum + (one.memory.backed ?? 0), 0);
+
+/** By what the list can be sorted: larger comes first. @type {Record<string, (model: ModelView) => number>} */
+const SORTS = {
+  name: () => 0,
+  "requests/s": (model) => ratesOf(model.name).value?.requests ?? 0,
+  "tokens/s": (model) => ratesOf(model.name).value?.tokens ?? 0,
+  waiting: (model) => ratesOf(model.name).value?.waiting ?? 0,
+  KV: kv,
+  "last use": (model) => lastUseOf(model.name).value ?? 0,
+};
+
+/** Rows by group, as one text: equal lists are one value, and the list is drawn again only when it changes. */
+const arranged = computed(() => {
+  const words = (query.value.get("q") ?? "").toLowerCase().split(/\s+/).filter(Boolean);
+  const state = query.value.get("state") ?? "";
+  const sort = SORTS[query.value.get("sort") ?? ""] ?? (() => 0);
+  const by = query.value.get("group") ?? "state";
+  const found = all.value.filter((model) => {
+    const text = `${model.name} ${model.spec.source} ${model.spec.engine} ${model.state} ${model.instances.flatMap((one) => one.devices).join(" ")}`.toLowerCase();
+    return words.every((word) => text.includes(word)) && (!state || stateGroup(model)[0] === state);
+  });
+  const weighed = found.map((model) => ({ model, weight: sort(model) })).sort((a, b) => b.weight - a.weight);
+  /** @type {Map<string, string[]>} */
+  const groups = new Map(by === "state" ? STATES.map(([, title]) => [title, []]) : []);
+  for (const { model } of weighed) {
+    const title = by === "state" ? stateGroup(model)[1] : by === "device" ? model.instances.flatMap((one) => one.devices)[0] ?? "On no device" : "";
+    groups.set(title, [...(groups.get(title) ?? []), model.name]);
+  }
+  return JSON.stringify([...groups].filter(([, names]) => names.length));
+});
+const counts = computed(() => JSON.stringify(STATES.map(([word, title]) => [word, title, all.value.filter((model) => stateGroup(model)[0] === word).length])));
+const any = computed(() => all.value.length > 0);
+
+/** @param {{word: string, name: string, options: [string, string][], kept: string}} props */
+const Choice = ({ word, name, options, kept }) => html`
+  <label class="choice"><span>${word}</span>
+    <select aria-label=${word} value=${query.value.get(name) ?? kept} onChange=${(/** @type {any} */ event) => setQuery(name, event.target.value === kept ? "" : event.target.value)}>
+      ${options.map(([value, title]) => html`<option value=${value}>${title}</option>`)}
+    </select>
+  </label>
+`;
+
+function Search() {
+  const field = useRef(/** @type {HTMLInputElement | null} */ (null));
+  useEffect(() => {
+    const typed = (/** @type {KeyboardEvent} */ event) => {
+      const target = /** @type {HTMLElement} */ (event.target);
+      if (event.key !== "/" || event.ctrlKey || event.metaKey || target.closest("input, textarea, select, dialog")) return;
+      event.preventDefault();
+      field.current?.focus();
+    };
+    addEventListener("keydown", typed);
+    return () => removeEventListener("keydown", typed);
+  }, []);
+  return html`<input ref=${field} type="search" aria-label="Search models" placeholder="Search  ( / )" value=${query.value.get("q") ?? ""} onInput=${(/** @type {any} */ event) => setQuery("q", event.target.value)} />`;
+}
+
+const Empty = () => html`
+  <div class="empty">
+    <h3>No models yet</h3>
+    <p>Declare one and load it. The source is a local folder or a Hugging Face hub id.</p>
+    <${Command} text="shoal models add my-model --source ./my-model" />
+    <${Command} text="shoal load my-model" />
+    <p>No engine at hand? A simulated one needs neither GPU nor weights:</p>
+    <${Command} text="shoal models add toy --source toy --engine simulated" />
+    <${Command} text="shoal load toy" />
+  </div>
+`;
+
+export function Models() {
+  /** @type {[string, string[]][]} */
+  const groups = JSON.parse(arranged.value);
+  /** @type {[string, string, number][]} */
+  const states = JSON.parse(counts.value);
+  return html`
+    <section class="models" aria-labelledby="models-title">
+      <div class="heading"><h2 id="models-title" tabindex="-1">Models</h2>
+        ${any.value && html`
+          <${Search} />
+          <${Choice} word="State" name="state" kept="" options=${[["", "all"], ...states.map(([word, title, count]) => [word, `${title} (${count})`])]} />
+          <${Choice} word="Sort" name="sort" kept="name" options=${Object.keys(SORTS).map((word) => [word, word])} />
+          <${Choice} word="Group" name="group" kept="state" options=${[["state", "by state"], ["device", "by device"], ["none", "none"]]} />
+        `}
+      </div>
+      ${!any.value && html`<${Empty} />`}
+      ${any.value && !groups.length && html`<div class="empty"><h3>No model matches</h3><p><button type="button" onClick=${() => { setQuery("q", ""); setQuery("state", ""); }}>Show all models</button></p></div>`}
+      ${groups.length > 0 && html`
+        <div class="row columns" aria-hidden="true"><span>state</span><span>model</span><span>req/s</span><span>tokens/s</span><span>running <b>+wait</b></span><span>first token<small>p95</small></span><span>last use</span><span>KV in use<small>cached</small></span><span></span></div>
+        ${groups.map(([title, names]) => html`
+          <div key=${title} class="group">
+            ${title && html`<h3 class="group-title">${title} <span class="soft">${names.length}</span></h3>`}
+            <ul>${names.map((name) => html`<${Row} key=${name} name=${name} />`)}</ul>
+          </div>`)}
+      `}
+    </section>
+  `;
+}

@@ -1,0 +1,36 @@
+// Small things that many views draw.
+
+import { html, useSignal } from "../lib.js";
+
+/** A shape for each state, so that none is told by its colour alone. @type {Record<string, string>} */
+const SHAPES = {
+  ready: "●", waking: "◐", starting: "◐", queued: "○", sleeping: "☾", draining: "▽", stopping: "▽", failed: "✕", unloaded: "–",
+};
+
+/** @param {{state: string}} props */
+export const Badge = ({ state }) => html`
+  <span class="badge" data-state=${state}><span aria-hidden="true">${SHAPES[state] ?? "·"}</span>${state}</span>
+`;
+
+/** A name: it may run right to left, and must not turn the text around it. @param {{text: string}} props */
+export const Name = ({ text }) => html`<bdi>${text}</bdi>`;
+
+/** A command line with a button that copies it. @param {{text: string}} props */
+export function Command({ text }) {
+  const said = useSignal("");
+  const copy = async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      said.value = "Copied";
+    } catch {
+      said.value = "Select and copy it by hand";
+    }
+  };
+  return html`
+    <span class="command">
+      <code dir="ltr">${text}</code>
+      <button type="button" class="quiet" aria-label=${`Copy the command ${text}`} onClick=${copy}>Copy</button>
+      <span class="soft" role="status">${said.value}</span>
+    </span>
+  `;
+}

@@ -1,0 +1,141 @@
+// The fleet as the event stream tells it, in signals: a row that reads one model is drawn again when that one changes.
+// What comes is gathered and given on at most four times a second.
+
+import { ApiError, call, live } from "./api.js";
+import { batch, computed, signal } from "./lib.js";
+
+/** @template T @typedef {import("./vendor/signals.js").Signal<T>} Signal */
+
+const SPACING = 250;
+const EVENTS_KEPT = 100;
+
+/** `connecting`, `live` or `lost`. */
+export const connection = signal("connecting");
+/** When something was heard last, in Unix seconds. */
+export const heardAt = signal(0);
+/** Whether anything is known at all. */
+export const known = signal(false);
+/** @type {Signal<StatusView | null>} */
+export const status = signal(null);
+/** @type {Signal<DeviceView[]>} */
+export const devices = signal(/** @type {DeviceView[]} */ ([]));
+/** Names of all models, sorted. */
+export const names = signal(/** @type {string[]} */ ([]));
+/** The newest first. */
+export const events = signal(/** @type {(EventView & {key: string})[]} */ ([]));
+/** Unix seconds, once a second while the connection lives: old data must not seem to live. */
+export const now = signal(Date.now() / 1000);
+
+/** @type {Map<string, Signal<ModelView>>} */
+const models = new Map();
+/** @param {string} name @returns {Signal<ModelView> | undefined} */
+export const model = (name) => models.get(name);
+export const all = computed(() => names.value.flatMap((name) => models.get(name)?.value ?? []));
+
+/** @type {Record<string, (data: any) => void>} */
+const take = {
+  snapshot(/** @type {Snapshot} */ data) {
+    const there = new Set(data.models.map((one) => one.name));
+    for (const name of models.keys()) if (!there.has(name)) models.delete(name);
+    data.models.forEach(put);
+    status.value = data.status;
+    devices.value = data.devices;
+    known.value = true;
+    rename();
+    void readHistory();
+  },
+  model(/** @type {ModelView} */ one) {
+    put(one);
+    rename();
+  },
+  model_removed({ name }) {
+    models.delete(name);
+    rename();
+  },
+  devices: (data) => (devices.value = data.devices),
+  memory(/** @type {{instances: Record<string, MemoryView>, devices: DeviceView[]}} */ data) {
+    devices.value = data.devices;
+    for (const kept of models.values()) {
+      const { instances } = kept.peek();
+      if (!instances.some((one) => data.instances[one.id])) continue;
+      kept.value = { ...kept.peek(), instances: instances.map((one) => ({ ...one, memory: data.instances[one.id] ?? one.memory })) };
+    }
+  },
+  message: remember,
+};
+
+/** @param {ModelView} one */
+function put(one) {
+  const kept = models.get(one.name);
+  if (!kept) models.set(one.name, signal(one));
+  else if (JSON.stringify(kept.peek()) !== JSON.stringify(one)) kept.value = one;
+}
+
+/** Take in what an action of this page answered, before the stream tells it. @param {ModelView} one */
+export function accept(one) {
+  if (models.has(one.name)) put(one);
+}
+
+function rename() {
+  const sorted = [...models.keys()].sort((a, b) => a.localeCompare(b));
+  if (sorted.join("\0") !== names.peek().join("\0")) names.value = sorted;
+}
+
+/** @param {EventView} event */
+function remember(event) {
+  const key = event.id != null ? `${event.id}` : `${event.at} ${event.kind} ${event.instance ?? event.model ?? ""}`;
+  if (events.peek().some((other) => other.key === key)) return;
+  events.value = [{ ...event, key }, ...events.peek()].sort((a, b) => b.at - a.at).slice(0, EVENTS_KEPT);
+}
+
+async function readHistory() {
+  try {
+    const { data } = await call("GET", `events/history?limit=${EVENTS_KEPT}`);
+    batch(() => data.events.forEach(remember));
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error; // the stream brings what comes; only the past is missing
+  }
+}
+
+/** @type {[string, any][]} */
+let pending = [];
+let flushedAt = 0;
+let timer = 0;
+
+function flush() {
+  timer = 0;
+  flushedAt = performance.now();
+  const taken = pending;
+  pending = [];
+  batch(() => {
+    for (const [kind, data] of taken) take[kind]?.(data);
+    heardAt.value = Date.now() / 1000;
+  });
+}
+
+/** @param {string} kind */
+const gather = (kind) => (/** @type {any} */ data) => {
+  if (kind === "snapshot") pending = []; // it has all that came before
+  pending.push([kind, data]);
+  if (!timer) timer = setTimeout(flush, Math.max(0, flushedAt + SPACING - performance.now()));
+};
+
+/** Begin to listen. */
+export function start() {
+  const again = live(Object.fromEntries(Object.keys(take).map((kind) => [kind, gather(kind)])), (state) => {
+    if (state === "lost" && !heardAt.peek()) heardAt.value = Date.now() / 1000;
+    connection.value = state;
+  });
+  setInterval(() => {
+    if (connection.peek() !== "lost") now.value = Date.now() / 1000;
+  }, 1000);
+  setInterval(async () => {
+    if (document.hidden || connection.peek() !== "live") return;
+    try {
+      status.value = (await call("GET", "status")).data;
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      if (connection.peek() === "live") again();
+    }
+  }, 10_000);
+}

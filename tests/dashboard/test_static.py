@@ -1,0 +1,118 @@
+"""The page's files: what they may hold, how large they are, and whether their types hold."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from shoal.dashboard import STATIC
+
+TOOLS = Path(__file__).parents[2] / "tools"
+MODULES = sorted(STATIC.rglob("*.js"))
+OWN = [file for file in MODULES if "vendor" not in file.parts]
+LIMIT = 150 * 1024
+
+
+@pytest.fixture(scope="module")
+def vendor() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("vendor", TOOLS / "vendor.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["vendor"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
+    for file in [*OWN, *STATIC.glob("*.css"), STATIC / "icon.svg", STATIC / "index.html"]:
+        text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?://", text), file.name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text), file.name
+    html = (STATIC / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"\son\w+=|\sstyle=|<style|<script(?![^>]*src=)", html)
+    assert not re.search(r'(?:src|href)="/', html), "an absolute address breaks behind a path prefix"
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(STATIC)))
+def test_every_import_is_a_file_beside_it(file: Path) -> None:
+    for name in re.findall(r'(?:from|^import)\s*"([^"]+)"', file.read_text(encoding="utf-8"), re.MULTILINE):
+        assert name.startswith("."), f"{name} would need an import map, which is an inline script"
+        assert (file.parent / name).is_file(), name
+
+
+def test_all_of_it_together_is_small() -> None:
+    sent = [*MODULES, *STATIC.rglob("*.css"), STATIC / "index.html", STATIC / "icon.svg"]
+    assert sum(len(gzip.compress(file.read_bytes())) for file in sent) <= LIMIT
+
+
+def test_the_vendored_files_are_those_of_the_lock(vendor: ModuleType) -> None:
+    assert vendor.faults() == []
+    licences = {entry["license"] for entry in json.loads(vendor.MANIFEST.read_text())["files"]}
+    assert licences <= {"MIT", "Apache-2.0"}
+
+
+def test_a_vendored_file_that_was_changed_is_found(
+    vendor: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "vendor"
+    shutil.copytree(vendor.VENDOR, copy)
+    monkeypatch.setattr(vendor, "VENDOR", copy)
+    (copy / "htm.js").write_text("changed")
+    (copy / "more.js").write_text("")
+    (copy / "hooks.js").unlink()
+    assert sorted(vendor.faults()) == [
+        "hooks.js is not as it was written", "htm.js is not as it was written", "more.js is not in the manifest",
+    ]  # fmt: skip
+
+
+def test_bare_imports_become_relative_and_unknown_ones_are_refused(vendor: ModuleType) -> None:
+    text = "import{h}from'preact';export*from\"preact/hooks\";import x from './own.js';"
+    assert vendor.relative(text) == 'import{h}from"./preact.js";export*from"./hooks.js";import x from \'./own.js\';'
+    with pytest.raises(SystemExit, match="left-pad is imported"):
+        vendor.relative('import pad from "left-pad";')
+
+
+def test_types_hold() -> None:
+    tsc = TOOLS / "node_modules" / ".bin" / "tsc"
+    if not tsc.exists() or shutil.which("node") is None:
+        pytest.skip("no TypeScript here (make page-types)")
+    done = subprocess.run([tsc, "-p", TOOLS / "tsconfig.json"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js here")
+def test_rates_and_percentiles(tmp_path: Path) -> None:
+    """The page's arithmetic, in the language that it is written in."""
+    shutil.copy(STATIC / "rates.js", tmp_path / "rates.mjs")
+    script = """
+      import { keep, quantile, rates } from "./rates.mjs";
+      const one = (at, requests, tokens, first_byte) => ({ at, bounds: [1, 2, 4], models: [{ model: "m", running: 1,
+        queued: 2, held: 3, requests, prompt_tokens: 0, completion_tokens: tokens, first_byte }] });
+      const grown = rates([one(0, 5, 50, [5, 0, 0, 0]), one(10, 25, 250, [5, 10, 10, 0])]).get("m");
+      const anew = rates([one(0, 50, 50, [50, 0, 0, 0]), one(10, 2, 4, [2, 0, 0, 0])]).get("m");
+      console.log(JSON.stringify({
+        grown, anew, none: quantile([0, 0], [1], 0.5), beyond: quantile([0, 0, 0, 9], [1, 2, 4], 0.5),
+        kept: keep([one(0), one(30), one(90)], one(91)).map((x) => x.at), first: [...rates([])],
+      }));
+    """
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found["grown"] == {"requests": 2, "tokens": 20, "p50": 2, "p95": 3.8, "running": 1, "waiting": 5}
+    assert (found["anew"]["requests"], found["anew"]["p50"]) == (0, 0.5)
+    assert (found["none"], found["beyond"], found["kept"], found["first"]) == (None, 4, [90, 91], [])
