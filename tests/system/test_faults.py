@@ -232,7 +232,7 @@ def test_an_engine_that_is_killed_under_load_comes_back_and_others_do_not_notice
 
 def test_requests_that_meet_a_dead_engine_are_held_until_it_is_back(shoal: Shoal) -> None:
     """Also those that come before the relay's table knows, and those that reuse a connection."""
-    shoal.add("m")
+    shoal.add("m", "--start-seconds", "4")  # until then all of them have come, also on a busy machine
     shoal.load("m")
     assert shoal.chat("m").status_code == 200
     (before,) = shoal.model("m")["instances"]
