@@ -315,6 +315,34 @@ def test_weights_for_which_the_host_has_no_room_are_not_put_there() -> None:
     assert world.get(id).state is S.DRAINING
 
 
+def test_weights_that_the_host_holds_already_need_no_more_room() -> None:
+    host = Device("host", "host", "memory", 64 * GIB, 60 * GIB)
+    world = World(gpu(0), host)
+    world.add()
+    world.load()
+    for id in world.effects.prepared:
+        world.tell(facts.Prepared(id, GIB, ("cuda", "host"), weights=5 * GIB))
+    id = world.only().id
+    world.spawned(id)
+    world.healthy(id)
+    world.manager.keep_copies(Held({id: 2 * GIB}))
+    world.sleep()
+    assert world.get(id).state is S.DRAINING
+
+
+class Held:
+    """Copies of weights."""
+
+    def __init__(self, sizes: dict[str, int]) -> None:
+        self._sizes = sizes
+
+    def held(self, instance: str) -> int:
+        return self._sizes.get(instance, 0)
+
+    def forget(self, instance: str) -> None:
+        self._sizes.pop(instance, None)
+
+
 def test_commands_that_make_no_sense_now_are_refused() -> None:
     world = World()
     world.add()

@@ -118,6 +118,7 @@ class Residing:
         self._next = -inf
         self._blocked = self._limits = False
         slumber.never = self.never
+        slumber.copied = lambda id: self.copies.held(id)
 
     # -- when it looks ------------------------------------------------------------------------------------------------
 

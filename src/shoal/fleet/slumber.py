@@ -63,6 +63,8 @@ class Slumber:
         """Instances that would not sleep when they were told to."""
         self.never: Callable[[Instance], str | None] = lambda _: None
         """Why an instance that sleeps cannot wake whoever gives way to it."""
+        self.copied: Callable[[str], int] = lambda _: 0
+        """Bytes of an instance's weights that the host holds already."""
         self._suspending: set[str] = set()  # drained, and between the canary and the proof that memory came back
 
     # -- what is asked for --------------------------------------------------------------------------------------------
@@ -90,10 +92,11 @@ class Slumber:
             step(instance.state, Event.SLEEP)
 
     def _refuse_if_host_is_full(self, instance: Instance) -> None:
-        """The host never swaps for it: its weights go to memory that is free, or it sleeps at level 2."""
+        """The host never swaps for it: its weights go to memory that is free, or have gone there already, or it sleeps
+        at level 2."""
         gpus = [d for d in self._fleet.devices if d.kind == "cuda" and d.id in instance.devices]
         host = next((device for device in self._fleet.devices if device.kind == "host"), None)
-        copy = (self._fleet.weights.get(instance.id) or 0) * len(gpus)
+        copy = (self._fleet.weights.get(instance.id) or 0) * len(gpus) - self.copied(instance.id)
         if host is not None and copy > host.memory_free:
             raise ConflictError(
                 f"{instance.model} cannot sleep at level 1: its weights need {format_bytes(copy)} of host memory, "
