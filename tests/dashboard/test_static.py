@@ -116,3 +116,43 @@ def test_rates_and_percentiles(tmp_path: Path) -> None:
     assert found["grown"] == {"requests": 2, "tokens": 20, "p50": 2, "p95": 3.8, "running": 1, "waiting": 5}
     assert (found["anew"]["requests"], found["anew"]["p50"]) == (0, 0.5)
     assert (found["none"], found["beyond"], found["kept"], found["first"]) == (None, 4, [90, 91], [])
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js here")
+def test_what_lies_in_a_tin(tmp_path: Path) -> None:
+    shutil.copy(STATIC / "tins.js", tmp_path / "tins.mjs")
+    script = """
+      import { scale, tinOf } from "./tins.mjs";
+      const memory = (more) => ({ held: {}, weights: 30, leases: [], ...more });
+      const one = (name, state, more) => ({ name, instances: [{ state, devices: ["d"], memory: memory(more) }] });
+      const plain = { id: "d", kind: "cuda", memory_total: 100, pool: null };
+      const device = (memory_used, more) => ({ ...plain, memory_used, ...more });
+      const sizes = ({ holdings, others, free, total }) =>
+        [Object.fromEntries(holdings.map((held) => [held.model, held.size])), others, free, total];
+      console.log(JSON.stringify({
+        empty: sizes(tinOf(device(0), [])),
+        unknown: sizes(tinOf(device(50), [one("ready", "ready"), one("new", "starting"), one("off", "queued")])),
+        begun: sizes(tinOf(device(35), [one("ready", "ready"), one("new", "starting")])),
+        held: sizes(tinOf(device(50), [one("new", "starting", { held: { d: 12 } })])),
+        more: sizes(tinOf(device(50), [one("a", "ready", { weights: 80 }), one("b", "ready", { weights: 40 })])),
+        asleep: sizes(tinOf(device(9), [one("s", "sleeping", { held: { d: 3 } })])),
+        scales: [100, 50, 1].map((size) => scale(device(0, { memory_total: size }), [device(0)])),
+      }));
+    """
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert json.loads(done.stdout) == {
+        "empty": [{}, 0, 100, 100],
+        "unknown": [{"ready": 30, "new": 20}, 0, 50, 100],
+        "begun": [{"ready": 30, "new": 5}, 0, 65, 100],
+        "held": [{"new": 12}, 38, 50, 100],
+        "more": [{"a": 80, "b": 40}, 0, 0, 120],  # what the readings say, though the device has less
+        "asleep": [{"s": 3}, 6, 91, 100],
+        "scales": [1, 0.5, 0.35],
+    }

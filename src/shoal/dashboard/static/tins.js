@@ -18,12 +18,25 @@ export const WORDS = {
 
 /** @param {DeviceView} device @param {ModelView[]} models @returns {Tin} */
 export function tinOf(device, models) {
-  const holdings = models.map((model) => holding(device, model)).filter((one) => one.size > 0 || one.floor);
-  const ours = holdings.reduce((sum, one) => sum + one.size, 0);
+  const all = models.map((model) => ({ model, held: holding(device, model) }));
+  let ours = all.reduce((sum, { held }) => sum + held.size, 0);
+  for (const { model, held } of all) {
+    // One that starts, of whose processes nobody says what they hold: what is there and nobody's is its weights.
+    const size = held.size ? 0 : Math.min(coming(device, model), Math.max(0, device.memory_used - ours));
+    if (!size) continue;
+    held.parts = [{ kind: "weights", size }];
+    held.size = size;
+    ours += size;
+  }
+  const holdings = all.map(({ held }) => held).filter((one) => one.size > 0 || one.floor);
   const used = Math.max(device.memory_used, ours);
   const total = Math.max(device.memory_total, used);
   return { holdings, others: used - ours, free: total - used, heldBack: device.pool?.held_back ?? 0, total };
 }
+
+/** Weights that a model is bringing to a device. @param {DeviceView} device @param {ModelView} model */
+const coming = (device, model) =>
+  model.instances.reduce((sum, { state, devices, memory }) => sum + (state === "starting" && devices.includes(device.id) ? (memory.weights ?? 0) : 0), 0);
 
 /** @param {DeviceView} device @param {ModelView} model @returns {Holding} */
 function holding(device, model) {

@@ -23,7 +23,7 @@ function readings(device) {
 /** @param {{device: DeviceView, tin: import("../tins.js").Tin, scale: number}} props */
 function Device({ device, tin, scale: width }) {
   const used = tin.total - tin.free;
-  const held = tin.holdings.filter((one) => one.size).sort((a, b) => b.size - a.size);
+  const held = tin.holdings.filter((one) => one.size); // in their order in the tin: by size they would jump
   const notes = [
     device.pool?.held_back ? `${bytes(device.pool.held_back)} held back for a start` : "",
     device.pool?.owed ? `${bytes(device.pool.owed)} to be given back` : "",
@@ -34,14 +34,15 @@ function Device({ device, tin, scale: width }) {
       <header>
         <h3>${device.kind === "host" ? "host memory" : device.id}</h3>
         <span class="soft">${device.kind === "host" ? "sleeping models lie here" : device.name}</span>
-        <span class="readings">${readings(device).map((text) => html`<span>${text}</span>`)}</span>
         <strong class="share">${tin.total ? Math.round((100 * used) / tin.total) : 0}<small> %</small></strong>
       </header>
       <div style=${{ width: `${100 * width}%` }}>
         <${TinBar} id=${device.id} tin=${tin} />
         <${Spark} device=${device.id} />
       </div>
-      <p class="soft">${bytes(used)} of ${bytes(device.memory_total)} in use${notes.map((text) => ` · ${text}`)}</p>
+      <p class="line"><span class="soft">${bytes(used)} of ${bytes(device.memory_total)} in use</span>
+        <span class="readings">${readings(device).map((text) => html`<span>${text}</span>`)}</span></p>
+      ${notes.length > 0 && html`<p class="soft">${notes.join(" · ")}</p>`}
       ${held.length > 0 && html`
         <ul class="held-by" aria-label=${`Models on ${device.id}`}>
           ${held.slice(0, NAMED).map((one) => html`

@@ -38,21 +38,20 @@ export function noteOf(model) {
   return one.reason;
 }
 
-/** @param {{word: string, children?: any, wide?: boolean}} props */
-const Cell = ({ word, children, wide = false }) => html`<span class=${wide ? "cell wide" : "cell"}><span class="word">${word} </span>${children}</span>`;
+/** A number with its word; a dash without one. @param {{word: string, children?: any}} props */
+const Cell = ({ word, children }) => html`<span class=${children ? "cell" : "cell none"}><span class="word">${word} </span>${children || html`<span class="soft">–</span>`}</span>`;
 
 /** @param {{name: string}} props */
 function Numbers({ name }) {
   const found = ratesOf(name).value;
   const used = lastUseOf(name).value;
   const since = slow.value;
-  const dash = html`<span class="soft">–</span>`;
   return html`
-    <${Cell} word="requests/s">${found?.requests ? rate(found.requests) : dash}<//>
-    <${Cell} word="tokens/s">${found?.tokens ? rate(found.tokens) : dash}<//>
-    <${Cell} word="running, waiting">${found && (found.running || found.waiting) ? html`${found.running}${found.waiting > 0 && html` <b class="waiting">+${found.waiting}</b>`}` : dash}<//>
-    <${Cell} word="first token, p50 and p95">${found?.p50 != null ? html`${brief(found.p50)} <small>${brief(found.p95 ?? 0)}</small>` : dash}<//>
-    <${Cell} word="last use">${used ? ago(Math.max(0, since - used)) : dash}<//>
+    <${Cell} word="requests/s">${found?.requests ? rate(found.requests) : ""}<//>
+    <${Cell} word="tokens/s">${found?.tokens ? rate(found.tokens) : ""}<//>
+    <${Cell} word="running, waiting">${found && (found.running || found.waiting) ? html`<span>${found.running}${found.waiting > 0 && html` <b class="waiting">+${found.waiting}</b>`}</span>` : ""}<//>
+    <${Cell} word="first token, p95">${found?.p50 != null ? html`<span>${brief(found.p50)} <small>${brief(found.p95 ?? 0)}</small></span>` : ""}<//>
+    <${Cell} word="last use">${used ? ago(Math.max(0, since - used)) : ""}<//>
   `;
 }
 
@@ -65,7 +64,8 @@ function Kv({ model }) {
     sum.used += memory.used ?? 0;
     sum.backed += memory.backed ?? 0;
   }
-  return html`<${Cell} word="KV in use, cached">${sum.leases ? html`${bytes(sum.used)} <small>${bytes(Math.max(0, sum.backed - sum.used))}</small>` : html`<span class="soft">–</span>`}<//>`;
+  const cached = Math.max(0, sum.backed - sum.used);
+  return html`<${Cell} word="KV in use, cached">${sum.leases ? html`<span>${bytes(sum.used)} <small>${bytes(cached)}</small></span>` : ""}<//>`;
 }
 
 /** @param {{name: string}} props */

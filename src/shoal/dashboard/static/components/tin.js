@@ -6,6 +6,8 @@ import { bytes } from "../units.js";
 import { Name } from "./small.js";
 
 const COLOURS = 8;
+/** A part of the device that is wide enough for a name. */
+const NAMED = 0.15;
 /** @type {Map<string, number>} */
 const given = new Map();
 
@@ -53,7 +55,7 @@ export function TinBar({ id, tin }) {
               style=${{ width: share(one.size) }} title=${said(one)}
               onMouseEnter=${() => (pointed.value = one.model)} onMouseLeave=${() => (pointed.value = "")}>
               ${one.parts.map((part) => html`<span key=${part.kind} class="part" data-kind=${part.kind} style=${{ width: `${(100 * part.size) / one.size}%` }}></span>`)}
-              <span class="label" aria-hidden="true">${one.asleep ? "☾ " : ""}<${Name} text=${one.model} /></span>
+              ${one.size / tin.total > NAMED && html`<span class="label" aria-hidden="true">${one.asleep ? "☾ " : ""}<${Name} text=${one.model} /></span>`}
             </div>
           `,
         )}
