@@ -19,17 +19,17 @@ from typing import Any
 
 import aiohttp
 
-from shoal.bench import clock
+from shoal.bench import clock, command
 from shoal.bench import rig as rigs
 from shoal.bench.arrivals import Burst, bursts, lasts, rate_over_time
 from shoal.bench.broker import connect
 from shoal.bench.clock import say
 from shoal.bench.load import Due, Served, body, client, drive, prompt, send
 from shoal.bench.phases import Phase, parse
-from shoal.bench.processes import Processes, Running, end_in_order
+from shoal.bench.processes import Processes, Running
 from shoal.bench.promises import burst_checks
 from shoal.bench.recording import Recorder, plot
-from shoal.bench.results import merge, show, write
+from shoal.bench.results import write
 from shoal.bench.stats import summary
 from shoal.engines.promtext import parse_samples
 from shoal.memory.elastic import ElasticTerms
@@ -316,12 +316,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--alone-kv-gib", type=float, default=55.0, help="KV cache of a model that is alone")
     parser.add_argument("--prefix-caching", action="store_true", help="with vLLM's prefix cache (default: without)")
     parser.add_argument("--raw", action="store_true", help="keep every request's times in raw.jsonl.gz")
-    parser.add_argument("--label", default="", help="part of the result's name, for runs of one day")
-    parser.add_argument("--merge", nargs="+", type=Path, metavar="RESULT", help="run nothing: one result of several")
+    command.add_label(parser)
     found = parser.parse_args()
-    found.systems = found.systems.split(",")
-    if not set(found.systems) <= set(SYSTEMS):
-        parser.error(f"--systems: known are {', '.join(SYSTEMS)}")
+    command.split_systems(parser, found, SYSTEMS)
     try:
         found.phases = [parse(text) for text in found.phases.split(",")]
     except ValueError as error:
@@ -341,22 +338,13 @@ def rehearse(found: argparse.Namespace, rig: rigs.Rig) -> None:
 
 def main() -> int:
     found = options()
-    if found.merge:
-        merge(found.merge, found.out, burst_checks, label=found.label)
+    if command.merged(found, burst_checks):
         return 0
     rig = rigs.find(found)
     if found.quick:
         rehearse(found, rig)
     bench = Bench(found, rig)
-    end_in_order()
-    say(rig.describe(), "logs in", bench.logs)
-    try:
-        bench.run()
-    finally:
-        if bench.rows:
-            say(bench.save())
-    show(burst_checks(bench.rows))
-    return 0
+    return command.carry_out(bench, burst_checks, rig.describe())
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shoal.bench import clock
+from shoal.bench import clock, command
 from shoal.bench import rig as rigs
 from shoal.bench.broker import connect, members, wait_lease
 from shoal.bench.clock import say
 from shoal.bench.offline import as_settings
-from shoal.bench.processes import Processes, Running, end_in_order
+from shoal.bench.processes import Processes, Running
 from shoal.bench.promises import elastic_checks
-from shoal.bench.results import merge, show, write
+from shoal.bench.results import write
 from shoal.memory.client import Lease, Rank
 from shoal.memory.elastic import ElasticTerms
 from shoal.memory.tools import BrokerError, BrokerTool
@@ -279,12 +279,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="pairs of stock and Shoal for the loads of the evidence")
     parser.add_argument("--kv-gib", type=float, default=64.0, help="KV cache: stock's size, and Shoal's address space")
     parser.add_argument("--sequences", type=int, default=512, help="sequences at once")
-    parser.add_argument("--label", default="", help="part of the result's name, for runs of one day")
-    parser.add_argument("--merge", nargs="+", type=Path, metavar="RESULT", help="run nothing: one result of several")
+    command.add_label(parser)
     found = parser.parse_args()
-    found.systems = found.systems.split(",")
-    if not set(found.systems) <= {"stock", "shoal"}:
-        parser.error("--systems: known are stock, shoal")
+    command.split_systems(parser, found, ("stock", "shoal"))
     found.loads = [part for part in found.loads.split(",") if part]
     if found.quick:
         found.rounds = 1
@@ -293,23 +290,11 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     found = options()
-    if found.merge:
-        merge(found.merge, found.out, elastic_checks, label=found.label)
+    if command.merged(found, elastic_checks):
         return 0
     rig = rigs.find(found)
     bench = Bench(found, rig)
-    end_in_order()
-    say(rig.describe(), "logs in", bench.logs)
-    try:
-        bench.run()
-    except (BrokerError, TimeoutError) as error:
-        say(error)
-        return 1
-    finally:
-        if bench.rows:
-            say(bench.save())
-    show(elastic_checks(bench.rows))
-    return 0
+    return command.carry_out(bench, elastic_checks, rig.describe(), early=(BrokerError, TimeoutError))
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ sys.path.insert(0, str(ROOT))
 
 from tests.system.harness import Shoal, a_shoal  # noqa: E402
 
-from shoal.bench import clock  # noqa: E402
+from shoal.bench import clock, command  # noqa: E402
 from shoal.bench import rig as rigs  # noqa: E402
 from shoal.bench.clock import say  # noqa: E402
 from shoal.bench.load import Due, body, client, drive, prompt  # noqa: E402
 from shoal.bench.popularity import arrivals, described, many_checks  # noqa: E402
-from shoal.bench.processes import Processes, end_in_order  # noqa: E402
-from shoal.bench.results import merge, show, write  # noqa: E402
+from shoal.bench.processes import Processes  # noqa: E402
+from shoal.bench.results import write  # noqa: E402
 from shoal.bench.serving import interpreter, model_settings  # noqa: E402
 
 GIB = 2**30
@@ -165,19 +165,15 @@ def options() -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=240.0, help="seconds for the last requests to end")
     parser.add_argument("--rest", type=float, default=5.0, help="seconds of rest before the first request")
     parser.add_argument("--eager", action="store_true", help="without CUDA graphs: starts take a third of the time")
-    parser.add_argument("--label", default="", help="part of the result's name, for runs of one day")
-    parser.add_argument("--merge", nargs="+", type=Path, metavar="RESULT", help="run nothing: one result of several")
+    command.add_label(parser)
     found = parser.parse_args()
-    found.systems = found.systems.split(",")
-    if not set(found.systems) <= set(SYSTEMS):
-        parser.error(f"--systems: known are {', '.join(SYSTEMS)}")
+    command.split_systems(parser, found, SYSTEMS)
     return found
 
 
 def main() -> int:
     found = options()
-    if found.merge:
-        merge(found.merge, found.out, many_checks, label=found.label)
+    if command.merged(found, many_checks):
         return 0
     rig = None
     if found.quick:
@@ -188,15 +184,7 @@ def main() -> int:
         if rig.variant != "cuda":
             sys.exit("vLLM on the CPU frees nothing when it sleeps: this takes a GPU; --quick rehearses without")
     bench = Bench(found, rig)
-    end_in_order()
-    say("rehearsal" if rig is None else rig.describe(), "logs in", bench.logs)
-    try:
-        bench.run()
-    finally:
-        if bench.rows:
-            say(bench.save())
-    show(many_checks(bench.rows))
-    return 0
+    return command.carry_out(bench, many_checks, "rehearsal" if rig is None else rig.describe())
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shoal.bench import clock
+from shoal.bench import clock, command
 from shoal.bench import rig as rigs
 from shoal.bench.broker import connect, members, wait_lease
 from shoal.bench.clock import say
 from shoal.bench.load import Due, Served, body, client, drive, prompt
-from shoal.bench.processes import DiedError, Processes, Running, end_in_order
+from shoal.bench.processes import DiedError, Processes, Running
 from shoal.bench.promises import reclaim_checks
-from shoal.bench.results import show, write
+from shoal.bench.results import write
 from shoal.bench.stats import summary
 from shoal.engines.promtext import parse_samples
 from shoal.memory.client import Lease, Rank
@@ -273,7 +273,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=8000, help="tokens of each prompt")
     parser.add_argument("--repeats", type=int, default=5, help="bare reclaims")
     parser.add_argument("--no-neighbour", dest="neighbour", action="store_false", help="only the bare reclaims")
-    parser.add_argument("--label", default="", help="part of the result's name, for runs of one day")
+    command.add_label(parser, merges=False)
     return parser.parse_args()
 
 
@@ -288,18 +288,8 @@ def main() -> int:
         else:
             found.kv_gib, found.reclaim_gib, found.prompt_tokens = 3.0, 2.0, 2000
     bench = Bench(found, rig)
-    end_in_order()
-    say(rig.describe(), "logs in", bench.logs)
-    try:
-        bench.run()
-    except (BrokerError, DiedError, TimeoutError, RuntimeError) as error:
-        say("ended early:", error)
-        return 1
-    finally:
-        if bench.rows:
-            say(bench.save())
-    show(reclaim_checks(bench.rows))
-    return 0
+    early = (BrokerError, DiedError, TimeoutError, RuntimeError)
+    return command.carry_out(bench, reclaim_checks, rig.describe(), early=early)
 
 
 if __name__ == "__main__":

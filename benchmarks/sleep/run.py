@@ -19,13 +19,13 @@ sys.path.insert(0, str(ROOT))
 
 from tests.system.harness import a_shoal, until  # noqa: E402
 
-from shoal.bench import clock  # noqa: E402
+from shoal.bench import clock, command  # noqa: E402
 from shoal.bench import rig as rigs  # noqa: E402
 from shoal.bench.broker import connect, members  # noqa: E402
 from shoal.bench.clock import say  # noqa: E402
 from shoal.bench.load import Served, body, client, prompt, send  # noqa: E402
-from shoal.bench.processes import Processes, Running, end_in_order  # noqa: E402
-from shoal.bench.results import merge, show, write  # noqa: E402
+from shoal.bench.processes import Processes, Running  # noqa: E402
+from shoal.bench.results import write  # noqa: E402
 from shoal.bench.serving import interpreter, model_settings  # noqa: E402
 from shoal.bench.sleeping import Engine, first_token, host_memory, sleep_checks  # noqa: E402
 from shoal.bench.stats import median  # noqa: E402
@@ -299,19 +299,15 @@ def options() -> argparse.Namespace:
     parser.add_argument("--load-tokens", type=int, default=128, help="tokens that each of them answers with")
     parser.add_argument("--rest", type=float, default=1.0, help="seconds asleep before a request comes")
     parser.add_argument("--kv-gib", type=float, default=20.0, help="KV cache: stock's size, and Shoal's at most")
-    parser.add_argument("--label", default="", help="part of the result's name, for runs of one day")
-    parser.add_argument("--merge", nargs="+", type=Path, metavar="RESULT", help="run nothing: one result of several")
+    command.add_label(parser)
     found = parser.parse_args()
-    found.systems = found.systems.split(",")
-    if not set(found.systems) <= set(SYSTEMS):
-        parser.error(f"--systems: known are {', '.join(SYSTEMS)}")
+    command.split_systems(parser, found, SYSTEMS)
     return found
 
 
 def main() -> int:
     found = options()
-    if found.merge:
-        merge(found.merge, found.out, sleep_checks, label=found.label)
+    if command.merged(found, sleep_checks):
         return 0
     rig = None
     if found.quick:  # vLLM on the CPU cannot sleep, so a rehearsal has no engine of its own
@@ -321,15 +317,7 @@ def main() -> int:
         if rig.variant != "cuda":
             sys.exit("vLLM on the CPU frees nothing when it sleeps: this takes a GPU; --quick rehearses without")
     bench = Bench(found, rig)
-    end_in_order()
-    say("rehearsal" if rig is None else rig.describe(), "logs in", bench.logs)
-    try:
-        bench.run()
-    finally:
-        if bench.rows:
-            say(bench.save())
-    show(sleep_checks(bench.rows))
-    return 0
+    return command.carry_out(bench, sleep_checks, "rehearsal" if rig is None else rig.describe())
 
 
 if __name__ == "__main__":
