@@ -297,9 +297,9 @@ def test_what_cannot_sleep_is_refused_with_what_to_do_instead() -> None:
     assert world.get(id).state is S.READY
 
 
-def test_weights_for_which_the_host_has_no_room_are_not_put_there() -> None:
-    host = Device("host", "host", "memory", 64 * GIB, 60 * GIB)
-    world = World(gpu(0), host)
+def beside_a_full_host() -> tuple[World, str]:
+    """An instance with 5 GiB of weights on a GPU, and 4 GiB free on the host."""
+    world = World(gpu(0), Device("host", "host", "memory", 64 * GIB, 60 * GIB))
     world.add()
     world.load()
     for id in world.effects.prepared:
@@ -307,6 +307,11 @@ def test_weights_for_which_the_host_has_no_room_are_not_put_there() -> None:
     id = world.only().id
     world.spawned(id)
     world.healthy(id)
+    return world, id
+
+
+def test_weights_for_which_the_host_has_no_room_are_not_put_there() -> None:
+    world, id = beside_a_full_host()
     assert world.get(id).devices == ("cuda:0",)
     error = refused(world, lambda: world.manager.sleep("m"))
     assert error.code == "too_little_memory"
@@ -316,15 +321,7 @@ def test_weights_for_which_the_host_has_no_room_are_not_put_there() -> None:
 
 
 def test_weights_that_the_host_holds_already_need_no_more_room() -> None:
-    host = Device("host", "host", "memory", 64 * GIB, 60 * GIB)
-    world = World(gpu(0), host)
-    world.add()
-    world.load()
-    for id in world.effects.prepared:
-        world.tell(facts.Prepared(id, GIB, ("cuda", "host"), weights=5 * GIB))
-    id = world.only().id
-    world.spawned(id)
-    world.healthy(id)
+    world, id = beside_a_full_host()
     world.manager.keep_copies(Held({id: 2 * GIB}))
     world.sleep()
     assert world.get(id).state is S.DRAINING
