@@ -113,6 +113,17 @@ async def test_a_stream_is_told_and_then_comes(world: World) -> None:
     assert [message.get("accept-encoding") for message in engine.received] == [None, None]
 
 
+async def test_one_whose_engine_takes_no_connections_is_told_so(world: World) -> None:
+    engine = await world.engine(script=stream)
+    await engine.stop()
+    await world.start(route("m", engine))
+    client, _ = await held(world, ASKED.replace(b"\r\n\r\n", b"\r\nAccept-Encoding: gzip\r\n\r\n", 1))
+    await client.reader.readuntil(b": waiting for m: its engine takes no connections\n\n\r\n")
+    await engine.start()
+    assert split(await body_of(client))[1] == EVENTS
+    assert [message.get("accept-encoding") for message in engine.received] == [None]
+
+
 @pytest.mark.parametrize(
     "request_",
     [

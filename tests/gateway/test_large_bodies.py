@@ -7,6 +7,7 @@ import json
 import pytest
 
 from shoal.gateway import asking, inspect
+from shoal.messages import VirtualModel
 from tests.gateway.harness import World, eventually, post, route
 from tests.gateway.native import NativeWorld, bearer, key, serves
 from tests.gateway.test_counting import COUNTED, DONE, TEXT, streams
@@ -96,3 +97,17 @@ async def test_its_stream_is_asked_for_usage(
     await eventually(lambda: native_world.controls.usage)
     assert [(used.prompt_tokens, used.completion_tokens) for used in native_world.controls.usage] == [(7, 3)]
     assert max(read_in_one_go) < 1000
+
+
+@pytest.mark.parametrize("change", ["set", "defaults"])
+async def test_what_a_virtual_model_says_of_usage_holds(native_world: NativeWorld, change: str) -> None:
+    """A model that has its clients told what they used tells it those with large bodies, too."""
+    engine = await native_world.engine(script=streams(TEXT, COUNTED, DONE))
+    said = {"stream_options": {"include_usage": True}}
+    virtual = VirtualModel("v", "m", set=said) if change == "set" else VirtualModel("v", "m", defaults=said)
+    await native_world.begin(serves("m", engine), keys=(key("a"),), virtual=(virtual,))
+    sent = {"model": "v", "stream": True, "image": PAD.decode()}
+    answer = await native_world.ask(post(body=json.dumps(sent).encode(), extra=bearer("a")))
+    assert answer.body == TEXT + COUNTED + DONE
+    (message,) = engine.received
+    assert message.body.count(b"stream_options") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -173,6 +174,42 @@ async def test_a_relay_that_stops_does_not_wait_for_it(native_world: NativeWorld
     await stopping
 
 
+async def test_no_more_are_held_than_may_wait(native_world: NativeWorld) -> None:
+    native_world.configure(queue_length=2)
+    engine = await dead(native_world)
+    await native_world.begin(serves("m", engine))
+    clients = await stranded(native_world, chat(name="a"), chat(name="b"))
+    answer = await native_world.ask(chat(name="c"))
+    assert (answer.status, answer.error["code"]) == (429, "queue_full")
+    assert "(2)" in str(answer.error["message"])
+    await engine.start()
+    assert [(await client.response()).status for client in clients] == [200, 200]
+
+
+@pytest.mark.parametrize(("known", "refusal"), [(True, (503, "model_not_ready")), (False, (404, "model_not_found"))])
+async def test_the_table_changes_while_another_instance_is_tried(
+    native_world: NativeWorld, monkeypatch: pytest.MonkeyPatch, known: bool, refusal: tuple[int, str]
+) -> None:
+    connect, tries, goes_on = Pool._connect, [], asyncio.Event()
+
+    async def second_waits(pool: Pool, done: Callable[[EngineConnection | OSError], None]) -> None:
+        tries.append(pool.address)
+        if len(tries) == 2:
+            await goes_on.wait()
+        await connect(pool, done)
+
+    monkeypatch.setattr(Pool, "_connect", second_waits)
+    engines = [await dead(native_world, f"gone{i}") for i in range(2)]
+    await native_world.begin(serves("m", *engines))
+    (client,) = await native_world.sent(chat())
+    await eventually(lambda: len(tries) == 2)
+    await native_world.controls.tell(*([failed("m", "It is broken.")] if known else []))
+    await eventually(lambda: not (route := native_world.native_relay.routes.find("m")) or not route.targets)
+    goes_on.set()
+    assert (await refused(client))[:2] == refusal
+    await eventually(lambda: not native_world.native_relay.requests)
+
+
 # -- a connection that had ended ---------------------------------------------------------------------------------------
 
 
@@ -226,6 +263,15 @@ async def test_only_a_first_write_that_was_refused_has_sent_nothing(
         connection.data_received(came)
     connection.connection_lost(error)
     assert sender.told == [told]
+
+
+async def test_a_body_that_went_on_after_its_head_may_have_been_read() -> None:
+    connection, sender = EngineConnection(Pool("unix:/nowhere", 1.0)), Waits()
+    connection.connection_made(Socket())
+    connection.send(sender, (b"head",))  # type: ignore[arg-type]
+    connection.write(b"the first of the body")
+    connection.connection_lost(BrokenPipeError())
+    assert sender.told == ["broken"]
 
 
 # -- the pure part -----------------------------------------------------------------------------------------------------

@@ -278,6 +278,21 @@ async def test_the_same_model_twice_is_one(world: World) -> None:
     assert engine.received[0].body == body
 
 
+@pytest.mark.parametrize("spelt", [b"Content-Length", b"Content-length"])
+async def test_what_a_renamed_form_comes_to_is_its_own(world_of_names: World, spelt: bytes) -> None:
+    """Heads that came before are known by their bytes; the length that one's engine is told must not become theirs."""
+    (engine,) = world_of_names._engines
+    body = part("model", b"virtual") + file(300) + END
+    first = head(len(body)).replace(b"Content-Length", spelt)
+    client = await world_of_names.client()
+    for _ in range(3):
+        await client.send(first + body[:200])
+        await eventually(lambda: relay_of(world_of_names).requests)
+        await client.send(body[200:])
+        assert (await client.response()).status == 200
+    assert [message.body for message in engine.received] == [body.replace(b"virtual", b"m", 1)] * 3
+
+
 async def test_who_may_not_is_told_before_the_file_is_there(world_of_names: World) -> None:
     client = await world_of_names.client()
     await client.send(head(2**26) + part("model", b"nobody") + b"--XyZ")

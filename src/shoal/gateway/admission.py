@@ -179,11 +179,11 @@ class Admission:
         evicted, self._evicted = self._evicted, []
         return evicted
 
-    def refusal(self, model: str, now: float) -> ShoalError:
-        """What to tell a client whose job found the queue full, or had to leave it."""
+    def refusal(self, model: str, now: float, *, others: int = 0) -> ShoalError:
+        """What to tell a client whose job found the queue full, or had to leave it. `others` wait elsewhere."""
         seconds = self.estimate(model, now)
         retry = RETRY_UNKNOWN if seconds is None else max(1, math.ceil(min(seconds, RETRY_LONGEST)))
-        count = self.waiting(model)
+        count = self.waiting(model) + others
         return ShoalError(
             f"Too many requests wait for the model {model!r} ({count}). Try again in {retry} seconds.",
             status=429,

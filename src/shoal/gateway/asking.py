@@ -203,8 +203,10 @@ class Asking(Reaching):
     def _with_usage(self, body: bytes | bytearray, named: Named) -> bytes | bytearray:
         """The body, which asks for usage if it can."""
         seen, options = self._skimmer, None
+        virtual = None if self._resolved is None else self._resolved.virtual
+        given = virtual is not None and ("stream_options" in virtual.set or "stream_options" in virtual.defaults)
         if len(body) >= LARGE_BODY:
-            if not named.options:
+            if not (named.options or given):
                 self._strips = True
                 return ask_for_usage(body)
             options = None if seen is None else seen.fields.get("stream_options")

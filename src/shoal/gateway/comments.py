@@ -90,10 +90,15 @@ class Commented(Inference):
         if named is not None and named.stream and (self._begun or not route.targets) and self._timer is None:
             self._timer = self._relay.loop.call_later(INTERVAL, self._tick)
 
+    def _strand(self, refusal: ShoalError | None) -> None:
+        super()._strand(refusal)
+        if self._named is not None and self._named.stream and self._timer is None:
+            self._timer = self._relay.loop.call_later(INTERVAL, self._tick)
+
     def _tick(self) -> None:
         self._timer = None
-        job = self._job
-        if self.ended or job is None or job.state != "waiting":
+        job, stranded = self._job, self in self._relay.stranded
+        if self.ended or not (stranded or (job is not None and job.state == "waiting")):
             return
         self._timer = self._relay.loop.call_later(INTERVAL, self._tick)
         if self.connection.full:  # a client that reads nothing needs no more of it
@@ -102,6 +107,7 @@ class Commented(Inference):
             self._begin()
         route = self._relay.routes.find(self.model)
         detail = "" if route is None else "its turn comes" if route.targets else route.detail or route.state
+        detail = "its engine takes no connections" if stranded else detail
         self._put(comment(self.model, detail))
 
     def _begin(self) -> None:
@@ -132,8 +138,9 @@ class Commented(Inference):
         self.connection.finish(keep_alive=self._keep_alive)
 
     def start(self) -> None:
-        if self._begun:
-            self.dropped = self.dropped | _NO_CODING  # no coding was announced
+        if self._begun or (self._named is not None and self._named.stream):
+            # No coding was announced, or will have been if it is to be held after all.
+            self.dropped = self.dropped | _NO_CODING
         super().start()
 
     # -- the engine's answer ------------------------------------------------------------------------------------------

@@ -161,12 +161,16 @@ class Reaching(Passage):
         relay, now = self._relay, monotonic()
         route = relay.routes.find(self.model)
         if route is None or not (route.targets or route.comes):
-            assert refusal is not None
             self.outcome = "unavailable" if route is not None else "client_error"
-            raise refusal
+            # Where connections failed before, the table has changed meanwhile.
+            raise refusal or (relay.names.missing(self.model) if route is None else relay.unready(route))
         if not self._manner.patient or 0 < self.held_until <= now:
             self.outcome = "unavailable"
             raise relay.unreachable(self.model)
+        others = relay.stranded.count(self.model)
+        if others + relay.admission.waiting(self.model) >= relay.config.queue_length:
+            self.outcome = "refused"
+            raise relay.admission.refusal(self.model, now, others=others)
         self.held_until = self.held_until or now + relay.config.hold_timeout
         self._held = True
         self._stranded_at = now

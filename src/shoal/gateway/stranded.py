@@ -52,6 +52,10 @@ class Stranded(Generic[R]):
         if held is not None and held.pop(request.id, None) is not None and not held:
             del self._requests[request.model]
 
+    def count(self, model: str) -> int:
+        """How many are held of a model."""
+        return len(self._requests.get(model, ()))
+
     def counts(self) -> dict[str, int]:
         """How many are held, by model."""
         return {model: len(held) for model, held in self._requests.items()}

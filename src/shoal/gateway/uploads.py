@@ -7,6 +7,7 @@ sends, the client is not read from. What comes before the model has to be held, 
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError
@@ -145,8 +146,10 @@ class Upload(Inference):
         self._spool.replace(form.model_spans, resolved.name.encode())
         self._renames = True
         self._spans = len(form.model_spans)
-        if self.head.length is not None:
-            self.head.length += self._spool.left - before
+        length = self.head.length
+        if length is not None:
+            self.head = copy(self.head)  # heads of its kind are known by the one that came
+            self.head.length = length + self._spool.left - before
 
     def own_fields(self) -> bytes:
         chunked = self._form is not None and self.head.chunked
@@ -166,6 +169,7 @@ class Upload(Inference):
             self.upstream = result
             self._flows = True
             result.send(self, data, keep=False)
+            self.reached()
             self._pour()
 
         self._give_up = pool.connect(connected)

@@ -106,6 +106,7 @@ class EngineConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send more of the request's body, or of another protocol."""
+        self._at_once = False
         if self._transport is not None:
             self._transport.write(data)
 
