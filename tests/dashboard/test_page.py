@@ -173,6 +173,8 @@ def test_the_list_is_searched_filtered_sorted_and_grouped_by_the_address(shoal: 
     expect(names).to_have_text(["gamma"])
     page.goto(f"{shoal.url}/#/?group=device&state=serving")
     expect(page.locator(".group-title")).to_have_text(["cuda:0 2"])
+    page.goto(f"{shoal.url}/#/?sort=__proto__")
+    expect(names).to_have_text(["alpha", "beta", "gamma"])
     page.goto(f"{shoal.url}/#/nowhere")
     page.get_by_role("link", name="Go to the overview").click()
     expect(names.first).to_be_visible()

@@ -41,7 +41,7 @@ const arranged = computed(() => {
   const words = (query.value.get("q") ?? "").toLowerCase().split(/\s+/).filter(Boolean);
   const state = query.value.get("state") ?? "";
   const wanted = query.value.get("sort") ?? "";
-  const sort = Object.hasOwn(SORTS, wanted) ? SORTS[/** @type {keyof typeof SORTS} */ (wanted)] : () => 0;
+  const sort = (Object.hasOwn(SORTS, wanted) ? SORTS[wanted] : undefined) ?? (() => 0);
   const by = query.value.get("group") ?? "state";
   const found = all.value.filter((model) => {
     const text = `${model.name} ${model.spec.source} ${model.spec.engine} ${model.state} ${model.instances.flatMap((one) => one.devices).join(" ")}`.toLowerCase();
