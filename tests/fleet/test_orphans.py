@@ -178,6 +178,8 @@ async def test_what_a_controller_watches_is_no_orphan_and_what_it_does_not_know_
     assert abs(orphan.started_at - time.time()) < 120
     assert {pid, two.processes["mine"].engine_pid("m-1")} == set(orphan.pids)
     assert two.processes["mine"].sweep(()) == [], "its shim lives: it is not swept away"
+    moved = Processes(two.folder / "else", two.fleets["mine"], log_bytes=4096, grace=1.0, on_exit=lambda *_: None)
+    assert moved.sweep((), gone={"m-1"}) == [], "what is said of an instance is not said of a group in another folder"
     assert two.processes["mine"].sweep((), gone={"m-1"}), "unless somebody knows that it was given up"
 
 
@@ -219,6 +221,47 @@ async def test_a_group_that_was_taken_over_is_found_again_and_its_end_is_seen(tw
     assert mine.terminate("m-3")
     await until(lambda: not two.left())
     assert mine.last_exit("m-3") != Exit(), "its shim knows where its folder is now"
+
+
+async def test_one_that_was_taken_over_and_one_of_its_id_and_marks_are_two(two: Two) -> None:
+    """The Shoal that it came from starts again: its database still names it, so it is loaded anew under its id."""
+    first = two.spawn("theirs", "m-8")
+    await until_engine(two, "theirs", "m-8")
+    two.processes["theirs"].close()
+    mine = two.processes["mine"]
+    taken = mine.take_over(two.runtime("theirs") / "instances" / "m-8", two.fleets["theirs"])
+    assert mine.adopt(taken)
+    held = {first, mine.engine_pid("m-8")}
+
+    exits: list[str] = []
+    theirs = two.processes["theirs"] = Processes(
+        two.runtime("theirs") / "instances",
+        two.fleets["theirs"],
+        log_bytes=4096,
+        grace=1.0,
+        on_exit=lambda instance, _: exits.append(instance),
+    )
+    assert theirs.find() == []
+    assert theirs.sweep((), gone={"m-8"}) == [], "its database knows of the instance, and not of this group"
+    assert "m-8" not in theirs.memory(), "nor does what it holds count as theirs"
+    second = two.spawn("theirs", "m-8", "import time; held = bytearray(50 << 20); time.sleep(600)")
+    await until_engine(two, "theirs", "m-8")
+    await until(lambda: theirs.memory().get("m-8", 0) > 50 << 20)
+    assert mine.memory()["m-8"] < 50 << 20
+    assert theirs.sweep({"m-8"}) == []
+
+    assert theirs.kill("m-8")
+    await until(lambda: exits == ["m-8"])
+    assert set(two.left()) == held, "the end of one is not the other's"
+    again = two.spawn("theirs", "m-8")
+    await until_engine(two, "theirs", "m-8")
+    assert again != second
+    seen = find_orphans(two.folder / "third", "third", set, lambda _: {})
+    assert sorted(one.pid for one in seen if one.fleet == two.fleets["theirs"]) == sorted([first, again])
+    assert not any(held & set(one.pids) and again in one.pids for one in seen)
+    assert mine.kill("m-8")
+    await until(lambda: not held & set(two.left()))
+    assert set(two.left()) == {again, theirs.engine_pid("m-8")}
 
 
 async def test_a_folder_that_is_taken_or_empty_is_refused(two: Two) -> None:

@@ -172,9 +172,15 @@ def test_another_shoal_is_left_alone_while_it_runs_and_gives_its_engines_when_it
         with other.client as client:
             assert of(client, before["id"]) is None
         until(lambda: shoal.chat("theirs").status_code == 200, "an answer still")
+        (still,) = shoal.model("theirs")["instances"]
+        assert (still["pid"], still["restarts"]) == (before["pid"], 0)
+        assert Path(f"/proc/{before['pid']}").exists()
         with shoal.client as client:
             client.remove_model("theirs", unload=True)
             until(lambda: not Path(f"/proc/{before['pid']}").exists(), "the end")
+        (left,) = other.model("theirs")["instances"]
+        assert (left["pid"], left["restarts"]) == (own["pid"], own["restarts"]), "which is no end of the one that came"
+        assert Path(f"/proc/{own['pid']}").exists()
         assert other.stop() == 0
 
 

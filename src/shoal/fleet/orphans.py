@@ -30,6 +30,7 @@ from shoal.fleet.procfs import (
     memory_of,
     parent_of,
     pids,
+    shim_over,
     stat_of,
 )
 from shoal.fleet.state import Instance
@@ -88,7 +89,7 @@ class Orphan:
 
 @dataclass(slots=True)
 class _Group:
-    """The processes with one mark. `shim` lives and stands over the others."""
+    """The processes with one mark and one shim. `shim` lives and stands over the others."""
 
     fleet: str
     instance: str
@@ -206,7 +207,7 @@ def _has_controller(group: _Group, runtime: Path, fleet: str, claimed: set[str])
 
 def _groups() -> list[_Group]:
     parents: dict[int, int] = {}
-    groups: dict[tuple[str, str], _Group] = {}
+    groups: dict[tuple[str, str, int | None], _Group] = {}
     owner: dict[int, _Group] = {}
     for pid in sorted(pids()):
         if not _is_own(pid):
@@ -216,11 +217,10 @@ def _groups() -> list[_Group]:
         fleet, instance = environ.get(FLEET), environ.get(INSTANCE)
         if not fleet or not instance:
             continue
-        group = groups.setdefault((fleet, instance), _Group(fleet, instance, []))
+        shim = shim_over(pid, environ)
+        group = groups.setdefault((fleet, instance, shim), _Group(fleet, instance, [], shim))
         group.members.append(pid)
         owner[pid] = group
-        if is_shim(pid):
-            group.shim = pid
     for pid in parents:  # a process that gives itself a title writes it over its marks
         group_of = _owner(pid, parents, owner)
         if group_of is not None and pid not in owner:

@@ -29,12 +29,12 @@ from shoal.fleet.procfs import (
     INSTANCE,
     environ_of,
     folder_of,
-    is_shim,
     marked,
     memory_of,
     parent_of,
     pids,
     session_of,
+    shim_over,
     stat_of,
 )
 from shoal.fleet.state import Exit
@@ -217,9 +217,14 @@ class Processes:
         Descendants of marked processes count too: one that gives itself a title, as vLLM's do, writes it over the
         environment that it was started with.
         """
-        ours = {pid: environ.get(INSTANCE, "") for pid, environ in marked(self._fleet)}
-        for instance, fleet in self._marks.items():
-            ours |= {pid: instance for pid, environ in marked(fleet) if environ.get(INSTANCE) == instance}
+        here = self._folder.resolve()
+        ours = {
+            pid: environ.get(INSTANCE, "")
+            for fleet in {self._fleet, *self._marks.values()}
+            for pid, environ in marked(fleet)
+            if self._marks.get(environ.get(INSTANCE, ""), self._fleet) == fleet
+            and not _is_elsewhere(pid, environ, here)
+        }
         parents = {pid: parent_of(pid) for pid in pids() if pid not in ours} if ours else {}
         total: dict[str, int] = {}
         for pid in (*ours, *parents):
@@ -237,10 +242,20 @@ class Processes:
         in `known`. Returns their pids.
 
         A group that is not in `known` but whose shim lives is somebody's to take back or to end (`orphans.py`), unless
-        it is in `gone`: those have been lost for good.
+        it is in `gone` and in this folder: those have been lost for good. A group in another folder is never touched:
+        another fleet may have taken it over, and what `gone` says of its instance is not said of it.
         """
-        keep = {*known, *(_living_shims(self._fleet) - set(gone))}
-        return [pid for pid, environ in marked(self._fleet) if environ.get(INSTANCE) not in keep and self._end(pid)]
+        known, gone, here = set(known), set(gone), self._folder.resolve()
+
+        def is_left(pid: int, environ: dict[str, str]) -> bool:
+            instance = environ.get(INSTANCE, "")
+            if instance in known:
+                return False
+            shim = shim_over(pid, environ)
+            folder = None if shim is None else folder_of(shim, instance)
+            return folder is None or (folder.parent == here and instance in gone)
+
+        return [pid for pid, environ in marked(self._fleet) if is_left(pid, environ) and self._end(pid)]
 
     def _end(self, pid: int, mark: str | None = None) -> bool:
         """Kill a process that has this fleet's mark, or the one given; whether that was done."""
@@ -293,10 +308,10 @@ class Processes:
         os.close(fd)
         if (child := self._children.pop(instance, None)) is not None:
             child.wait()
-        # Had the shim been killed, the engine's children would live on.
+        # Had the shim been killed, the engine's children would live on. What has a shim is another Shoal's by now.
         mark = self._marks.pop(instance, self._fleet)
         for left, environ in marked(mark):
-            if environ.get(INSTANCE) == instance:
+            if environ.get(INSTANCE) == instance and shim_over(left, environ) is None:
                 self._end(left, mark)
         self._on_exit(instance, self.last_exit(instance))
 
@@ -338,14 +353,11 @@ def write_private(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def _living_shims(fleet: str) -> set[str]:
-    """The instances of a fleet whose shims live and can be reached, wherever their runtime folder is."""
-    found = set()
-    for pid, environ in marked(fleet):
-        instance = environ.get(INSTANCE, "")
-        if is_shim(pid) and folder_of(pid, instance) is not None:
-            found.add(instance)
-    return found
+def _is_elsewhere(pid: int, environ: dict[str, str], here: Path) -> bool:
+    """Whether a marked process has a shim that runs in the folder of another fleet than the one in `here`."""
+    shim = shim_over(pid, environ)
+    folder = None if shim is None else folder_of(shim, environ.get(INSTANCE, ""))
+    return folder is not None and folder.parent != here
 
 
 def _shim_by_mark(instance: str) -> int | None:

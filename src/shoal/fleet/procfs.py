@@ -10,6 +10,8 @@ FLEET = "SHOAL_FLEET"
 INSTANCE = "SHOAL_INSTANCE"
 GENERATIONS = 16
 """How far below an engine's first process its others are looked for."""
+LOOKS = 3
+"""How often a process' ancestors are looked at, where one of them ends while they are."""
 
 
 def is_shim(pid: int) -> bool:
@@ -55,6 +57,26 @@ def marked(fleet: str) -> list[tuple[int, dict[str, str]]]:
         if mark in raw:
             marked.append((pid, environ_of(pid)))
     return marked
+
+
+def shim_over(pid: int, environ: dict[str, str]) -> int | None:
+    """The living shim that a process with these marks descends from, or is; None if that is gone.
+
+    A shim is its descendants' subreaper, so what it started stays below it while it lives. Marks alone do not tell two
+    groups from each other: an engine that another Shoal has taken back keeps its own, and the Shoal that started it
+    gives the same ones to the engine that it loads instead.
+    """
+    marks = environ.get(FLEET), environ.get(INSTANCE)
+    for _ in range(LOOKS):  # one on the way up may end meanwhile, and what was below it has another parent then
+        above = pid
+        while above > 1 and not is_shim(above):
+            above = parent_of(above)
+        if above > 1:
+            theirs = environ_of(above)
+            return above if (theirs.get(FLEET), theirs.get(INSTANCE)) == marks else None
+        if above >= 0:
+            break
+    return None
 
 
 def stat_of(pid: int) -> list[str]:
