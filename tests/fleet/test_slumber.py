@@ -414,6 +414,25 @@ def test_a_wake_for_which_nobody_can_give_way_is_refused_with_the_numbers_and_so
     assert world.get(id).state is S.WAKING
 
 
+def test_a_sleep_while_it_waits_for_room_has_relays_ask_again_for_what_they_hold() -> None:
+    world = World(gpu(0, free=GIB))
+    id = world.asleep(freed=20 * GIB)
+    world.wanted()
+    assert "waits for room" in world.route().detail
+    before = world.effects.tables[-1].version
+    world.sleep()
+    assert world.get(id).state is S.SLEEPING
+    assert not world.manager.fleet.rouse
+    assert world.effects.tables[-1].version > before, "relays ask once for each table"
+    assert world.route().comes
+    assert "was to wake, and is to sleep on" in world.route().detail
+    tables = len(world.effects.tables)
+    world.sleep()
+    assert len(world.effects.tables) == tables, "nothing is new"
+    world.wanted()
+    assert world.manager.fleet.rouse == {id}
+
+
 def test_what_a_sleep_gave_back_is_waited_for_until_it_was_read() -> None:
     world = World(gpu(0, free=GIB))
     id = world.asleep(freed=20 * GIB)

@@ -105,7 +105,7 @@ TABLE: dict[tuple[S, Event], Transition] = {
     (S.WAKING, Event.CRASH): Transition(S.QUEUED, (Effect.ROUTE,)),
     (S.WAKING, Event.EXHAUST): Transition(S.FAILED, (Effect.ROUTE,)),
     # Asked twice is asked once:
-    (S.SLEEPING, Event.SLEEP): Transition(S.SLEEPING),
+    (S.SLEEPING, Event.SLEEP): Transition(S.SLEEPING, (Effect.ROUTE,)),  # it may have been about to wake
     (S.WAKING, Event.WAKE): Transition(S.WAKING),
     (S.DRAINING, Event.UNLOAD): Transition(S.DRAINING),
     (S.STOPPING, Event.UNLOAD): Transition(S.STOPPING),

@@ -115,6 +115,10 @@ class Slumber:
         if firm:
             self._firm.add(instance.id)
         if instance.state is S.SLEEPING:
+            if wanted_awake:  # a table that says so has relays ask again for what they hold
+                instance = dataclasses.replace(instance, reason="was to wake, and is to sleep on")
+                self._put(instance)
+                self._apply(instance, Event.SLEEP, instance.reason)
             return wanted_awake
         now = self._effects.now()
         asleep_later = dataclasses.replace(instance, rest=dataclasses.replace(instance.rest, level=level))
