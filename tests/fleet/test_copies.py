@@ -23,6 +23,7 @@ from shoal.fleet.state import Device, Instance, Rest
 from shoal.fleet.state import InstanceState as S
 from shoal.memory.sizes import Amount
 from tests.engines.simulated_process import Process
+from tests.fleet.fakes import gpu
 
 GIB = 2**30
 NOW = 1000.0
@@ -249,6 +250,17 @@ async def test_what_the_host_has_free_bounds_it() -> None:
     assert bed.copies.budget() == 5
     bed.fleet.devices = ()
     assert bed.copies.budget() == 100
+
+
+async def test_what_is_promised_to_one_on_its_way_to_sleep_bounds_it_too() -> None:
+    bed = Bed("a", "b")
+    bed.fleet.devices = (Device("host", "host", "RAM", 100, 85), gpu(0))
+    bed.fleet.weights["b"] = 10
+    bed.change("b", state=S.DRAINING, rest=Rest(level=1))
+    assert bed.copies.budget() == 5
+    assert ("a", "take") not in await bed.looks()
+    bed.change("b", state=S.READY, rest=Rest())
+    assert [action for _, action in await bed.looks()][-1] == "take"
 
 
 KINDS: dict[str, Engine] = {"simulated": SimulatedEngine(), "vllm": VllmEngine(Environments(Path("/nonexistent")))}

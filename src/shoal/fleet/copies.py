@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shoal.engines.base import CopyAction, Engine, HostCopy, KeepsCopies
+from shoal.fleet.host_room import promised
 from shoal.fleet.monitor import Probe
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.state import Instance
@@ -207,12 +208,15 @@ class Copies:
             known.rests_until = self._now() + REST
 
     def budget(self) -> int:
-        """Bytes that copies may take: what the settings allow of the host's memory, as far as it is free."""
+        """Bytes that copies may take: what the settings allow of the host's memory, as far as it is free, less what is
+        promised to models on their way to sleep."""
         host = next((device for device in self._fleet.devices if device.kind == "host"), None)
         if host is None:
             return self._host_memory.size
         taken = sum(known.copy.taken for known in self._known.values())
-        return min(self._host_memory.of(host.memory_total), taken + host.memory_free)
+        promised_away = promised(self._fleet, self.held)
+        free = max(0, host.memory_free - promised_away)
+        return min(self._host_memory.of(host.memory_total) - promised_away, taken + free)
 
     async def close(self) -> None:
         """Wait for nothing any more."""

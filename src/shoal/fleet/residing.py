@@ -14,7 +14,7 @@ from typing import Protocol
 
 from shoal.errors import ShoalError
 from shoal.fleet.effects import Effects
-from shoal.fleet.residency import Action, Device, Kind, Rules, Snapshot
+from shoal.fleet.residency import Action, Device, Kind, Resident, Rules, Snapshot
 from shoal.fleet.residency_fit import Capacity, why_never
 from shoal.fleet.residency_plan import decide
 from shoal.fleet.residing_use import Uses
@@ -240,14 +240,16 @@ class Residing:
         devices = tuple(
             Device(name, size, tuple(self._gave_way.get(name, ())), totals[name]) for name, size in sizes.items()
         )
-        return Snapshot(now, devices, view.residents, self._host_budget(sum(r.host_taken for r in view.residents)))
+        return Snapshot(now, devices, view.residents, self._host_budget(view.residents))
 
-    def _host_budget(self, taken: int) -> int:
-        """What weights may take of the host's memory: what the settings allow, as far as it is free."""
+    def _host_budget(self, residents: tuple[Resident, ...]) -> int:
+        """What weights may take of the host's memory: what the settings allow, as far as it is free. What is only
+        promised to models on their way to sleep is still part of what is free."""
         host = next((device for device in self._fleet.devices if device.kind == "host"), None)
         if host is None:
             return UNKNOWN if self._host_memory.share is not None else self._host_memory.size
-        return min(self._host_memory.of(host.memory_total), taken + host.memory_free)
+        taken = sum(resident.host_taken for resident in residents)
+        return min(self._host_memory.of(host.memory_total), taken - self._slumber.promised() + host.memory_free)
 
     def _see_who_fits_now(self, view: View, snapshot: Snapshot) -> None:
         """Models that were refused because they could never fit may be asked for again once they could."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from shoal.fleet.host_room import copy_size
 from shoal.fleet.profiles import find_profile
 from shoal.fleet.residency import Motion, Residency, Resident
 from shoal.fleet.residing_use import Use, Uses
@@ -131,7 +132,7 @@ class View:
             width=width or max(1, len(on)),
             awake=awake,
             asleep=asleep,
-            host=copied or (self._copy(instance) if level == 1 else 0),
+            host=copied or (copy_size(self._fleet, instance) if level == 1 else 0),
             copied=copied > 0,
             sleep_level=level,
             running=self._fleet.outstanding(instance.id) if place is _GPU else 0,
@@ -175,11 +176,6 @@ class View:
         """KV cache on its fullest device that comes back only when it leaves: what requests use, or its floor."""
         sizes = (self._fleet.ledger.kept(instance.id, d) for name in instance.devices if (d := self._kinds.get(name)))
         return max(sizes, default=0)
-
-    def _copy(self, instance: Instance) -> int:
-        """What its weights take of the host's memory."""
-        apart = [name for name in instance.devices if (d := self._kinds.get(name)) is not None and d.kind != "host"]
-        return (self._fleet.weights.get(instance.id) or 0) * len(apart)
 
     def _took(self, instance: Instance, kind: NapKind, unknown: float) -> float:
         count, seconds = self._fleet.naps.get((instance.model, kind), (0, 0.0))

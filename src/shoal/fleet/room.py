@@ -120,6 +120,11 @@ class Room:
         self._fleet.needs[instance.id] = needs
         return True
 
+    @property
+    def read_at(self) -> float:
+        """When the devices were last read."""
+        return self._read_at
+
     def now(self) -> dict[str, int]:
         """Bytes by device that one more instance could have."""
         promised = self._promised()

@@ -13,6 +13,7 @@ from shoal.errors import ConflictError
 from shoal.fleet import facts
 from shoal.fleet.drains import Drains
 from shoal.fleet.effects import Effects
+from shoal.fleet.host_room import copy_size, promised
 from shoal.fleet.lifecycle import Effect, Event, step
 from shoal.fleet.room import Room
 from shoal.fleet.snapshot import Fleet, NapKind
@@ -94,15 +95,22 @@ class Slumber:
     def _refuse_if_host_is_full(self, instance: Instance) -> None:
         """The host never swaps for it: its weights go to memory that is free, or have gone there already, or it sleeps
         at level 2."""
-        gpus = [d for d in self._fleet.devices if d.kind == "cuda" and d.id in instance.devices]
         host = next((device for device in self._fleet.devices if device.kind == "host"), None)
-        copy = (self._fleet.weights.get(instance.id) or 0) * len(gpus) - self.copied(instance.id)
-        if host is not None and copy > host.memory_free:
+        if not any(device.kind == "cuda" and device.id in instance.devices for device in self._fleet.devices):
+            return  # pretended weights take nothing
+        copy = copy_size(self._fleet, instance) - self.copied(instance.id)
+        others = self.promised(but=instance.id)
+        if host is not None and copy > 0 and copy > host.memory_free - others:
+            also = f", of which {format_bytes(others)} are for models on their way to sleep" if others else ""
             raise ConflictError(
                 f"{instance.model} cannot sleep at level 1: its weights need {format_bytes(copy)} of host memory, "
-                f"which has {format_bytes(host.memory_free)} free; put it to sleep at level 2, or unload it",
+                f"which has {format_bytes(host.memory_free)} free{also}; put it to sleep at level 2, or unload it",
                 code="too_little_memory",
             )
+
+    def promised(self, *, but: str = "") -> int:
+        """Bytes of the host's memory that sleeps which have begun will take, and that are free by the last reading."""
+        return promised(self._fleet, self.copied, read_at=self._room.read_at, but=but)
 
     def sleep(self, instance: Instance, level: int, *, force: bool, why: str = "", firm: bool = False) -> bool:
         """Put an instance to sleep after its running requests, or at once if forced; whether that changed anything.
