@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, deque
+from collections.abc import Callable
 from math import inf
 from typing import Protocol
 
@@ -104,6 +105,8 @@ class Residing:
         self.held: set[str] = set()
         self.left: Counter[tuple[str, str, str]] = Counter()
         """How often models were put to sleep or unloaded: model, kind (`sleep`, `unload`), cause (see `Action`)."""
+        self.awaited: Callable[[tuple[str, ...]], object] = lambda _: None
+        """Told which instances others wait for to give their memory back."""
         self._fleet, self._effects, self._room, self._slumber, self._acts = fleet, effects, room, slumber, acts
         self._rules, self._host_memory = rules, host_memory
         self._uses = Uses()
@@ -175,6 +178,7 @@ class Residing:
             instance = self._fleet.instances.get(action.name)
             if instance is None:
                 continue
+            self.awaited(action.after)
             if not action.after:
                 began |= self._begin(instance, action, wants)
             elif action.kind in (Kind.LOAD, Kind.WAKE):
