@@ -541,14 +541,13 @@ def test_whatever_happens_every_table_has_one_copy_and_every_move_ends(happens: 
         assert len(table.routes[0].targets) == 1
 
 
-def happen(world: World, what: str, n: int) -> None:
+def happen(world: World, what: str, n: int, *, stop_first: bool = False) -> None:
     """One of the things that may happen to a fleet in which no process dies by itself but such as start."""
     found = list(world.manager.fleet.instances.values())
     match what:
         case "move" | "change" | "cancel":
-            wanted = (
-                Wanted("m", (f"cuda:{n % 3}",)) if what == "move" else Wanted("m", changes={"context_length": 100 + n})
-            )
+            there, changes = ((f"cuda:{n % 3}",), {}) if what == "move" else ((), {"context_length": 100 + n})
+            wanted = Wanted("m", there, changes, stop_first=stop_first)
 
             def command() -> None:
                 with contextlib.suppress(ShoalError):

@@ -172,7 +172,7 @@ STOPPING = (Begin(), Answered("old-0", "text: Paris"))
 
 def test_stopped_first_the_old_one_ends_when_the_new_one_is_asked_for() -> None:
     move, todo = after(a_move(stop_first=True), *STOPPING)
-    assert todo == (Do("load"), Do("drop", "old-0")), "in one breath: requests are held in between"
+    assert todo == (Do("load"), Do("drop", "old-0")), "in one breath: one is on its way, and requests are held"
     move, todo = after(move, Created("new-0"), See(LEFT, COMES), See(GONE, SERVES), Answered("new-0", "text: Paris"))
     assert todo == (Do("switch", "old-0"),)
     assert after(move, See(GONE, SERVES))[0].state == "done"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from shoal.errors import NotFoundError, ShoalError
@@ -23,18 +23,21 @@ from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Instance
 from shoal.fleet.state import InstanceState as S
+from shoal.units import format_seconds
 
 KEPT = 100
 """Moves that have ended and are remembered."""
 DRAIN = 3600.0
-"""Seconds that requests of the old one may take to end once the new one serves: it is in nobody's way."""
+"""Seconds that requests of the old one may take to end once the new one serves, unless it is in somebody's way."""
+SOON = 1.0
+"""Seconds before its time at which the start of one that waits for another's end is put off further."""
 _log = logging.getLogger(__name__)
 _LEVELS = {"done": "info", "cancelled": "warning", "failed": "error"}
 
 
 class Moves:
     """Every move. `change` gives a model other settings; raises ShoalError if they cannot be. `drain` is how many
-    seconds running requests get when Shoal stops."""
+    seconds running requests get when Shoal stops, or when another model waits for the memory that they hold."""
 
     def __init__(
         self,
@@ -51,10 +54,12 @@ class Moves:
         self._change = change
         self._drain = drain
         self._hurries = False
+        self._cut: set[str] = set()  # old ones whose requests have to end sooner than at first
         self._asked: set[tuple[str, str]] = set()  # move and instance
         self._stands = False
         self._held: frozenset[str] = frozenset()
         self._told: dict[str, str] = {}  # why a move waits
+        life.residing.awaited = self.hurry
 
     def restore(self, records: Iterable[Move]) -> None:
         """At start: know again what was known, and stand still until `go_on`. Before any table is made: no request may
@@ -104,12 +109,23 @@ class Moves:
             self._asked.discard((move.id, fact.instance))
             self._take(move, Answered(fact.instance, fact.answer))
 
+    def hurry(self, instances: Collection[str]) -> None:
+        """Somebody waits for these instances to give their memory back: requests of those that were replaced no longer
+        get more time than those of any model that gives way."""
+        for move in self._draining():
+            source = self._fleet.instances.get(move.leg.source)
+            if source is None or source.id not in instances or source.state is not S.DRAINING:
+                continue
+            if self._cut_short(move):
+                text = f"{move.model}: another model waits for the memory of {source.id}"
+                self._say(move, "move_hurried", f"{text}; its requests have {format_seconds(self._drain)} left")
+
     def settle(self) -> None:
         """Go on with every move as far as the fleet lets it."""
         if self._fleet.closing and not self._hurries:
             self._hurries = True
             for move in self._draining():
-                self._life.drains.put(move.leg.source, self._effects.now() + min(self._drain, self._patience(move)))
+                self._cut_short(move)
         if self._stands or self._fleet.closing:
             return  # what Shoal ends, or does not know yet, is nobody's failure
         begin, waits = moves.turns(self.records.values())
@@ -129,6 +145,9 @@ class Moves:
         """Show a move how its instances are, until that changes nothing more."""
         while (move := self.records[id]).state == "running":
             leg = move.leg
+            if move.stop_first:
+                self._hold_back(move, leg.target, leg.source)
+                self._hold_back(move, leg.former, leg.source, leg.target)
             source = self._sight(leg.source) or Sight("left", "is gone", runs=False)
             target = self._sight(leg.target, leg.devices)
             if target is not None and not move.stop_first and set(leg.was_on) & set(leg.devices):
@@ -199,6 +218,30 @@ class Moves:
         if instance is not None and self._life.unload(instance).state is S.DRAINING and drain is not None:
             self._life.drains.put(id, self._effects.now() + drain)
 
+    def _hold_back(self, move: Move, id: str | None, *before: str | None) -> None:
+        """Have a queued instance start only once those before it have ended: with a fixed port the engine that still
+        answers there would vouch for it, and then be ended. It keeps its turn for the memory meanwhile."""
+        instance = self._fleet.instances.get(id or "")
+        if instance is None or instance.state is not S.QUEUED or instance.restarts:
+            return  # one that crashed starts again when that is due
+        now, at = self._effects.now(), instance.restart_at
+        left = next((one for one in before if (seen := self._sight(one)) is not None and seen.runs), None)
+        if left is None:
+            if at is not None:
+                self._life.put(dataclasses.replace(instance, restart_at=None))
+        elif at is None or at <= now + SOON:
+            until = now + max(2 * SOON, self._drain if move.drain is None else move.drain)
+            self._life.put(dataclasses.replace(instance, restart_at=until, reason=f"waits for {left} to end"))
+
+    def _cut_short(self, move: Move) -> bool:
+        """Have what still runs on the old one end after the usual time, if it had longer; whether it had."""
+        source, until = move.leg.source, self._effects.now() + self._drain
+        if source in self._cut or (move.leg.switched_at or 0.0) + self._patience(move) <= until:
+            return False
+        self._cut.add(source)
+        self._life.drains.put(source, until)
+        return True
+
     def _draining(self) -> list[Move]:
         return [m for m in self.records.values() if not m.ended and m.leg.step is moves.Step.DRAINING]
 
@@ -260,6 +303,7 @@ class Moves:
         if move.ended:
             self._asked = {(id, instance) for id, instance in self._asked if id != move.id}
             self._told.pop(move.id, None)
+            self._cut.difference_update(leg.source for leg in move.legs)
             self._prune()
 
     def _hold(self) -> None:

@@ -2,8 +2,8 @@
 
 The old one says what it answers to the canary, the new one loads and is asked the same; then, in one routing table, the
 new one comes in and the old one goes out, drains and ends. Until that table, whatever goes wrong is undone by ending
-the new one; after it there is nothing left to undo. With `stop_first` the old one ends before the new one loads, and
-what goes wrong is undone by loading the old one again.
+the new one; after it there is nothing left to undo. With `stop_first` the new one is queued at once, so that requests
+are held for it, and starts when the old one has ended; what goes wrong is undone by loading the old one again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Step(StrEnum):
 
     WAITING = "waiting"  # its turn has not come
     ASKING = "asking"  # the old one is asked the canary
-    LOADING = "loading"  # the new one loads; with `stop_first` once the old one has ended
+    LOADING = "loading"  # the new one loads; with `stop_first` it is queued until the old one has ended
     CHECKING = "checking"  # the new one is asked the canary; no request goes to it yet
     DRAINING = "draining"  # the new one serves; the old one lets its requests end, and ends
     UNDOING = "undoing"  # the new one ends; the old one serves
@@ -168,9 +168,9 @@ Event = Begin | Cancel | Answered | Created | Refused | See
 class Do:
     """What is to be done, in order, in the same breath as the record is kept.
 
-    `load`: make the new instance; it takes no requests. `switch`: requests go to the new one and no longer to
-    `instance`, which is unloaded. `drop`: unload `instance`. `restore`: make one with the settings of the old one.
-    `keep`: the model's settings are those of the new ones now.
+    `load`: make the new instance; it takes no requests, and with `stop_first` starts only once the old one has ended.
+    `switch`: requests go to the new one and no longer to `instance`, which is unloaded. `drop`: unload `instance`.
+    `restore`: make one with the settings of the old one. `keep`: the model's settings are those of the new ones now.
     """
 
     action: Literal["load", "switch", "drop", "restore", "keep"]
