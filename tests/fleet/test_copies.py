@@ -16,7 +16,7 @@ from shoal.engines.base import CopyAction, Engine, EngineMetrics, HostCopy, Keep
 from shoal.engines.environments import Environments
 from shoal.engines.simulated.adapter import SimulatedEngine
 from shoal.engines.vllm.adapter import VllmEngine
-from shoal.fleet.copies import IDLE, REST, AskOverHttp, Candidate, Copies, Drop, Take, next_step
+from shoal.fleet.copies import GIVEN_BACK, IDLE, REST, AskOverHttp, Candidate, Copies, Drop, Take, next_step
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Instance, Rest
@@ -250,6 +250,35 @@ async def test_what_the_host_has_free_bounds_it() -> None:
     assert bed.copies.budget() == 5
     bed.fleet.devices = ()
     assert bed.copies.budget() == 100
+
+
+async def test_no_second_copy_is_dropped_before_the_first_has_come_back() -> None:
+    bed = Bed("a", "b", "c")
+    bed.done("a")
+    bed.done("b")
+    bed.change("c", changed_at=5)
+    bed.fleet.devices = (Device("host", "host", "RAM", 100, 100),)
+    assert ("a", "forget") in await bed.looks(2)
+    assert bed.copies.unsettled()
+    await bed.looks(3)
+    assert bed.copies.held("b") == 10
+    bed.fleet.devices = (Device("host", "host", "RAM", 100, 90),)
+    assert not bed.copies.unsettled()
+    assert await bed.looks() == [("c", "take")]
+    assert bed.copies.held("b") == 10
+
+
+async def test_readings_that_never_show_what_came_back_are_believed_in_the_end() -> None:
+    bed = Bed("a")
+    bed.done("a")
+    bed.fleet.devices = (Device("host", "host", "RAM", 100, 100),)
+    await bed.looks()
+    bed.copies.forget("a")
+    bed.now += GIVEN_BACK - 0.1
+    assert bed.copies.unsettled()
+    bed.now += 0.2
+    assert not bed.copies.unsettled()
+    await bed.copies.close()
 
 
 async def test_what_is_promised_to_one_on_its_way_to_sleep_bounds_it_too() -> None:

@@ -292,8 +292,17 @@ def test_host_copies_of_models_awake_go_first_and_a_copy_is_not_paid_twice() -> 
     sleeper = asleep("sleeper", 2, host=6, last_use=NOW - 900)
     found = plan(copied, sleeper, awake("going", 2, host=6, sleep_after=0.0), host=12)
     assert done(found) == [("forget", "copied"), ("sleep", "going")]
+    assert found.actions[1].after == ("copied",), "dropping takes a moment"
     assert found.next_look == NOW
     assert done(plan(dataclasses.replace(copied, sleep_after=0.0), host=6)) == [("sleep", "copied")]
+
+
+def test_while_readings_of_the_host_are_in_doubt_nobody_makes_room_there() -> None:
+    going, sleeper = awake("going", 2, host=6, sleep_after=0.0), asleep("sleeper", 2, host=6, last_use=NOW - 900)
+    for host, after in [(11, ("",)), (12, ())]:
+        state = dataclasses.replace(snapshot(sleeper, going, host=host), host_settled=False)
+        action = only(decide(state, RULES))
+        assert (action.kind, action.name, action.after) == (Kind.SLEEP, "going", after)
 
 
 def test_the_host_has_room_for_one_of_two_that_go_at_once() -> None:

@@ -397,12 +397,17 @@ class Copies:
 
     def __init__(self, **held: int) -> None:
         self.of = held
+        self.slow = self.late = False
 
     def held(self, instance: str) -> int:
         return self.of.get(instance.rsplit("-", 1)[0], 0)
 
     def forget(self, instance: str) -> None:
         self.of.pop(instance.rsplit("-", 1)[0], None)
+        self.late = self.slow
+
+    def unsettled(self) -> bool:
+        return self.late
 
 
 def test_copies_of_models_that_are_awake_are_dropped_before_a_model_is_unloaded_for_want_of_host_memory() -> None:
@@ -414,35 +419,6 @@ def test_copies_of_models_that_are_awake_are_dropped_before_a_model_is_unloaded_
     assert not copies.of
     assert world.said("the host copy of a is dropped: the host's memory is full, b goes to sleep")
     assert (world.get(a).state, world.get(b).retires) == (S.READY, True)
-
-
-def test_memory_that_is_promised_to_one_on_its_way_to_sleep_is_promised_to_no_other() -> None:
-    world = Fleet(130)
-    a, b = world.come("a"), world.come("b", sleep_after=300)
-    world.report({a: 1})
-    world.after(290)
-    world.host_free = 70
-    world.read()
-    world.manager.handle(lambda: void(world.manager.sleep("a")))
-    world.after(15)  # it drains, and readings still show 70 GiB
-    world.read()
-    assert (world.get(a).retires, world.get(b).retires) == (True, False)
-    assert world.said("b: is unloaded: idle 5 min", "have no room for its 60.0 GiB")
-
-
-def test_memory_that_one_has_taken_since_the_last_reading_is_given_to_no_other() -> None:
-    world = Fleet(130)
-    a, b = world.come("a", sleep_after=1000), world.come("b", sleep_after=1000)
-    world.host_free = 70
-    world.read()
-    world.manager.handle(lambda: void(world.manager.sleep("a")))
-    world.report({})
-    world.tell(facts.Weighed(a, 60 * GIB, 0, "text: x"))
-    world.tell(facts.Asleep(a, 60 * GIB, 0))
-    with pytest.raises(ShoalError, match=r"70\.0 GiB free, of which 60\.0 GiB are for models on their way to sleep"):
-        world.manager.sleep("b")
-    assert world.manager._life.residing._host_budget(()) == 10 * GIB
-    assert world.get(b).state is S.READY
 
 
 def test_a_new_controller_goes_on_from_the_states_of_the_instances() -> None:

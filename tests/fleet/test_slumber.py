@@ -339,6 +339,9 @@ class Held:
     def forget(self, instance: str) -> None:
         self._sizes.pop(instance, None)
 
+    def unsettled(self) -> bool:
+        return False
+
 
 def test_commands_that_make_no_sense_now_are_refused() -> None:
     world = World()

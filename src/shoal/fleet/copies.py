@@ -18,7 +18,7 @@ from shoal.engines.base import CopyAction, Engine, HostCopy, KeepsCopies
 from shoal.fleet.host_room import promised
 from shoal.fleet.monitor import Probe
 from shoal.fleet.snapshot import Fleet
-from shoal.fleet.state import Instance
+from shoal.fleet.state import Device, Instance
 from shoal.fleet.state import InstanceState as S
 from shoal.memory.sizes import Amount
 
@@ -28,6 +28,8 @@ LOOK, FOLLOW = 1.0, 0.25
 """Seconds between two looks, and while a copy is being taken."""
 REST = 60.0
 """Seconds for which an instance is left alone whose copy was forgotten, or could not be taken."""
+GIVEN_BACK = 10.0
+"""Seconds after which what was forgotten is taken to have come back, whatever readings of the host show."""
 ANSWER = 5.0
 """Seconds that an instance may take to answer."""
 _log = logging.getLogger(__name__)
@@ -152,6 +154,7 @@ class Copies:
         self._known: dict[str, _Known] = {}
         self._used: dict[str, tuple[float, float | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._coming: tuple[int, float] | None = None  # free bytes of the host that will show it, and how long to wait
 
     # -- for the residency policy -------------------------------------------------------------------------------------
 
@@ -165,11 +168,23 @@ class Copies:
         known, of = self._known.get(instance), self._fleet.instances.get(instance)
         if known is None or of is None:
             return
+        self._await(known.copy.taken)
         known.copy = dataclasses.replace(known.copy, held=0, taken=0, taking=False)
         known.rests_until = self._now() + REST
         task = asyncio.create_task(self._tell(of, "forget"))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def unsettled(self) -> bool:
+        """Whether what was forgotten may not have come back yet, by the last reading of the host: to unpin memory takes
+        a moment."""
+        host = self._host()
+        if self._coming is None or host is None:
+            return False
+        free, until = self._coming
+        if host.memory_free >= free or self._now() >= until:
+            self._coming = None
+        return self._coming is not None
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -193,6 +208,8 @@ class Copies:
             known = self._known.get(instance.id)
             if instance.can_sleep and (known is None or known.of != instance.changed_at or known.copy.taking):
                 await self._tell(instance, "look")
+        if self.unsettled():
+            return  # what is dropped meanwhile might be dropped in vain
         step = next_step(self._now(), self._candidates(), self.budget())
         instance_now = self._fleet.instances.get(step.id) if step is not None else None
         if step is None or instance_now is None:
@@ -210,7 +227,7 @@ class Copies:
     def budget(self) -> int:
         """Bytes that copies may take: what the settings allow of the host's memory, as far as it is free, less what is
         promised to models on their way to sleep."""
-        host = next((device for device in self._fleet.devices if device.kind == "host"), None)
+        host = self._host()
         if host is None:
             return self._host_memory.size
         taken = sum(known.copy.taken for known in self._known.values())
@@ -226,6 +243,15 @@ class Copies:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- steps --------------------------------------------------------------------------------------------------------
+
+    def _host(self) -> Device | None:
+        return next((device for device in self._fleet.devices if device.kind == "host"), None)
+
+    def _await(self, size: int) -> None:
+        """Expect most of `size` bytes to come back: other programs may take some meanwhile."""
+        if (host := self._host()) is not None and size:
+            free = self._coming[0] if self._coming is not None else host.memory_free
+            self._coming = free + size - size // 4, self._now() + GIVEN_BACK
 
     async def _tell(self, instance: Instance, action: CopyAction) -> None:
         copy = await self._ask(instance, action)

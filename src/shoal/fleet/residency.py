@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+HOST = ""
+"""The account of the host's memory; devices have names."""
 NEVER = -1.0
 """As `keep_alive`: never for being idle."""
 
@@ -154,6 +156,9 @@ class Snapshot:
     residents: tuple[Resident, ...]
     host_budget: int = 0
     """Bytes of host memory for weights of models that sleep, and for copies of those that will."""
+    host_settled: bool = True
+    """Whether that is to be believed if it is too little. Not if memory was given back that no reading shows yet: then
+    nobody makes room on the host, and who needs some waits for `HOST`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +203,8 @@ class Rules:
 class Action:
     """One step of a plan, with its reason in words.
 
-    It may begin when the motions of all in `after` are over. `floor` is what an action of that kind sets.
+    It may begin when the motions of all in `after` are over, what they forget has come back, and, for `HOST`, once the
+    host's memory was read anew. `floor` is what an action of that kind sets.
     """
 
     kind: Kind

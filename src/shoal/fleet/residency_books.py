@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from shoal.fleet.residency import Kind, Motion, Resident, Snapshot
-
-HOST = ""
-"""The account of the host's memory; devices have names."""
+from shoal.fleet.residency import HOST, Kind, Motion, Resident, Snapshot
 
 
 class Books:
@@ -70,6 +67,10 @@ class Books:
             self._comes(device, resident.name, frees(resident, kind))
         if kind is Kind.UNLOAD and resident.host_taken:
             self._comes(HOST, resident.name, resident.host_taken)
+
+    def forgets(self, resident: Resident) -> None:
+        """Enter what comes back when the host copy of `resident` is dropped, which takes a moment."""
+        self._comes(HOST, resident.name, resident.host_taken)
 
     def comes_at_once(self, size: int, accounts: Iterable[str]) -> None:
         """Enter bytes that need no motion to come back."""

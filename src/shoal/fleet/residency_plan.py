@@ -23,8 +23,8 @@ from collections import Counter
 from collections.abc import Sequence
 from math import inf
 
-from shoal.fleet.residency import Action, Kind, Plan, Refusal, Residency, Resident, Rules, Snapshot
-from shoal.fleet.residency_books import HOST, Books, most
+from shoal.fleet.residency import HOST, Action, Kind, Plan, Refusal, Residency, Resident, Rules, Snapshot
+from shoal.fleet.residency_books import Books, most
 from shoal.fleet.residency_fit import Capacity
 from shoal.fleet.residency_ways import Option, Way, Ways
 from shoal.units import format_bytes, format_seconds
@@ -162,6 +162,10 @@ class _Decision:
     def _sleep(self, one: Resident, reason: str, instead: str, to: str = "") -> None:
         """Have it sleep, or where the host has no room for it, be unloaded with the reason `instead`."""
         need = 0 if one.copied else one.host
+        if need > self.books.free[HOST] and not self.snapshot.host_settled:
+            self.books.take(need, (HOST,))
+            self._go(one, Kind.SLEEP, reason, (HOST,), to)
+            return
         if need > 0 and not self._make_host_room(one, need):
             budget = format_bytes(self.snapshot.host_budget)
             self._unload(
@@ -216,7 +220,7 @@ class _Decision:
         return True
 
     def _forget(self, one: Resident, reason: str) -> None:
-        self.books.comes_at_once(one.host, (HOST,))
+        self.books.forgets(one)
         self._at_once(Action(Kind.FORGET, one.name, one.on, reason))
 
     def _at_once(self, action: Action) -> None:

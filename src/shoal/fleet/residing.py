@@ -15,7 +15,7 @@ from typing import Protocol
 
 from shoal.errors import ShoalError
 from shoal.fleet.effects import Effects
-from shoal.fleet.residency import Action, Device, Kind, Resident, Rules, Snapshot
+from shoal.fleet.residency import HOST, Action, Device, Kind, Resident, Rules, Snapshot
 from shoal.fleet.residency_fit import Capacity, why_never
 from shoal.fleet.residency_plan import decide
 from shoal.fleet.residing_use import Uses
@@ -35,6 +35,8 @@ SURE = 5.0
 devices and of KV caches are not of one moment. One that is too large for any device at all is refused at once."""
 AGAIN = 1.0
 """Seconds after which it is tried again if nothing of a plan could begin."""
+HOST_WAIT = 10.0
+"""Seconds for which, at most, who is to sleep waits for a reading of the host that shows what others gave back."""
 MOST_LOOKS = 100
 UNKNOWN = 2**62
 """Bytes of a host of which nothing can be read: engines themselves find out whether it has room."""
@@ -53,6 +55,10 @@ class HostCopies(Protocol):
         """Drop the copy of an instance's weights."""
         ...
 
+    def unsettled(self) -> bool:
+        """Whether what was forgotten may not have come back yet, by the last reading of the host."""
+        ...
+
 
 class NoCopies:
     """Where engines keep no copies."""
@@ -63,6 +69,10 @@ class NoCopies:
 
     def forget(self, instance: str) -> None:
         """There is nothing to drop."""
+
+    def unsettled(self) -> bool:
+        """Nothing is to come back."""
+        return False
 
 
 class Acts(Protocol):
@@ -119,6 +129,7 @@ class Residing:
         self._seen: tuple[object, object] = (None, None)
         self._rouse: frozenset[str] = frozenset()
         self._next = -inf
+        self._host_awaited: float | None = None  # since when somebody waits for a reading of the host
         self._blocked = self._limits = False
         slumber.never = self.never
         slumber.copied = lambda id: self.copies.held(id)
@@ -173,6 +184,8 @@ class Residing:
         self._hopeless = {refusal.name: self._hopeless.get(refusal.name, now) for refusal in plan.refusals}
         for refusal in plan.refusals:
             self._refuse(self._fleet.instances[refusal.name], self._words(refusal.reason), snapshot, wants)
+        awaited = any(HOST in action.after for action in plan.actions)
+        self._host_awaited = (now if self._host_awaited is None else self._host_awaited) if awaited else None
         began = False
         for action in plan.actions:
             instance = self._fleet.instances.get(action.name)
@@ -244,7 +257,8 @@ class Residing:
         devices = tuple(
             Device(name, size, tuple(self._gave_way.get(name, ())), totals[name]) for name, size in sizes.items()
         )
-        return Snapshot(now, devices, view.residents, self._host_budget(view.residents))
+        budget = self._host_budget(view.residents)
+        return Snapshot(now, devices, view.residents, budget, self._host_is_settled(budget, now))
 
     def _host_budget(self, residents: tuple[Resident, ...]) -> int:
         """What weights may take of the host's memory: what the settings allow, as far as it is free. What is only
@@ -254,6 +268,16 @@ class Residing:
             return UNKNOWN if self._host_memory.share is not None else self._host_memory.size
         taken = sum(resident.host_taken for resident in residents)
         return min(self._host_memory.of(host.memory_total), taken - self._slumber.promised() + host.memory_free)
+
+    def _host_is_settled(self, budget: int, now: float) -> bool:
+        """Whether there is no more room on the host than a budget says. While somebody comes and goes all the time, it
+        is believed in the end."""
+        host = next((device for device in self._fleet.devices if device.kind == "host"), None)
+        if host is None or budget >= self._host_memory.of(host.memory_total):
+            return True
+        if self._host_awaited is not None and now >= self._host_awaited + HOST_WAIT:
+            return True
+        return not (self.copies.unsettled() or self._room.in_doubt or self._slumber.falls_asleep)
 
     def _see_who_fits_now(self, view: View, snapshot: Snapshot) -> None:
         """Models that were refused because they could never fit may be asked for again once they could."""

@@ -125,6 +125,11 @@ class Room:
         """When the devices were last read."""
         return self._read_at
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether readings may not show yet what ended instances gave back, or it is not known what was found."""
+        return bool(self._readings_to_wait or self._unknown)
+
     def now(self) -> dict[str, int]:
         """Bytes by device that one more instance could have."""
         promised = self._promised()
@@ -135,7 +140,7 @@ class Room:
 
     def unsettled(self) -> set[str]:
         """Devices of which readings do not tell yet who holds what: somebody comes, or went a moment ago."""
-        if self._readings_to_wait or self._unknown:
+        if self.in_doubt:
             return {device.id for device in self._fleet.devices}
         coming = (i for i in self._fleet.instances.values() if i.state in (S.STARTING, S.WAKING) or self._is_new(i))
         return {device for instance in coming for device in instance.devices}

@@ -108,6 +108,11 @@ class Slumber:
                 code="too_little_memory",
             )
 
+    @property
+    def falls_asleep(self) -> bool:
+        """Whether an engine copies its weights to the host just now, so that readings show part of that."""
+        return bool(self._suspending)
+
     def promised(self, *, but: str = "") -> int:
         """Bytes of the host's memory that sleeps which have begun will take, and that are free by the last reading."""
         return promised(self._fleet, self.copied, read_at=self._room.read_at, but=but)
