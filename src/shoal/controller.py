@@ -306,6 +306,9 @@ class Controller:
             with contextlib.suppress(ShoalError, OSError, ValueError):
                 self.manager.fleet.needs[instance.id] = await asyncio.to_thread(engine.needs, instance.spec)
                 self.manager.fleet.weights[instance.id] = await asyncio.to_thread(engine.weights, instance.spec)
+        if instance.id not in self.effects.processes.watched:
+            return  # it has ended meanwhile, which the manager is told
+        instance = self.manager.fleet.instances.get(instance.id, instance)
         if instance.state is S.STOPPING:
             self.effects.terminate(instance.id)
         elif instance.state in (S.STARTING, S.READY):

@@ -163,11 +163,15 @@ class OrphanControl:
             raise _refused(orphan, f"it cannot be taken over: {error.strerror or error}") from None
         if instance.address.startswith("unix:"):
             instance = dataclasses.replace(instance, address=controller.effects.address(instance))
-        controller.effects.remember(instance)
-        if not processes.adopt(found):
-            raise _refused(orphan, "it has just ended")
+
+        def take() -> None:  # in one step: its end, whenever it comes, is told to a manager that knows it
+            controller.effects.remember(instance)
+            if not processes.adopt(found):
+                raise _refused(orphan, "it has just ended")
+            controller.manager.adopt(instance)
+
+        await controller.do(take)
         await asyncio.to_thread(link_log, controller.paths.log(instance.id), processes.log_of(instance.id))
-        await controller.do(lambda: controller.manager.adopt(instance))
         self.left.discard(instance.id)
         await controller.look_after(instance)
         return controller.manager.fleet.instance_view(controller.manager.fleet.instances[instance.id])

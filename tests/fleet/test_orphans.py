@@ -14,14 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.engines.base import Launch
+from shoal.errors import ConflictError
 from shoal.fleet.orphans import (
     Orphan,
     RecordError,
@@ -36,7 +39,7 @@ from shoal.fleet.processes import Processes
 from shoal.fleet.procfs import FLEET, INSTANCE
 from shoal.fleet.state import Exit, Instance, Rest
 from shoal.fleet.state import InstanceState as S
-from shoal.orphans import lead, link_log, serving_again
+from shoal.orphans import OrphanControl, lead, link_log, serving_again
 from tests.fleet.fakes import spec
 
 INSTANCE_RECORD = Instance(
@@ -262,6 +265,73 @@ async def test_one_that_was_taken_over_and_one_of_its_id_and_marks_are_two(two: 
     assert mine.kill("m-8")
     await until(lambda: not held & set(two.left()))
     assert set(two.left()) == {again, theirs.engine_pid("m-8")}
+
+
+class Taking:
+    """What orphans need of a controller of `mine`, which has something else to do before it adopts."""
+
+    def __init__(self, two: Two, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        self.paths = SimpleNamespace(
+            runtime=two.runtime("mine"),
+            state=two.runtime("mine"),
+            instances=two.runtime("mine") / "instances",
+            log=lambda instance: two.folder / "logs" / instance,
+        )
+        (two.runtime("mine") / "instances").mkdir(parents=True)
+        self.engines = {"simulated": None}
+        self.devices = SimpleNamespace(held_by=lambda _: {})
+        self.told: list[str] = []
+        processes = two.processes["mine"] = Processes(
+            self.paths.instances,
+            two.fleets["mine"],
+            log_bytes=4096,
+            grace=1.0,
+            on_exit=lambda instance, _: self.told.append(f"{instance} has ended"),
+        )
+        self.effects = SimpleNamespace(
+            processes=processes, remember=lambda _: None, address=str, broker=SimpleNamespace(path=two.folder / "b")
+        )
+        self.access = SimpleNamespace(refuse_model=lambda _: None)
+        self.manager = SimpleNamespace(
+            fleet=SimpleNamespace(instances={}, models={}, instance_view=lambda one: one), adopt=self._adopt
+        )
+        self._meanwhile = meanwhile
+
+    def _adopt(self, instance: Instance) -> None:
+        self.told.append(f"{instance.id} is adopted")
+        self.manager.fleet.instances[instance.id] = instance
+
+    async def do(self, command: Callable[[], object]) -> object:
+        await self._meanwhile()
+        return command()
+
+    async def look_after(self, _: Instance) -> None: ...
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+async def test_one_that_ends_while_it_is_adopted_is_refused_or_its_end_is_told_afterwards(
+    two: Two, reaped: bool
+) -> None:
+    """An end that is told before the manager knows the instance is told in vain: it would seem to run for ever."""
+    pid = two.spawn("theirs", "m-9")
+    await until_engine(two, "theirs", "m-9")
+    two.processes["theirs"].close()
+
+    async def ends() -> None:
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | (0 if reaped else os.WNOWAIT)))
+        await asyncio.sleep(0.05)  # whoever watches it has heard of it
+
+    controller = Taking(two, ends)
+    control = OrphanControl(cast("Any", controller))
+    if reaped:
+        with pytest.raises(ConflictError, match="it has just ended"):
+            await control.adopt(str(pid))
+        assert controller.told == []
+    else:
+        await control.adopt(str(pid))
+        await until(lambda: len(controller.told) == 2)
+        assert controller.told == ["m-9 is adopted", "m-9 has ended"]
 
 
 async def test_a_folder_that_is_taken_or_empty_is_refused(two: Two) -> None:
