@@ -246,6 +246,44 @@ def test_where_memory_cannot_be_pinned_vllm_does_it_its_own_way(device: Device, 
     assert "cuMemHostRegister failed" in host.look()["reason"]
 
 
+def test_copies_that_vllm_makes_itself_are_not_made_beside_those_that_are_kept(
+    device: Device, host: HostCopies
+) -> None:
+    taken(host)
+    kept = device.made[:]
+    with host.freeing():
+        host.freed(1002)
+    device.data[1002] = SimpleNamespace(cpu_backup_tensor=None)
+    device.held[1000][0] = 77
+    device.fails = RuntimeError("cuMemHostRegister failed")
+    host.begin()
+    assert not host.finish()
+    written: list[int] = []
+    device.due.append(lambda: written.append(kept[0].closed))
+    host.give_up()
+    assert written == [0], "no memory goes that something is still fetched to"
+    assert [memory.closed for memory in kept] == [1, 1, 1]
+    assert (host.look()["held"], host.look()["reserved"]) == (0, 0)
+    assert "cuMemHostRegister failed" in host.look()["reason"], "why is still known"
+    device.fails = None
+    host.sleeps()
+    host.woke()
+    assert asleep(device, host) == 6 * MIB, "the next sleep tries again"
+
+
+def test_copies_are_given_up_although_the_device_has_broken(device: Device, host: HostCopies) -> None:
+    taken(host)
+
+    def breaks() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    device.wait = breaks  # type: ignore[method-assign]
+    device.made[0].close = breaks  # type: ignore[method-assign]
+    host.give_up()
+    assert [memory.closed for memory in device.made] == [0, 1, 1], "what can be given back is"
+    assert host.look()["reserved"] == 0
+
+
 def test_where_the_device_cannot_tell_vllm_does_it_its_own_way(device: Device, host: HostCopies) -> None:
     device.broken = True
     assert not host.begin()

@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -222,6 +223,26 @@ def test_where_copying_fails_vllm_does_it_itself(plugin: Any, monkeypatch: pytes
     worker.wake_up()
     assert ("copy in a fresh copy", 1) in done(allocator)
     assert "NOT_PERMITTED" in worker.shoal_copies()["reason"]
+
+
+def test_what_is_kept_goes_before_vllm_makes_copies_of_its_own(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, allocator = loaded(plugin)
+
+    def reserve(*_: Any) -> Any:
+        close = partial(allocator.done.append, ("give back", 0))
+        return SimpleNamespace(tensor="the kept copy", close=close)
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(CudaMover, "reserve", reserve)
+    worker.sleep()
+    worker.wake_up()
+    done(allocator)
+    monkeypatch.setattr(CudaMover, "read_marks", fails)
+    worker.sleep()
+    assert done(allocator)[:3] == [("give back", 0), ("give back", 0), ("copy out", 1)]
+    assert worker.shoal_copies()["reserved"] == 0
 
 
 def test_a_freed_allocation_has_no_copy_any_more(plugin: Any) -> None:

@@ -10,6 +10,7 @@ from that of the copying; `step` is all that a running request pays for it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -219,6 +220,14 @@ class HostCopies:
             if (copy := self._copy(one)) is not None:
                 one.data.cpu_backup_tensor = copy.buffer.tensor
 
+    def give_up(self) -> None:
+        """Give the host's memory back before vLLM makes copies of its own: it has not got room for both."""
+        self._halt()
+        with contextlib.suppress(RuntimeError):  # a device that has broken fetches nothing any more
+            self._mover.wait()  # until then, what was begun to be fetched is written to that memory
+        _close([copy.buffer for copy in self._copies.values()])
+        self._copies.clear()
+
     def sleeps(self) -> None:
         """The weights leave the device without these copies."""
         self._halt()
@@ -376,4 +385,7 @@ class FreeGuard:
 
 def _close(buffers: list[Buffer]) -> None:
     for buffer in buffers:
-        buffer.close()
+        try:
+            buffer.close()
+        except RuntimeError as error:
+            log.warning("Shoal: the memory of a copy could not be given back: %s", error)

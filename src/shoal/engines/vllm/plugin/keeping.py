@@ -32,10 +32,13 @@ class KeepingAllocator(CuMemAllocator):  # type: ignore[misc]
         return [Allocation(pointer, data.handle[1], data) for pointer, data in found if data.tag == WEIGHTS]
 
     def sleep(self, offload_tags: Any = None) -> None:
-        """As vLLM's, but weights that have a copy are not copied again."""
-        copies, tags = self.copies, (offload_tags,) if isinstance(offload_tags, str) else offload_tags
-        if copies is None or WEIGHTS not in (tags or ()) or not copies.finish():
+        """As vLLM's, but weights that have a copy are not copied again. Where that fails vLLM copies them itself, and
+        what was kept is given up for that."""
+        copies, tags = self.copies, (offload_tags,) if isinstance(offload_tags, str) else offload_tags or ()
+        if copies is None or WEIGHTS not in tags or not copies.finish():
             if copies is not None:
+                if WEIGHTS in tags:
+                    copies.give_up()
                 copies.sleeps()
             super().sleep(offload_tags)
             return
