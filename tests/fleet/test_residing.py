@@ -214,6 +214,36 @@ def test_what_would_not_sleep_is_unloaded_instead() -> None:
     assert world.get(a).reason != "unloaded"
 
 
+def test_what_once_would_not_sleep_is_told_to_again_after_a_while() -> None:
+    world = Fleet()
+    a = world.come("a", sleep_after=900)
+    world.report({})
+    world.sleep("a")
+    world.report({})
+    world.tell(facts.NotAsleep(a, "another program took memory just then"))
+    world.wakes(a)
+    world.after(910)
+    assert world.get(a).retires
+    world.falls_asleep(a)
+    assert not world.manager._life.slumber.sleepless
+
+
+def test_one_that_slept_when_people_told_it_to_is_known_to_sleep() -> None:
+    world = Fleet()
+    a = world.come("a", sleep_after=100)
+    for sleeps in (False, True):
+        world.sleep("a", force=True)
+        if sleeps:
+            world.falls_asleep(a)
+            world.wake("a")
+        else:
+            world.tell(facts.NotAsleep(a, "it had no memory for the copy"))
+        world.wakes(a)
+    world.report({})
+    world.after(110)
+    assert world.get(a).retires
+
+
 def test_weights_for_which_the_host_has_no_room_are_not_kept() -> None:
     world = Fleet(130, host="70GiB")
     a, b = world.come("a"), world.come("b")

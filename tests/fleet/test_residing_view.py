@@ -122,7 +122,8 @@ def test_who_can_sleep_and_what_that_takes_of_the_host() -> None:
     of = fleet(instance(S.READY, can_sleep=True, on=("cuda:0", "cuda:1")))
     found = see(of)
     assert (found.sleep_level, found.host, found.width) == (1, 30 * GIB, 2)
-    assert see(of, Learned(sleepless=("m-00000001",))).sleep_level == 0
+    assert see(of, Learned(sleepless={"m-00000001": NOW + 1})).sleep_level == 0
+    assert see(of, Learned(sleepless={"m-00000001": NOW})).sleep_level == 1, "that is past"
     assert see(fleet(instance(S.READY, can_sleep=True, on=("host",)))).host == 0
     assert see(fleet(instance(S.SLEEPING, rest=Rest(level=2, freed=GIB)))).host == 0, "its weights are nowhere"
     copied = see(of, Learned(copied=lambda _: 7 * GIB))

@@ -1,4 +1,4 @@
-"""What instances on their way to sleep will take of the host's memory although no reading shows it yet. Pure.
+"""What copies of weights take of the host's memory, and what instances on their way to sleep will. Pure.
 
 A model is promised its room from the moment when it is to sleep, which may be long before its weights are copied; the
 host's free memory counts those bytes as free until then.
@@ -8,10 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
+from typing import Protocol
 
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.state import Instance
 from shoal.fleet.state import InstanceState as S
+
+
+class HostCopies(Protocol):
+    """Copies of weights in the host's memory, of instances that are awake."""
+
+    def held(self, instance: str) -> int:
+        """Bytes that the copy of an instance's weights takes; 0 if there is none."""
+        ...
+
+    def forget(self, instance: str) -> None:
+        """Drop the copy of an instance's weights."""
+        ...
+
+    def unsettled(self) -> bool:
+        """Whether what was forgotten may not have come back yet, by the last reading of the host."""
+        ...
+
+
+class NoCopies:
+    """Where engines keep no copies."""
+
+    def held(self, instance: str) -> int:  # noqa: ARG002
+        """Nothing."""
+        return 0
+
+    def forget(self, instance: str) -> None:
+        """There is nothing to drop."""
+
+    def unsettled(self) -> bool:
+        """Nothing is to come back."""
+        return False
 
 
 def copy_size(fleet: Fleet, instance: Instance) -> int:

@@ -13,6 +13,7 @@ from shoal.errors import ConflictError, NotFoundError, ShoalError
 from shoal.fleet import facts
 from shoal.fleet.effects import Effects
 from shoal.fleet.facts import Fact
+from shoal.fleet.host_room import HostCopies
 from shoal.fleet.inbox import Inbox
 from shoal.fleet.life import Life, Limits
 from shoal.fleet.measures import Measures
@@ -20,7 +21,6 @@ from shoal.fleet.memory import MemoryView, Terms
 from shoal.fleet.move_runs import Moves
 from shoal.fleet.occupancy import seen_now
 from shoal.fleet.records import Event as Note
-from shoal.fleet.residing import HostCopies
 from shoal.fleet.snapshot import Access, Fleet, ModelView
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Instance, Model

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from shoal.errors import ShoalError
 from shoal.fleet.effects import Effects
+from shoal.fleet.host_room import HostCopies, NoCopies
 from shoal.fleet.residency import HOST, Action, Device, Kind, Resident, Rules, Snapshot
 from shoal.fleet.residency_fit import Capacity, why_never
 from shoal.fleet.residency_plan import decide
@@ -42,37 +43,6 @@ UNKNOWN = 2**62
 """Bytes of a host of which nothing can be read: engines themselves find out whether it has room."""
 LEVEL = 1
 """Models that make room keep their weights in the host's memory; where that has no room, they are unloaded."""
-
-
-class HostCopies(Protocol):
-    """Copies of weights in the host's memory, of instances that are awake."""
-
-    def held(self, instance: str) -> int:
-        """Bytes that the copy of an instance's weights takes; 0 if there is none."""
-        ...
-
-    def forget(self, instance: str) -> None:
-        """Drop the copy of an instance's weights."""
-        ...
-
-    def unsettled(self) -> bool:
-        """Whether what was forgotten may not have come back yet, by the last reading of the host."""
-        ...
-
-
-class NoCopies:
-    """Where engines keep no copies."""
-
-    def held(self, instance: str) -> int:  # noqa: ARG002
-        """Nothing."""
-        return 0
-
-    def forget(self, instance: str) -> None:
-        """There is nothing to drop."""
-
-    def unsettled(self) -> bool:
-        """Nothing is to come back."""
-        return False
 
 
 class Acts(Protocol):

@@ -30,14 +30,14 @@ class Learned:
     """What was seen of instances and models since the controller began, and what is not to be touched.
 
     `loads`: seconds of a model's last load. `freed`: bytes of each device that its last sleep gave back. `roused`:
-    since when an instance is wanted awake. `sleepless`: instances that would not sleep when they were told to.
-    `held`: instances that something else is being done with.
+    since when an instance is wanted awake. `sleepless`: instances that would not sleep when they were told to, and until
+    when that counts. `held`: instances that something else is being done with.
     """
 
     loads: dict[str, float] = field(default_factory=dict)
     freed: dict[str, int] = field(default_factory=dict)
     roused: dict[str, float] = field(default_factory=dict)
-    sleepless: Collection[str] = ()
+    sleepless: Mapping[str, float] = field(default_factory=dict)
     held: Collection[str] = ()
     copied: Callable[[str], int] = lambda _: 0
     """Bytes of the host's memory that hold a copy of the weights of an instance that is awake."""
@@ -93,7 +93,7 @@ class View:
             stays = needs - first - share
         else:
             stays = needs - share - (first if instance.elastic else 0)
-        level = int(instance.can_sleep and instance.id not in self._learned.sleepless)
+        level = int(instance.can_sleep and self._now >= self._learned.sleepless.get(instance.id, self._now))
         if motion is Motion.SLEEPING:
             level = instance.rest.level or 1
         copy = self._learned.copied(instance.id) if place is _GPU and motion is None else 0

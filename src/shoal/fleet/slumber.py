@@ -24,6 +24,8 @@ from shoal.units import format_bytes, format_seconds
 _COMES = (S.QUEUED, S.STARTING, S.WAKING)
 STRAYS_AFTER = 2.0
 """Seconds after which relays have told that the requests which a sleep ended are gone."""
+AWAKE_AFTER_ALL = 600.0
+"""Seconds for which an instance that would not sleep is unloaded instead: what kept it from it may pass."""
 LEVELS = (1, 2)
 """1: the weights go to host memory. 2: they are dropped, and read anew when it wakes."""
 
@@ -60,8 +62,8 @@ class Slumber:
         self._began: dict[str, float] = {}
         self._asked: dict[str, str] = {}  # why those in `rouse` are wanted awake
         self._firm: set[str] = set()  # they make room for another model, and sleep although they are asked for
-        self.sleepless: set[str] = set()
-        """Instances that would not sleep when they were told to."""
+        self.sleepless: dict[str, float] = {}
+        """Instances that would not sleep when they were told to, and until when they are not told again."""
         self.never: Callable[[Instance], str | None] = lambda _: None
         """Why an instance that sleeps cannot wake whoever gives way to it."""
         self.copied: Callable[[str], int] = lambda _: 0
@@ -263,7 +265,7 @@ class Slumber:
         self._fleet.stuck.discard(instance_id)
         self._firm.discard(instance_id)
         self._asked.pop(instance_id, None)
-        self.sleepless.discard(instance_id)
+        self.sleepless.pop(instance_id, None)
         self._suspending.discard(instance_id)
         self._began.pop(instance_id, None)
 
@@ -309,6 +311,7 @@ class Slumber:
     def _fell_asleep(self, instance: Instance, fact: facts.Asleep) -> None:
         self._suspending.discard(instance.id)
         self._firm.discard(instance.id)
+        self.sleepless.pop(instance.id, None)
         took = self._count(instance, "slept")
         rest = dataclasses.replace(instance.rest, freed=max(0, fact.freed - fact.kv))
         self._room.ended(instance)  # readings of the devices still show what it held
@@ -319,7 +322,7 @@ class Slumber:
     def _stayed_awake(self, instance: Instance, fact: facts.NotAsleep) -> None:
         self._suspending.discard(instance.id)
         self._firm.discard(instance.id)
-        self.sleepless.add(instance.id)
+        self.sleepless[instance.id] = self._effects.now() + AWAKE_AFTER_ALL
         self._count(instance, "sleep_failed")
         self._fleet.rouse.discard(instance.id)
         self._began[instance.id] = self._effects.now()
