@@ -347,6 +347,31 @@ def test_one_that_was_refused_beside_a_pin_may_be_asked_for_again_once_the_pin_i
     assert world.get(a).retires
 
 
+def test_one_that_was_refused_may_be_asked_for_again_also_by_the_next_controller() -> None:
+    world = Fleet()
+    a = world.come("a", pin=True)
+    world.add("b")
+    world.wanted("b")
+    world.files()
+    world.after(6)
+    assert world.only("b").state is S.FAILED
+    effects = world.effects
+    world.manager = manager = Manager(effects, limits())
+    world.tell(facts.DevicesRead(world._devices({"cuda:0": 60 * GIB}), {}))
+    manager.handle(lambda: manager.recover(list(effects.models.values()), list(effects.instances.values()), {a}, []))
+    world.files()
+    world.read()
+    assert world.only("b").state is S.FAILED, "a is pinned still"
+    assert not world.route("b").comes
+    world.change("a", pin=False)
+    assert world.route("b").comes
+    world.after(100)
+    world.wanted("b")
+    world.files()
+    world.report({})
+    assert world.get(a).retires
+
+
 def test_a_sleeping_model_is_loaded_elsewhere_where_it_can_never_wake() -> None:
     world = Fleet(80, 80)
     a = world.come("a")

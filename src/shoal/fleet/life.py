@@ -118,7 +118,7 @@ class Life:
         if instance is None:
             return
         self.dirty.add(instance.model)
-        if instance.state.ended:
+        if instance.state.ended and not self.residing.was_refused(instance):
             return
         if fact.failure is None:
             self.fleet.weights[instance.id] = fact.weights

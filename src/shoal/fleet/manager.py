@@ -268,7 +268,7 @@ class Manager(Inbox):
                 self._life.adopt(instance)
             else:
                 self.fleet.instances[instance.id] = instance
-                if instance.state is S.QUEUED:
+                if instance.state is S.QUEUED or self._life.residing.was_refused(instance):
                     self._effects.prepare(instance)
         for fact in ended:
             self._exited(fact)

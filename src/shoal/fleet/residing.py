@@ -38,6 +38,7 @@ AGAIN = 1.0
 """Seconds after which it is tried again if nothing of a plan could begin."""
 HOST_WAIT = 10.0
 """Seconds for which, at most, who is to sleep waits for a reading of the host that shows what others gave back."""
+TOO_LITTLE = "too_little_memory"
 MOST_LOOKS = 100
 UNKNOWN = 2**62
 """Bytes of a host of which nothing can be read: engines themselves find out whether it has room."""
@@ -95,7 +96,7 @@ class Residing:
         self._gave_way: dict[str, deque[float]] = {}
         self._budgets: dict[str, int] = {}
         self._hopeless: dict[str, float] = {}  # since when they fit nowhere
-        self._refused: dict[str, Wants] = {}  # what those asked for that have failed for that
+        self._refused: dict[str, Wants | None] = {}  # what those asked for that have failed for that, once it is known
         self._seen: tuple[object, object] = (None, None)
         self._rouse: frozenset[str] = frozenset()
         self._next = -inf
@@ -103,6 +104,14 @@ class Residing:
         self._blocked = self._limits = False
         slumber.never = self.never
         slumber.copied = lambda id: self.copies.held(id)
+
+    def was_refused(self, instance: Instance) -> bool:
+        """Whether a failed instance had too little memory. If an earlier controller said so, it counts from now on as
+        if this one had; what it needs is to be prepared anew."""
+        if instance.state is not S.FAILED or instance.failure is None or instance.failure.code != TOO_LITTLE:
+            return False
+        self._refused.setdefault(instance.id, None)
+        return True
 
     # -- when it looks ------------------------------------------------------------------------------------------------
 
@@ -256,11 +265,13 @@ class Residing:
                 self._fleet.stuck.discard(id)
                 self._acts.reroute()
         capacity = Capacity(snapshot)
-        for id, wants in list(self._refused.items()):
+        for id, known in list(self._refused.items()):
             instance = self._fleet.instances.get(id)
             if instance is None or instance.state is not S.FAILED:
                 del self._refused[id]
-            elif capacity.why_never(view.queued(instance, wants), wants.usable) is None:
+                continue
+            wants = known or self._room.wants(instance)
+            if isinstance(wants, Wants) and capacity.why_never(view.queued(instance, wants), wants.usable) is None:
                 del self._refused[id]
                 self._acts.unload(instance, why="may be asked for again: it could fit now")
 
@@ -324,7 +335,7 @@ class Residing:
             return
         if instance.state is S.QUEUED:
             self._refused[instance.id] = wants[instance.id]
-            self._acts.refuse(instance, Failure("too_little_memory", why))
+            self._acts.refuse(instance, Failure(TOO_LITTLE, why))
             return
         self._fleet.rouse.discard(instance.id)
         self._fleet.stuck.add(instance.id)

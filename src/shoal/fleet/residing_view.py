@@ -30,8 +30,8 @@ class Learned:
     """What was seen of instances and models since the controller began, and what is not to be touched.
 
     `loads`: seconds of a model's last load. `freed`: bytes of each device that its last sleep gave back. `roused`:
-    since when an instance is wanted awake. `sleepless`: instances that would not sleep when they were told to, and until
-    when that counts. `held`: instances that something else is being done with.
+    since when an instance is wanted awake. `sleepless`: instances that would not sleep when they were told to, and
+    until when that counts. `held`: instances that something else is being done with.
     """
 
     loads: dict[str, float] = field(default_factory=dict)
