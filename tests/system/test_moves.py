@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -381,6 +382,24 @@ def test_other_settings_with_room_without_and_stopped_first(shoal: Shoal) -> Non
         assert move["state"] == "failed", move
     alone(shoal)
     assert shoal.model("m")["spec"]["args"] == big["args"]
+
+
+def test_on_a_fixed_port_the_old_engine_never_answers_for_the_new_one(shoal: Shoal) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    loaded(shoal, "m", "--tokens-per-second", "20", "--slow-shutdown", "1", port=port)
+    counts: set[int] = set()
+
+    def ended(client: Client, id: str) -> bool:
+        counts.add(engines(shoal))
+        return client.move(id)["state"] not in ("waiting", "running")
+
+    with shoal.client as client, Clients(shoal, 3):
+        id = client.begin_move("m", to=[THERE], stop_first=True)["id"]
+        until(lambda: ended(client, id), "the end of the move")
+        assert client.move(id)["state"] == "done"
+        assert counts <= {0, 1}
+    alone(shoal, devices=[THERE])
 
 
 def test_several_instances_are_replaced_one_after_the_other_under_load(shoal: Shoal) -> None:
