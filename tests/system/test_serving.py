@@ -232,7 +232,7 @@ def test_probes_metrics_docs_and_the_page(shoal: Shoal) -> None:
         assert http.get("/api/docs").status_code == 200
         page = http.get("/")
         assert page.status_code == 200
-        assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert "default-src 'none'" in page.headers["content-security-policy"]
         missing = http.get("/nothing")
         assert missing.status_code == 404
         assert missing.json()["error"]["code"] == "not_found"
