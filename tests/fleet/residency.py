@@ -72,8 +72,8 @@ def begun(resident: Resident, action: Action) -> Resident:
     """The resident when an action has begun; asserts that it could."""
     assert resident.motion is None
     if action.kind is Kind.FORGET:
-        assert resident.place is GPU and resident.copied
-        return dataclasses.replace(resident, copied=False)
+        assert resident.copied and (resident.place is GPU or resident.sleep_level == 2)
+        return dataclasses.replace(resident, copied=False, host=resident.host if resident.sleep_level == 1 else 0)
     if action.kind is Kind.FLOOR:
         assert resident.place is GPU and action.floor is not None
         change = action.floor - resident.floor
@@ -140,13 +140,14 @@ def residents(draw: st.DrawFn, name: str, devices: tuple[str, ...]) -> Resident:
     on = () if place is DISK and motion is None else tuple(sorted(usable[:width]))
     waiting = draw(st.integers(0, 3))
     running = draw(st.integers(0, 2)) if place is GPU else 0
+    copied = draw(st.booleans()) and level == {GPU: 1, HOST: 2, DISK: -1}[place]
     floor_wanted = draw(st.integers(0, size)) if place is not DISK else 0
     floor = draw(st.integers(0, floor_wanted))
     return Resident(
         name=name, place=place, motion=motion, on=on, width=width,
         usable=usable if draw(st.booleans()) or set(on) - set(devices) else (),
         awake=size, asleep=draw(st.integers(0, min(2, size))) if level else 0,
-        host=size if level == 1 else 0, copied=place is GPU and level == 1 and draw(st.booleans()), sleep_level=level,
+        host=size if level == 1 or copied else 0, copied=copied, sleep_level=level,
         running=running, waiting=waiting, waiting_since=NOW - draw(_SECONDS) if waiting else None,
         rate=draw(st.sampled_from([0.0, 0.001, 0.1, 1.0, 10.0])), last_use=NOW - draw(_SECONDS),
         awake_since=NOW - draw(_SECONDS), priority=draw(st.sampled_from([1, 100, 200])), pinned=draw(st.booleans()),

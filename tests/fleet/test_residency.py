@@ -297,6 +297,14 @@ def test_host_copies_of_models_awake_go_first_and_a_copy_is_not_paid_twice() -> 
     assert done(plan(dataclasses.replace(copied, sleep_after=0.0), host=6)) == [("sleep", "copied")]
 
 
+def test_a_copy_of_one_that_sleeps_without_it_counts_and_goes_before_a_model_does() -> None:
+    deep = asleep("deep", 2, host=6, sleep_level=2, copied=True, last_use=NOW - 10)
+    sleeper, going = asleep("sleeper", 2, host=6, last_use=NOW - 900), awake("going", 2, host=6, sleep_after=0.0)
+    found = plan(deep, sleeper, going, host=12)
+    assert done(found) == [("forget", "deep"), ("sleep", "going")]
+    assert done(plan(deep, sleeper, going, host=18)) == [("sleep", "going")]
+
+
 def test_while_readings_of_the_host_are_in_doubt_nobody_makes_room_there() -> None:
     going, sleeper = awake("going", 2, host=6, sleep_after=0.0), asleep("sleeper", 2, host=6, last_use=NOW - 900)
     for host, after in [(11, ("",)), (12, ())]:

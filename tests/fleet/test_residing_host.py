@@ -95,3 +95,23 @@ def test_memory_that_one_has_taken_since_the_last_reading_is_given_to_no_other()
         world.manager.sleep("b")
     assert world.manager._life.residing._host_budget(()) == 10 * GIB
     assert world.get(b).state is S.READY
+
+
+def test_a_copy_of_one_that_sleeps_at_level_2_is_dropped_and_it_sleeps_on() -> None:
+    world = Fleet(130, host="500GiB")
+    a, b = world.come("a"), world.come("b", sleep_after=300)
+    world.manager._life.residing.copies = copies = Copies(a=60 * GIB)
+    world.sleep("a", level=2)
+    world.falls_asleep(a)
+    world.host_free = 70
+    world.read()
+    assert world.manager._life.residing._snapshot(world.manager._life.residing._view({}, 0), 0).host_budget == 130 * GIB
+    world.host_free, copies.slow = 30, True
+    world.read()
+    world.report({})
+    world.after(301)
+    assert not copies.of
+    assert world.said("the host copy of a is dropped: the host's memory is full, b goes to sleep")
+    world.host_free, copies.late = 90, False
+    world.read()
+    assert (world.get(a).state, world.get(b).retires) == (S.SLEEPING, True)

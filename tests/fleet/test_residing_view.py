@@ -126,6 +126,10 @@ def test_who_can_sleep_and_what_that_takes_of_the_host() -> None:
     assert see(of, Learned(sleepless={"m-00000001": NOW})).sleep_level == 1, "that is past"
     assert see(fleet(instance(S.READY, can_sleep=True, on=("host",)))).host == 0
     assert see(fleet(instance(S.SLEEPING, rest=Rest(level=2, freed=GIB)))).host == 0, "its weights are nowhere"
+    deep = see(fleet(instance(S.SLEEPING, rest=Rest(level=2, freed=GIB))), Learned(copied=lambda _: 7 * GIB))
+    assert (deep.copied, deep.host_taken) == (True, 7 * GIB), "a copy from before stays"
+    only = see(fleet(instance(S.SLEEPING, rest=Rest(level=1, freed=GIB))), Learned(copied=lambda _: 15 * GIB))
+    assert (only.copied, only.host_taken) == (False, 15 * GIB), "that is all that it has"
     copied = see(of, Learned(copied=lambda _: 7 * GIB))
     assert (copied.copied, copied.host_taken) == (True, 7 * GIB)
 

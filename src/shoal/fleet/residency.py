@@ -44,7 +44,7 @@ class Kind(StrEnum):
     LOAD = "load"
     SLEEP = "sleep"
     UNLOAD = "unload"
-    FORGET = "forget"  # the host copy of an awake model's weights
+    FORGET = "forget"  # the host copy of weights that are not in it alone
     FLOOR = "floor"
 
 
@@ -78,7 +78,8 @@ class Resident:
     host: int = 0
     """What its sleep takes of the host's memory, all devices together."""
     copied: bool = False
-    """The host holds a copy of its weights although it is awake, so that its next sleep copies nothing."""
+    """The host holds a copy of its weights that can be dropped: it is awake, so that its next sleep copies nothing, or
+    it sleeps at level 2."""
     sleep_level: int = 0
     """1: weights go to the host. 2: they are dropped. 0: the engine cannot sleep, and is unloaded instead."""
     running: int = 0

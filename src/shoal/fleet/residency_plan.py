@@ -13,7 +13,7 @@ cannot keep a large one out. So a claim that is the first in order begins to mov
 stay on its devices, plus the drains; the n-th that competes for the same devices within n times as much. Per device
 no more than `switches` models give way in `switch_window` seconds.
 
-Host memory is never overdrawn: for a model to go to sleep, copies of models that are awake are forgotten, then the
+Host memory is never overdrawn: for a model to go to sleep, copies that others can do without are forgotten, then the
 least recently used sleeping model is unloaded; if that is the model itself, or nothing helps, it is unloaded instead.
 """
 
@@ -196,13 +196,13 @@ class _Decision:
             return True
         if self.sleepers is None:
             held = (r for r in self.snapshot.residents if r.host_taken and r.motion is None and not r.pinned)
-            self.sleepers = sorted(held, key=lambda r: (r.place is Residency.HOST, r.last_use, r.name))
+            self.sleepers = sorted(held, key=lambda r: (not r.copied, r.last_use, r.name))
         chosen = []
         for other in self.sleepers:
-            asleep = other.place is Residency.HOST
+            sleeper = not other.copied  # else only its copy goes
             if other.name in self.ways.gone or other.name in self.spared or other.name == one.name:
                 continue
-            if asleep and (other.waiting or other.last_use > one.last_use):
+            if sleeper and (other.waiting or other.last_use > one.last_use):
                 continue
             chosen.append(other)
             short -= other.host_taken
@@ -213,7 +213,7 @@ class _Decision:
         for other in chosen:
             lately = f"was last used {_ago(self.now - other.last_use)} ago"
             why = f"the host's memory is full, {one.name} goes to sleep, and {other.name} {lately}"
-            if other.place is Residency.HOST:
+            if not other.copied:
                 self._unload(other, f"{other.name} is unloaded: {why}", cause="host_memory")
             else:
                 self._forget(other, f"the host copy of {other.name} is dropped: {why}")

@@ -40,7 +40,7 @@ class Learned:
     sleepless: Mapping[str, float] = field(default_factory=dict)
     held: Collection[str] = ()
     copied: Callable[[str], int] = lambda _: 0
-    """Bytes of the host's memory that hold a copy of the weights of an instance that is awake."""
+    """Bytes of the host's memory that hold a copy of an instance's weights."""
 
 
 class View:
@@ -106,7 +106,8 @@ class View:
         first = self._room.first_kv(instance.id) if instance.elastic else 0
         stays = max(0, needs - share - first)
         level = instance.rest.level or 1
-        return self._make(instance, _HOST, motion, stays + share, stays, level, on=instance.devices)
+        copy = self._learned.copied(instance.id) if level == 2 else 0  # at level 1 its weights are nowhere else
+        return self._make(instance, _HOST, motion, stays + share, stays, level, copied=copy, on=instance.devices)
 
     def queued(self, instance: Instance, wants: Wants) -> Resident:
         """An instance that asks for devices."""
