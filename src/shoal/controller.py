@@ -266,6 +266,7 @@ class Controller:
         processes = self.effects.processes
         instances = [self._completed(instance, saved.models) for instance in saved.instances]
         known = {instance.id: instance for instance in instances}
+        self.orphans.bring_along(known)
         found = {item.instance: item for item in processes.find()}
         running = {
             id
@@ -316,7 +317,10 @@ class Controller:
 
     def _completed(self, instance: Instance, models: Sequence[Model]) -> Instance:
         """Settings that this version could not read are replaced by the model's present ones; an instance that was
-        being started when the last controller was killed has no address in the store yet."""
+        being started when the last controller was killed has no address in the store yet, and where sockets are
+        follows the runtime folder."""
+        if instance.address.startswith("unix:"):
+            instance = dataclasses.replace(instance, address=self.effects.address(instance))
         if instance.spec is None:
             spec = next((model.spec for model in models if model.spec.name == instance.model), None)
             instance = dataclasses.replace(instance, spec=spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -59,6 +59,26 @@ class OrphanControl:
         self.left.add(found.instance)
         text = f"{found.instance} (process {found.pid}) runs and no record names it; see `shoal orphans ls`"
         self._controller.effects.add_event(Event(self._now(), "warning", "orphan_found", text, None, found.instance))
+
+    def bring_along(self, known: Collection[str]) -> None:
+        """At start, after a change of `runtime_dir`: groups of this Shoal's that its database names move to the folder
+        of now. Those that cannot stay where they are, and people are told."""
+        effects = self._controller.effects
+        for folder, mark in effects.processes.elsewhere():
+            there = folder.parent.parent
+            if folder.name not in known:
+                continue
+            with claim_runtime(there) as free:
+                if not free:  # whoever runs there has it
+                    continue
+                try:
+                    effects.processes.take_over(folder, mark)
+                except OSError as error:
+                    text = f"{folder.name} runs and cannot be moved from {there}: {error.strerror or error}"
+                    text += "; it holds its memory, see `shoal orphans ls`"
+                    effects.add_event(Event(self._now(), "warning", "orphan_found", text, None, folder.name))
+                else:
+                    lead(there / "memory.sock", effects.broker.path)
 
     def warning(self) -> str | None:
         """A sentence for the status while there are some of this Shoal's own."""

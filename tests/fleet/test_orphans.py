@@ -181,7 +181,9 @@ async def test_what_a_controller_watches_is_no_orphan_and_what_it_does_not_know_
     assert abs(orphan.started_at - time.time()) < 120
     assert {pid, two.processes["mine"].engine_pid("m-1")} == set(orphan.pids)
     assert two.processes["mine"].sweep(()) == [], "its shim lives: it is not swept away"
-    moved = Processes(two.folder / "else", two.fleets["mine"], log_bytes=4096, grace=1.0, on_exit=lambda *_: None)
+    moved = Processes(
+        two.folder / "else" / "instances", two.fleets["mine"], log_bytes=4096, grace=1.0, on_exit=lambda *_: None
+    )
     assert moved.sweep((), gone={"m-1"}) == [], "what is said of an instance is not said of a group in another folder"
     assert two.processes["mine"].sweep((), gone={"m-1"}), "unless somebody knows that it was given up"
 
@@ -265,6 +267,33 @@ async def test_one_that_was_taken_over_and_one_of_its_id_and_marks_are_two(two: 
     assert mine.kill("m-8")
     await until(lambda: not held & set(two.left()))
     assert set(two.left()) == {again, theirs.engine_pid("m-8")}
+
+
+async def test_what_is_in_another_runtime_folder_is_told_with_whose_it_is(two: Two) -> None:
+    pid = two.spawn("mine", "m-10")
+    await until_engine(two, "mine", "m-10")
+    before = two.runtime("mine") / "instances" / "m-10"
+    assert two.processes["mine"].elsewhere() == []
+    two.processes["mine"].close()
+    moved = Processes(
+        two.folder / "new" / "instances", two.fleets["mine"], log_bytes=4096, grace=1.0, on_exit=lambda *_: None
+    )
+    assert moved.elsewhere() == [(before, two.fleets["mine"])]
+    assert two.processes["theirs"].elsewhere() == [], "it is none of theirs"
+
+    theirs = two.processes["theirs"]
+    taken = theirs.take_over(before, two.fleets["mine"])
+    assert moved.elsewhere() == [], "another has it now, whatever its mark says"
+    later = Processes(
+        two.folder / "later" / "instances", two.fleets["theirs"], log_bytes=4096, grace=1.0, on_exit=lambda *_: None
+    )
+    now = two.runtime("theirs") / "instances" / "m-10"
+    assert later.elsewhere() == [(now, two.fleets["mine"])]
+    assert taken.pid == pid
+
+    assert moved.take_over(now, two.fleets["mine"]).pid == pid
+    assert not (two.folder / "new" / "instances" / "m-10" / "claim.json").exists(), "it is its first owner's again"
+    assert two.again("mine").elsewhere() == [(two.folder / "new" / "instances" / "m-10", two.fleets["mine"])]
 
 
 class Taking:

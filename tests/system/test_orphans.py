@@ -184,6 +184,48 @@ def test_another_shoal_is_left_alone_while_it_runs_and_gives_its_engines_when_it
         assert other.stop() == 0
 
 
+def test_engines_come_along_to_another_runtime_folder(shoal: Shoal) -> None:
+    shoal.add("m")
+    shoal.load("m")
+    before = shoal.model("m")["instances"][0]
+    kill(shoal)
+    shoal.runtime = shoal.folder / "elsewhere"
+    shoal.settings["runtime_dir"] = str(shoal.runtime)
+    shoal.start()
+    (after,) = shoal.wait("m", "ready")
+    assert (after["id"], after["pid"], after["restarts"]) == (before["id"], before["pid"], 0)
+    assert str(shoal.runtime) in after["address"]
+    until(lambda: shoal.chat("m").status_code == 200, "an answer")
+    with shoal.client as client:
+        assert of(client, before["id"]) is None
+    assert shoal.stop() == 0
+
+
+def test_one_that_cannot_come_along_is_left_and_can_be_ended(shoal: Shoal) -> None:
+    shoal.add("m")
+    shoal.load("m")
+    before = shoal.model("m")["instances"][0]
+    kill(shoal)
+    shoal.runtime = shoal.folder / "elsewhere"
+    shoal.settings["runtime_dir"] = str(shoal.runtime)
+    (shoal.runtime / "instances" / before["id"]).mkdir(parents=True)  # in the way, as another file system would be
+    shoal.start()
+    (after,) = shoal.wait("m", "ready")
+    assert (after["id"], after["pid"] != before["pid"]) == (before["id"], True)
+    with shoal.client as client:
+        orphan = of(client, before["id"])
+        assert orphan is not None
+        assert before["pid"] in orphan["pids"]
+        assert "from another runtime folder" in orphan["why"]
+        assert "cannot be moved from" in history(shoal, "orphan_found")[0]
+        with pytest.raises(ShoalError, match="there is another instance"):
+            client.adopt_orphan(before["id"])
+        client.end_orphan(before["id"])
+        until(lambda: of(client, before["id"]) is None, "the end")
+        assert Path(f"/proc/{after['pid']}").exists()
+    assert shoal.stop() == 0
+
+
 def test_an_engine_that_was_taken_over_and_whose_shim_is_killed_leaves_nothing(shoal: Shoal) -> None:
     with a_shoal() as other:
         other.start()

@@ -29,6 +29,7 @@ from shoal.fleet.procfs import (
     INSTANCE,
     environ_of,
     folder_of,
+    is_shim,
     marked,
     memory_of,
     parent_of,
@@ -151,6 +152,8 @@ class Processes:
             raise ProcessLookupError(errno.ESRCH, "it has ended")
         if fleet != self._fleet:
             write_private(folder / CLAIM, json.dumps({"shoal_claim": 1, "fleet": self._fleet, "mark": fleet}))
+        else:
+            (folder / CLAIM).unlink(missing_ok=True)
         if folder != mine:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if mine.exists():
@@ -178,6 +181,21 @@ class Processes:
                 if mark != self._fleet:
                     self._marks[folder.name] = mark
         return found
+
+    def elsewhere(self) -> list[tuple[Path, str]]:
+        """The folders of this fleet's groups that live, and are in another runtime folder, with the mark of each: for
+        `take_over`. None that another fleet has taken over is among them."""
+        here, found = self._folder.resolve(), []
+        for pid in pids():
+            if not is_shim(pid):
+                continue
+            environ = environ_of(pid)
+            mark, folder = environ.get(FLEET, ""), folder_of(pid, environ.get(INSTANCE, ""))
+            if folder is not None and folder.parent != here:
+                claim = _claim(folder)
+                if (mark if claim is None else claim[0]) == self._fleet:
+                    found.append((folder, mark))
+        return sorted(found)
 
     def adopt(self, found: Found) -> bool:
         """Watch a group that `find` or `take_over` named. False if it has ended meanwhile."""
@@ -274,13 +292,8 @@ class Processes:
 
     def _mark(self, folder: Path) -> str:
         """The fleet whose mark the processes of a folder carry: this one's, unless they were taken over."""
-        try:
-            claim: dict[str, Any] = json.loads((folder / CLAIM).read_text(encoding="utf-8"))
-            if claim["shoal_claim"] == 1 and claim["fleet"] == self._fleet:
-                return str(claim["mark"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        return self._fleet
+        claim = _claim(folder)
+        return claim[1] if claim is not None and claim[0] == self._fleet else self._fleet
 
     def forget(self, instance: str) -> None:
         """Remove the folder of an instance that has ended."""
@@ -342,6 +355,15 @@ def _lock_holder(folder: Path) -> int | None:
     finally:
         os.close(fd)
     return None
+
+
+def _claim(folder: Path) -> tuple[str, str] | None:
+    """The fleet that has taken a folder's group over, and the one whose mark that has."""
+    try:
+        claim: dict[str, Any] = json.loads((folder / CLAIM).read_text(encoding="utf-8"))
+        return (str(claim["fleet"]), str(claim["mark"])) if claim["shoal_claim"] == 1 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def write_private(path: Path, text: str) -> None:
