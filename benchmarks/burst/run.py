@@ -344,7 +344,7 @@ def main() -> int:
     if found.quick:
         rehearse(found, rig)
     bench = Bench(found, rig)
-    return command.carry_out(bench, burst_checks, rig.describe())
+    return command.carry_out(bench, burst_checks, rig)
 
 
 if __name__ == "__main__":

@@ -294,7 +294,7 @@ def main() -> int:
         return 0
     rig = rigs.find(found)
     bench = Bench(found, rig)
-    return command.carry_out(bench, elastic_checks, rig.describe(), early=(BrokerError, TimeoutError))
+    return command.carry_out(bench, elastic_checks, rig, early=(BrokerError, TimeoutError))
 
 
 if __name__ == "__main__":

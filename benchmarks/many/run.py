@@ -175,16 +175,11 @@ def main() -> int:
     found = options()
     if command.merged(found, many_checks):
         return 0
-    rig = None
+    rig = command.gpu_unless_quick(found)
     if found.quick:
         found.seconds, found.calm, found.rest, found.every, found.burst, found.rate = 10.0, 4.0, 1.0, 4.0, 4, 4.0
         found.patience = 60.0
-    else:
-        rig = rigs.find(found)
-        if rig.variant != "cuda":
-            sys.exit("vLLM on the CPU frees nothing when it sleeps: this takes a GPU; --quick rehearses without")
-    bench = Bench(found, rig)
-    return command.carry_out(bench, many_checks, "rehearsal" if rig is None else rig.describe())
+    return command.carry_out(Bench(found, rig), many_checks, rig)
 
 
 if __name__ == "__main__":

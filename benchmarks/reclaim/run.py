@@ -289,7 +289,7 @@ def main() -> int:
             found.kv_gib, found.reclaim_gib, found.prompt_tokens = 3.0, 2.0, 2000
     bench = Bench(found, rig)
     early = (BrokerError, DiedError, TimeoutError, RuntimeError)
-    return command.carry_out(bench, reclaim_checks, rig.describe(), early=early)
+    return command.carry_out(bench, reclaim_checks, rig, early=early)
 
 
 if __name__ == "__main__":

@@ -309,15 +309,10 @@ def main() -> int:
     found = options()
     if command.merged(found, sleep_checks):
         return 0
-    rig = None
-    if found.quick:  # vLLM on the CPU cannot sleep, so a rehearsal has no engine of its own
+    rig = command.gpu_unless_quick(found)
+    if found.quick:
         found.naps, found.cycles, found.load, found.load_tokens, found.rest = 2, 6, 4, 8, 0.1
-    else:
-        rig = rigs.find(found)
-        if rig.variant != "cuda":
-            sys.exit("vLLM on the CPU frees nothing when it sleeps: this takes a GPU; --quick rehearses without")
-    bench = Bench(found, rig)
-    return command.carry_out(bench, sleep_checks, "rehearsal" if rig is None else rig.describe())
+    return command.carry_out(Bench(found, rig), sleep_checks, rig)
 
 
 if __name__ == "__main__":

@@ -184,13 +184,19 @@ def test_another_shoal_is_left_alone_while_it_runs_and_gives_its_engines_when_it
         assert other.stop() == 0
 
 
-def test_engines_come_along_to_another_runtime_folder(shoal: Shoal) -> None:
+def left_for_another_runtime_folder(shoal: Shoal) -> dict[str, Any]:
+    """A Shoal that was killed, to start with another runtime folder; the instance of "m" that it left."""
     shoal.add("m")
     shoal.load("m")
-    before = shoal.model("m")["instances"][0]
+    before: dict[str, Any] = shoal.model("m")["instances"][0]
     kill(shoal)
     shoal.runtime = shoal.folder / "elsewhere"
     shoal.settings["runtime_dir"] = str(shoal.runtime)
+    return before
+
+
+def test_engines_come_along_to_another_runtime_folder(shoal: Shoal) -> None:
+    before = left_for_another_runtime_folder(shoal)
     shoal.start()
     (after,) = shoal.wait("m", "ready")
     assert (after["id"], after["pid"], after["restarts"]) == (before["id"], before["pid"], 0)
@@ -202,12 +208,7 @@ def test_engines_come_along_to_another_runtime_folder(shoal: Shoal) -> None:
 
 
 def test_one_that_cannot_come_along_is_left_and_can_be_ended(shoal: Shoal) -> None:
-    shoal.add("m")
-    shoal.load("m")
-    before = shoal.model("m")["instances"][0]
-    kill(shoal)
-    shoal.runtime = shoal.folder / "elsewhere"
-    shoal.settings["runtime_dir"] = str(shoal.runtime)
+    before = left_for_another_runtime_folder(shoal)
     (shoal.runtime / "instances" / before["id"]).mkdir(parents=True)  # in the way, as another file system would be
     shoal.start()
     (after,) = shoal.wait("m", "ready")

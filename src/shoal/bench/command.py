@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 from .clock import say
 from .processes import end_in_order
 from .results import Check, merge, show
+from .rig import Rig, find
 
 Rows = list[dict[str, Any]]
 Judge = Callable[[Rows], list[Check]]
@@ -44,6 +46,16 @@ def split_systems(parser: argparse.ArgumentParser, found: argparse.Namespace, kn
         parser.error(f"--systems: known are {', '.join(known)}")
 
 
+def gpu_unless_quick(found: argparse.Namespace) -> Rig | None:
+    """The GPU that a benchmark of sleep takes, None for a rehearsal. Ends the process if there is none."""
+    if found.quick:  # vLLM on the CPU cannot sleep, so a rehearsal has no engine of its own
+        return None
+    rig = find(found)
+    if rig.variant != "cuda":
+        sys.exit("vLLM on the CPU frees nothing when it sleeps: this takes a GPU; --quick rehearses without")
+    return rig
+
+
 def merged(found: argparse.Namespace, judge: Judge) -> bool:
     """Merge results if that was asked for, and say whether it was."""
     if found.merge:
@@ -51,13 +63,13 @@ def merged(found: argparse.Namespace, judge: Judge) -> bool:
     return bool(found.merge)
 
 
-def carry_out(bench: Run, judge: Judge, what: object, *, early: tuple[type[Exception], ...] = ()) -> int:
-    """Run it, keep its rows however it ends, and print what holds; the exit status. `what`: what it runs on.
+def carry_out(bench: Run, judge: Judge, rig: Rig | None, *, early: tuple[type[Exception], ...] = ()) -> int:
+    """Run it, keep its rows however it ends, and print what holds; the exit status. `rig`: what it runs on.
 
     An error of `early` is said in a line; another one ends the process, after the rows are kept.
     """
     end_in_order()
-    say(what, "logs in", bench.logs)
+    say("rehearsal" if rig is None else rig.describe(), "logs in", bench.logs)
     try:
         bench.run()
     except early as error:

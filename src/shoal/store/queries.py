@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Select, Table, delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -18,6 +18,8 @@ from shoal.fleet.virtual import Virtual
 from shoal.store import codec
 from shoal.store.pending import Batch
 from shoal.store.tables import api_keys, events, instances, loads, models, moves, presets, profiles, virtual_models
+
+R = TypeVar("R")
 
 LOADS_PER_MODEL = 50
 LOADS_KEPT = 5_000
@@ -58,16 +60,9 @@ def write(connection: Connection, batch: Batch) -> None:
 
 def read_models(connection: Connection) -> tuple[list[Model], list[str]]:
     """Models by name, and a sentence for each that could not be read; those stay stored."""
-    found, problems = [], []
-    for row in _rows(connection, select(models).order_by(models.c.name)):
-        try:
-            found.append(codec.read_model(row))
-        except codec.UnreadableError as error:
-            problems.append(
-                f"The stored model {row['name']} was left out: {error}. "
-                "It stays in the database; add it again with settings of this version."
-            )
-    return found, problems
+    stays = "It stays in the database; add it again with settings of this version."
+    query = select(models).order_by(models.c.name)
+    return _each(connection, query, codec.read_model, "The stored model {name} was left out: {error}. " + stays)
 
 
 def read_instances(connection: Connection) -> tuple[list[Instance], list[str]]:
@@ -87,57 +82,32 @@ def read_instances(connection: Connection) -> tuple[list[Instance], list[str]]:
 
 def read_keys(connection: Connection) -> tuple[list[KeyRecord], list[str]]:
     """API keys by age, and a sentence for each that could not be read; those stay stored, and open nothing."""
-    found, problems = [], []
-    for row in _rows(connection, select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)):
-        try:
-            found.append(codec.read_key(row))
-        except codec.UnreadableError as error:
-            problems.append(f"The stored API key {row['name']} ({row['id']}) was left out: {error}.")
-    return found, problems
+    query = select(api_keys).order_by(api_keys.c.created_at, api_keys.c.id)
+    return _each(connection, query, codec.read_key, "The stored API key {name} ({id}) was left out: {error}.")
 
 
 def read_virtual(connection: Connection) -> tuple[list[Virtual], list[str]]:
     """Virtual models by name, and a sentence for each that could not be read; those stay stored."""
-    found, problems = [], []
-    for row in _rows(connection, select(virtual_models).order_by(virtual_models.c.name)):
-        try:
-            found.append(codec.read_virtual(row))
-        except codec.UnreadableError as error:
-            problems.append(f"The stored virtual model {row['name']} was left out: {error}.")
-    return found, problems
+    query = select(virtual_models).order_by(virtual_models.c.name)
+    return _each(connection, query, codec.read_virtual, "The stored virtual model {name} was left out: {error}.")
 
 
 def read_profiles(connection: Connection) -> list[Profile]:
     """Profiles, the oldest first. Those that this version cannot read are skipped: the next load measures anew."""
-    found = []
-    for row in _rows(connection, select(profiles).order_by(profiles.c.measured_at, profiles.c.id)):
-        try:
-            found.append(codec.read_profile(row))
-        except codec.UnreadableError:
-            continue
-    return found
+    query = select(profiles).order_by(profiles.c.measured_at, profiles.c.id)
+    return _each(connection, query, codec.read_profile, "")[0]
 
 
 def read_presets(connection: Connection) -> tuple[list[PresetRecord], list[str]]:
     """Presets, and a clause for each that cannot be read."""
-    found, problems = [], []
-    for row in _rows(connection, select(presets).order_by(presets.c.name)):
-        try:
-            found.append(codec.read_preset(row))
-        except codec.UnreadableError as error:
-            problems.append(f"the saved preset {row['name']} was left out: {error}")
-    return found, problems
+    query = select(presets).order_by(presets.c.name)
+    return _each(connection, query, codec.read_preset, "the saved preset {name} was left out: {error}")
 
 
 def read_moves(connection: Connection) -> tuple[list[Move], list[str]]:
     """Moves by age, and a clause for each that cannot be read."""
-    found, problems = [], []
-    for row in _rows(connection, select(moves).order_by(moves.c.created_at, moves.c.id)):
-        try:
-            found.append(codec.read_move(row))
-        except codec.UnreadableError as error:
-            problems.append(f"the move {row['id']} of {row['model']} was left out: {error}")
-    return found, problems
+    query = select(moves).order_by(moves.c.created_at, moves.c.id)
+    return _each(connection, query, codec.read_move, "the move {id} of {model} was left out: {error}")
 
 
 def read_events(
@@ -208,6 +178,20 @@ def _prune_by_id(connection: Connection, table: Table, kept: int, model: str | N
 def _newest(table: Table, limit: int, model: str | None) -> Select[Any]:
     query = select(table).order_by(table.c.id.desc()).limit(limit)
     return query if model is None else query.where(table.c.model == model)
+
+
+def _each(
+    connection: Connection, query: Select[Any], read: Callable[[dict[str, Any]], R], left_out: str
+) -> tuple[list[R], list[str]]:
+    """What was read of each row, and for each that could not be what `left_out` says, with its columns and `error`."""
+    found: list[R] = []
+    problems: list[str] = []
+    for row in _rows(connection, query):
+        try:
+            found.append(read(row))
+        except codec.UnreadableError as error:
+            problems.append(left_out.format(**(row | {"error": error})))
+    return found, problems
 
 
 def _rows(connection: Connection, query: Select[Any]) -> Iterator[dict[str, Any]]:
