@@ -298,15 +298,10 @@ class Controller:
                 exits.append(facts.Exited(instance.id, how, await self.effects.failure_of(instance, how)))
         self.manager.handle(lambda: self.manager.recover(saved.models, instances, running, exits))
         for id in running:
-            await self.look_after(known[id])
+            self.look_after(known[id])
 
-    async def look_after(self, instance: Instance) -> None:
+    def look_after(self, instance: Instance) -> None:
         """Go on with an instance whose process group was taken back: watch it, or have it end if it was to."""
-        engine = self.engines[instance.engine]
-        if instance.spec is not None:
-            with contextlib.suppress(ShoalError, OSError, ValueError):
-                self.manager.fleet.needs[instance.id] = await asyncio.to_thread(engine.needs, instance.spec)
-                self.manager.fleet.weights[instance.id] = await asyncio.to_thread(engine.weights, instance.spec)
         if instance.id not in self.effects.processes.watched:
             return  # it has ended meanwhile, which the manager is told
         instance = self.manager.fleet.instances.get(instance.id, instance)

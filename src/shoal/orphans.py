@@ -40,7 +40,7 @@ class Keeping(Protocol):
         """Run a command of the manager."""
         ...
 
-    async def look_after(self, instance: Instance) -> None:
+    def look_after(self, instance: Instance) -> None:
         """Watch an instance whose process group was taken back."""
         ...
 
@@ -193,7 +193,7 @@ class OrphanControl:
         await controller.do(take)
         await asyncio.to_thread(link_log, controller.paths.log(instance.id), processes.log_of(instance.id))
         self.left.discard(instance.id)
-        await controller.look_after(instance)
+        controller.look_after(instance)
         return controller.manager.fleet.instance_view(controller.manager.fleet.instances[instance.id])
 
     def _end(self, orphan: Orphan, force: bool) -> None:

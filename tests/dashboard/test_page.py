@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import APIResponse, Page, Route, expect
 
 from tests.cli.scripted import GIB, ScriptedShoal, device, instance, memory, pool, scripted
 from tests.dashboard.conftest import NewPage
@@ -84,6 +84,21 @@ def test_a_refusal_is_shown_with_the_command(shoal: ScriptedShoal, page: Page) -
     expect(page.get_by_role("alert")).to_contain_text("there is no model m (shoal load m)")
     page.get_by_role("button", name="Dismiss this message").click()
     expect(page.get_by_role("alert")).to_be_empty()
+
+
+def test_an_answer_does_not_undo_what_the_stream_told_meanwhile(shoal: ScriptedShoal, page: Page) -> None:
+    shoal.add("m", desired=0)
+    page.goto(shoal.url)
+    held: list[tuple[Route, APIResponse]] = []
+    page.route("**/m/load", lambda route: held.append((route, route.fetch())))
+    page.get_by_role("button", name="Load m", exact=True).click()
+    badge = page.locator(".row .badge")
+    expect(badge).to_have_attribute("data-state", "ready")
+    route, answer = held[0]
+    assert answer.json()["state"] == "queued"
+    route.fulfill(response=answer)
+    expect(page.get_by_role("button", name="Sleep m", exact=True)).to_be_enabled()
+    expect(badge).to_have_attribute("data-state", "ready")
 
 
 def test_a_log_opens_and_stays_while_its_model_changes(shoal: ScriptedShoal, page: Page) -> None:

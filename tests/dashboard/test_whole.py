@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from shoal.errors import ShoalError
 from tests.dashboard.conftest import NewPage
 from tests.system.harness import Shoal, a_shoal
 
@@ -48,6 +50,13 @@ def model(page: Page, name: str) -> Any:
     return page.locator(f'.model[aria-label="{name}"]')
 
 
+def anew(served: Shoal, name: str, *args: str, **settings: Any) -> None:
+    """Declare a model, also where an attempt before this one left it in some state."""
+    with served.client as client, contextlib.suppress(ShoalError):
+        client.remove_model(name, unload=True)
+    served.add(name, *args, **settings)
+
+
 def test_the_overview_fills_and_updates(served: Shoal, page: Page) -> None:
     page.goto(served.url)
     for name, state in (("qwen3-8b", "ready"), ("whisper", "sleeping"), ("too-large", "failed"), ("slow", "starting"),
@@ -67,7 +76,7 @@ def test_the_overview_fills_and_updates(served: Shoal, page: Page) -> None:
 
 
 def test_a_model_is_loaded_put_to_sleep_woken_pinned_and_unloaded_by_mouse(served: Shoal, page: Page) -> None:
-    served.add("by-mouse", "--enable-sleep-mode", "--device-memory", "300MiB", **FIRST)
+    anew(served, "by-mouse", "--enable-sleep-mode", "--device-memory", "300MiB", **FIRST)
     page.goto(served.url)
     row = model(page, "by-mouse")
     badge = row.locator(".row .badge")
@@ -103,7 +112,7 @@ def press_on(page: Page, name: str) -> None:
 
 
 def test_a_model_is_loaded_put_to_sleep_woken_and_unloaded_by_keyboard(served: Shoal, page: Page) -> None:
-    served.add("by-keys", "--enable-sleep-mode", "--device-memory", "300MiB", **FIRST)
+    anew(served, "by-keys", "--enable-sleep-mode", "--device-memory", "300MiB", **FIRST)
     page.goto(f"{served.url}/#/?q=by-keys")
     badge = model(page, "by-keys").locator(".row .badge")
     for action, state in (("Load", "ready"), ("Sleep", "sleeping"), ("Wake", "ready")):
@@ -118,7 +127,7 @@ def test_a_model_is_loaded_put_to_sleep_woken_and_unloaded_by_keyboard(served: S
 
 
 def test_what_shoal_refuses_is_explained(served: Shoal, page: Page) -> None:
-    served.add("immense", "--device-memory", "900GiB", **SECOND)
+    anew(served, "immense", "--device-memory", "900GiB", **SECOND)
     page.goto(served.url)
     page.get_by_role("button", name="Load immense", exact=True).click()
     said = "immense needs 900.0 GiB on simulated:1; simulated:1 has 4.0 GiB; give it less memory or more devices"

@@ -334,7 +334,7 @@ class Taking:
         await self._meanwhile()
         return command()
 
-    async def look_after(self, _: Instance) -> None: ...
+    def look_after(self, _: Instance) -> None: ...
 
 
 @pytest.mark.parametrize("reaped", [True, False])

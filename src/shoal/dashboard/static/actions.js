@@ -2,7 +2,7 @@
 
 import { ApiError, call, modelPath } from "./api.js";
 import { signal } from "./lib.js";
-import { accept } from "./store.js";
+import { accept, model as modelOf } from "./store.js";
 
 /** @typedef {{id: string, label: string, method: string, path: string, body: unknown, command: string,
  *   ask?: {title: string, text: string}}} Action */
@@ -72,9 +72,10 @@ export function begin(name, action) {
 /** @param {string} name @param {Action} action */
 export async function run(name, action) {
   busy.value = new Set([...busy.value, name]);
+  const before = modelOf(name)?.peek();
   try {
     const { data, warning } = await call(action.method, action.path, action.body);
-    if (data) accept(data);
+    if (data) accept(data, before);
     if (warning) say("warning", warning);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;

@@ -71,9 +71,10 @@ function put(one) {
   else if (JSON.stringify(kept.peek()) !== JSON.stringify(one)) kept.value = one;
 }
 
-/** Take in what an action of this page answered, before the stream tells it. @param {ModelView} one */
-export function accept(one) {
-  if (models.has(one.name)) put(one);
+/** Take in what an action of this page answered, before the stream tells it; but not over what the stream told since the
+ * action was asked for, which may be newer. @param {ModelView} one @param {ModelView | undefined} before */
+export function accept(one, before) {
+  if (before && models.get(one.name)?.peek() === before) put(one);
 }
 
 function rename() {
