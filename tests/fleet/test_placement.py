@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import ShoalError
-from shoal.fleet.placement import next_starts, place
+from shoal.fleet.lifecycle import WITH_PROCESS
+from shoal.fleet.placement import Waiting, next_starts, place
 from shoal.fleet.state import Device, Instance
 from shoal.fleet.state import InstanceState as S
 from tests.fleet.fakes import GIB, HOST, gpu, spec
@@ -93,7 +95,7 @@ def test_nothing_is_placed_where_it_does_not_fit_or_refused_where_it_does(
 
 
 instances = st.builds(
-    lambda number, state, devices, restart: Instance(
+    lambda number, state, devices, restart, port: Instance(
         id=f"i{number}",
         model="m",
         engine="simulated",
@@ -102,11 +104,13 @@ instances = st.builds(
         created_at=float(number),
         changed_at=0.0,
         restart_at=restart if state is S.QUEUED else None,
+        spec=spec("m", port=port),
     ),
     st.integers(0, 1000),
     st.sampled_from(list(S)),
     st.sets(st.sampled_from(["cuda:0", "cuda:1", "cuda:2", "host"]), min_size=1, max_size=3),
     st.none() | st.floats(0, 200),
+    st.none() | st.sampled_from([9001, 9002]),
 )
 
 
@@ -135,7 +139,43 @@ def test_one_start_a_device_and_nobody_waits_for_nothing(all: list[Instance]) ->
             )
             for d in other.devices
         ]
-        assert backing_off or set(ahead) & set(instance.devices)
+        port_taken = any(
+            _port(o) == _port(instance) and o.id != instance.id for o in all if _port(instance) is not None
+        )
+        assert backing_off or port_taken or set(ahead) & set(instance.devices)
+    started_at = [port for id in starts if (port := _port(by_id[id])) is not None]
+    assert len(started_at) == len(set(started_at)), "two starts on one port"
+    assert not set(started_at) & {_port(i) for i in all if i.state in WITH_PROCESS}
     for id in starts:
         restart_at = by_id[id].restart_at
         assert restart_at is None or restart_at <= now
+
+
+def _port(instance: Instance) -> int | None:
+    return instance.spec.port if instance.spec is not None else None
+
+
+def _on_port(number: int, state: S, device: str, port: int | None = 9001) -> Instance:
+    at = float(number)
+    return Instance(f"i{number}", f"m{number}", "simulated", state, (device,), at, at, spec=spec("m", port=port))
+
+
+@pytest.mark.parametrize("state", sorted(WITH_PROCESS))
+def test_a_fixed_port_is_taken_as_long_as_another_has_a_process_there(state: S) -> None:
+    old, new = _on_port(0, state, "cuda:0"), _on_port(1, S.QUEUED, "cuda:1")
+    assert next_starts([old, new], 10.0) == ([], [Waiting("i1", "waits for i0 to leave the port 9001")])
+    for ended in (S.STOPPED, S.FAILED):
+        assert next_starts([dataclasses.replace(old, state=ended), new], 10.0) == (["i1"], [])
+
+
+def test_who_waits_for_a_port_holds_up_nobody_on_its_device() -> None:
+    old, new = _on_port(0, S.DRAINING, "cuda:0"), _on_port(1, S.QUEUED, "cuda:0")
+    starts, waits = next_starts([old, new, _on_port(2, S.QUEUED, "cuda:0", port=None)], 10.0)
+    assert starts == ["i2"]
+    assert [w.instance for w in waits] == ["i1"]
+
+
+def test_of_two_that_are_queued_for_one_port_the_first_starts() -> None:
+    starts, waits = next_starts([_on_port(2, S.QUEUED, "cuda:0"), _on_port(1, S.QUEUED, "cuda:1")], 10.0)
+    assert starts == ["i1"]
+    assert waits == [Waiting("i2", "waits for i1 to leave the port 9001")]

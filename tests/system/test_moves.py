@@ -47,6 +47,17 @@ def at(client: Client, id: str, step: str) -> None:
     until(lambda: client.move(id)["legs"][0]["step"] == step, f"the step {step}")
 
 
+def metrics(shoal: Shoal) -> str:
+    """What is measured now."""
+    with shoal.http() as http:
+        return http.get("/metrics").text
+
+
+def why(shoal: Shoal, id: str) -> str:
+    """Why an instance of the model is as it is."""
+    return next((str(i["reason"]) for i in shoal.model("m")["instances"] if i["id"] == id), "")
+
+
 def alone(shoal: Shoal, name: str = "m", **wanted: Any) -> dict[str, Any]:
     """The model's only instance, which serves; nothing else is left of it."""
     one: dict[str, Any] = {}
@@ -400,6 +411,25 @@ def test_on_a_fixed_port_the_old_engine_never_answers_for_the_new_one(shoal: Sho
         assert client.move(id)["state"] == "done"
         assert counts <= {0, 1}
     alone(shoal, devices=[THERE])
+
+
+def test_on_a_fixed_port_a_load_waits_until_the_engine_that_was_unloaded_has_left(shoal: Shoal) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    old = loaded(shoal, "m", "--tokens-per-second", "10", "--slow-shutdown", "1", port=port)
+    statuses: list[int] = []
+    asking = threading.Thread(target=lambda: statuses.append(shoal.chat("m", max_tokens=20).status_code))
+    asking.start()
+    with shoal.client as client:
+        until(lambda: 'shoal_relay_outstanding{instance="' + old + '"' in metrics(shoal), "its request")
+        client.unload("m")
+        client.load("m")
+        (new,) = shoal.wait("m", "queued")
+        until(lambda: why(shoal, new["id"]) == f"waits for {old} to leave the port {port}", "why it waits")
+        assert engines(shoal) == 1
+    asking.join(PATIENCE)
+    assert statuses == [200]
+    assert alone(shoal)["id"] == new["id"]
 
 
 def test_several_instances_are_replaced_one_after_the_other_under_load(shoal: Shoal) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shoal.errors import ShoalError
+from shoal.fleet.lifecycle import WITH_PROCESS
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Instance, InstanceState
 from shoal.units import format_bytes
@@ -106,7 +107,8 @@ def next_starts(instances: Iterable[Instance], now: float) -> tuple[list[str], l
 
     On one device one start at a time, in the order in which they were asked for, because engines measure free memory
     while they start; on different devices side by side. A device on which an instance is still ending, or wakes, counts
-    as taken.
+    as taken. So does a fixed port as long as another instance with the same one has a process: that would answer in the
+    new one's place. Who waits for a port alone holds up nobody on its devices.
     """
     ordered = sorted(instances, key=lambda instance: (instance.created_at, instance.id))
     taken: dict[str, str] = {}
@@ -115,6 +117,7 @@ def next_starts(instances: Iterable[Instance], now: float) -> tuple[list[str], l
         if verb is not None:
             for device in instance.devices:
                 taken.setdefault(device, f"waits for {instance.model} to {verb} on {device}")
+    ports = {port: i for i in ordered if (port := _port(i)) is not None and i.state in WITH_PROCESS}
     starts: list[str] = []
     waits: list[Waiting] = []
     for instance in ordered:
@@ -122,6 +125,10 @@ def next_starts(instances: Iterable[Instance], now: float) -> tuple[list[str], l
             continue
         if instance.restart_at is not None and instance.restart_at > now:
             waits.append(Waiting(instance.id, instance.reason))
+            continue
+        port = _port(instance)
+        if port is not None and (there := ports.setdefault(port, instance)) is not instance:
+            waits.append(Waiting(instance.id, f"waits for {there.id} to leave the port {port}"))
             continue
         blocked = next((taken[device] for device in instance.devices if device in taken), None)
         if blocked is None:
@@ -133,3 +140,7 @@ def next_starts(instances: Iterable[Instance], now: float) -> tuple[list[str], l
         for device in instance.devices:
             taken.setdefault(device, f"{reason} on {device}")
     return starts, waits
+
+
+def _port(instance: Instance) -> int | None:
+    return None if instance.spec is None else instance.spec.port
