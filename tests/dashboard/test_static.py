@@ -44,9 +44,15 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(STATIC)))
 def test_every_import_is_a_file_beside_it(file: Path) -> None:
-    for name in re.findall(r'(?:from|^import)\s*"([^"]+)"', file.read_text(encoding="utf-8"), re.MULTILINE):
+    for name in re.findall(r'(?:from|^import|import\()\s*"([^"]+)"', file.read_text(encoding="utf-8"), re.MULTILINE):
         assert name.startswith("."), f"{name} would need an import map, which is an inline script"
         assert (file.parent / name).is_file(), name
+
+
+def test_every_route_has_its_style() -> None:
+    text = (STATIC / "routes.js").read_text(encoding="utf-8")
+    for name in re.findall(r'style: "([^"]+)"', text):
+        assert (STATIC / name).is_file(), name
 
 
 def test_all_of_it_together_is_small() -> None:

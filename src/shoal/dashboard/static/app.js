@@ -2,16 +2,12 @@
 
 import { Ask, Notices } from "./components/dialog.js";
 import { start as startHistory } from "./history.js";
-import { html, render } from "./lib.js";
-import { path } from "./router.js";
+import { effect, html, render } from "./lib.js";
+import { here, retry, ROUTES, viewOf } from "./routes.js";
 import { connection, heardAt, known, now, start as startStore, status } from "./store.js";
 import { ThemeChoice } from "./theme_choice.js";
 import { start as startTraffic } from "./traffic.js";
 import { clock, seconds } from "./units.js";
-import { Overview } from "./views/overview.js";
-
-/** What is at each path. @type {Record<string, {title: string, view: () => any}>} */
-const ROUTES = { "/": { title: "Overview", view: Overview } };
 
 function Connection() {
   const state = connection.value;
@@ -32,24 +28,33 @@ const Warnings = () => html`
 `;
 
 function Place() {
-  const route = ROUTES[path.value];
+  const { route, word } = here.value;
   if (!route) return html`<div class="empty"><h2>There is nothing here</h2><p><a href="#/">Go to the overview</a></p></div>`;
-  return html`<${route.view} />`;
+  const view = viewOf(route);
+  if (!view) return html`<p class="soft loading">Opening ${route.title}…</p>`;
+  if (typeof view !== "string") return html`<${view} key=${`${route.path} ${word}`} word=${word} />`;
+  return html`<div class="empty" role="alert"><h2>${route.title}</h2><p>${view}</p><button type="button" onClick=${() => retry(route)}>Try again</button></div>`;
 }
+
+const Navigation = () => html`
+  <nav class="pages" aria-label="Pages">
+    ${ROUTES.map(({ path, nav }) => nav && html`<a key=${path} href=${`#${path}`} aria-current=${here.value.route?.path === path ? "page" : undefined}>${nav}</a>`)}
+  </nav>
+`;
 
 /** @param {Event} event */
 function skip(event) {
   event.preventDefault(); // the hash is the page's address
-  document.getElementById("models-title")?.focus();
+  document.getElementById("main")?.focus();
 }
 
 const App = () => html`
   <header class="top">
-    <a class="skip" href="#/" onClick=${skip}>Skip to the models</a>
+    <a class="skip" href="#/" onClick=${skip}>Skip to the content</a>
     <h1><img src="static/icon.svg" alt="" width="28" height="28" />Shoal</h1>
-    <${Connection} /><${About} /><${ThemeChoice} />
+    <${Navigation} /><${Connection} /><${About} /><${ThemeChoice} />
   </header>
-  <main class=${connection.value === "lost" && known.value ? "old" : ""}>
+  <main id="main" tabindex="-1" class=${connection.value === "lost" && known.value ? "old" : ""}>
     <${Warnings} /><${Notices} /><${Place} />
   </main>
   <${Ask} />
@@ -58,6 +63,16 @@ const App = () => html`
     <span>OpenAI endpoint: <code>${new URL("v1", document.baseURI).href}</code></span>
   </footer>
 `;
+
+/** Where we are is said, and the keyboard goes on there. */
+let place = here.peek();
+effect(() => {
+  const { route, word } = here.value;
+  document.title = route && route.path !== "/" ? `${word || route.title} · Shoal` : "Shoal";
+  if (place !== here.value) document.getElementById("main")?.focus({ preventScroll: true });
+  if (place !== here.value) scrollTo(0, 0);
+  place = here.value;
+});
 
 startStore();
 startHistory();

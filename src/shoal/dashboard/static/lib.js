@@ -8,5 +8,5 @@ import htm from "./vendor/htm.js";
 export const html = htm.bind(h);
 
 export { render } from "./vendor/preact.js";
-export { useEffect, useRef } from "./vendor/hooks.js";
+export { useEffect, useLayoutEffect, useRef } from "./vendor/hooks.js";
 export { batch, computed, effect, signal, useSignal } from "./vendor/signals.js";

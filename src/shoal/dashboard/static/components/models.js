@@ -1,6 +1,6 @@
 // The models: filtered, sorted, grouped. Which rows there are is worked out apart from what is in them.
 
-import { computed, html, useEffect, useRef } from "../lib.js";
+import { computed, html, useLayoutEffect, useRef } from "../lib.js";
 import { query, setQuery } from "../router.js";
 import { all } from "../store.js";
 import { lastUseOf, ratesOf } from "../traffic.js";
@@ -70,7 +70,7 @@ const Choice = ({ word, name, options, kept }) => html`
 
 function Search() {
   const field = useRef(/** @type {HTMLInputElement | null} */ (null));
-  useEffect(() => {
+  useLayoutEffect(() => {
     const typed = (/** @type {KeyboardEvent} */ event) => {
       const target = /** @type {HTMLElement} */ (event.target);
       if (event.key !== "/" || event.ctrlKey || event.metaKey || target.closest("input, textarea, select, dialog")) return;

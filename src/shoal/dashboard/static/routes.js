@@ -1,0 +1,76 @@
+// What is where. A view is fetched when it is gone to for the first time, with its style sheet.
+
+import { computed, signal } from "./lib.js";
+import { path } from "./router.js";
+import { Overview } from "./views/overview.js";
+
+/** `path` is what the address begins with; a path that ends with "/" has one word behind it, which the view gets.
+ * `nav` is its word in the navigation, if it is there.
+ * @typedef {{path: string, title: string, nav?: string, style?: string, load?: () => Promise<View>}} Route
+ * @typedef {(props: {word: string}) => any} View */
+
+/** @type {Route[]} */
+export const ROUTES = [{ path: "/", title: "Overview", nav: "Overview" }];
+
+/** Where a model's page is. @param {string} name */
+export const modelAddress = (name) => `#/models/${encodeURIComponent(name)}`;
+
+/** @param {string} text */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // a % that a person typed
+  }
+}
+
+/** The route of this place, and the word behind its path. @type {import("./vendor/signals.js").ReadonlySignal<{route: Route | undefined, word: string}>} */
+export const here = computed(() => {
+  const exact = ROUTES.find((route) => route.path === path.value);
+  if (exact) return { route: exact, word: "" };
+  const route = ROUTES.find((one) => one.path.length > 1 && one.path.endsWith("/") && path.value.startsWith(one.path) && path.value.length > one.path.length);
+  return { route, word: route ? decoded(path.value.slice(route.path.length)) : "" };
+});
+
+/** Views that are there, by path; a text where one could not be fetched. */
+const views = signal(/** @type {ReadonlyMap<string, View | string>} */ (new Map([["/", Overview]])));
+const asked = new Set(["/"]);
+
+/** A route's view; a text if it could not be fetched, nothing while it comes. @param {Route} route */
+export function viewOf(route) {
+  if (!asked.has(route.path)) void fetchView(route);
+  return views.value.get(route.path);
+}
+
+/** @param {Route} route */
+async function fetchView(route) {
+  asked.add(route.path);
+  try {
+    const [view] = await Promise.all([route.load?.(), route.style && style(route.style)]);
+    views.value = new Map(views.value).set(route.path, view ?? "This page has no view.");
+  } catch {
+    views.value = new Map(views.value).set(route.path, "This page could not be fetched: Shoal does not answer.");
+  }
+}
+
+/** Fetch a view again that could not be fetched. @param {Route} route */
+export function retry(route) {
+  const next = new Map(views.value);
+  next.delete(route.path);
+  views.value = next;
+  void fetchView(route);
+}
+
+/** @param {string} file */
+const style = (file) =>
+  new Promise((resolve, reject) => {
+    const link = document.createElement("link");
+    link.rel = "stylesheet";
+    link.href = `static/${file}`;
+    link.addEventListener("load", resolve);
+    link.addEventListener("error", () => {
+      link.remove();
+      reject(new Error(file));
+    });
+    document.head.append(link);
+  });
