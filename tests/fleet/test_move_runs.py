@@ -12,23 +12,25 @@ from hypothesis import strategies as st
 
 from shoal.errors import ShoalError
 from shoal.fleet import facts
+from shoal.fleet.move_fit import Asked
 from shoal.fleet.move_plan import Wanted
 from shoal.fleet.move_runs import KEPT
 from shoal.fleet.moves import Move, Step
 from shoal.fleet.presets import capture
+from shoal.fleet.room import Wants
 from shoal.fleet.state import InstanceState as S
 from tests.fleet.fakes import GIB, World, gpu, spec, void
 
 PARIS = "text: Paris"
 
 
-def refused(world: World, wanted: Wanted) -> ShoalError:
+def refused(world: World, wanted: Wanted, asked: Asked | None = None) -> ShoalError:
     """Why a move cannot be."""
     found: list[ShoalError] = []
 
     def ask() -> None:
         with pytest.raises(ShoalError) as caught:
-            world.manager.moves.begin(wanted)
+            world.manager.moves.begin(wanted, asked)
         found.append(caught.value)
 
     before = dict(world.effects.moves)
@@ -204,6 +206,66 @@ def test_without_room_for_both_it_is_refused_with_the_numbers_unless_the_old_one
     assert serving(world) == [new]
     assert move(world, id).state == "done"
     assert world.manager.fleet.models["m"].desired == 1
+
+
+def asked(needs: int, *devices: str) -> Asked:
+    return {devices: Wants(devices, 1, needs)}
+
+
+def test_what_can_never_fit_beside_what_stays_is_refused_before_anything_begins() -> None:
+    world, old = a_world(needs=50 * GIB)
+    read(world, free=30 * GIB)
+    change = Wanted("m", changes={"context_length": 4096})
+    error = refused(world, change, asked(60 * GIB, "cuda:0"))
+    assert (error.status, error.code) == (409, "too_little_memory")
+    for part in ("m needs 60.0 GiB on cuda:0", "80.0 GiB", "50.0 GiB are pinned", "--stop-first"):
+        assert part in error.message
+    assert serving(world) == [old]
+    assert not world.effects.asked, "the canary was not asked either"
+    # The hint would not help elsewhere.
+    error = refused(world, Wanted("m", ("cuda:1",)), asked(81 * GIB, "cuda:1"))
+    assert "m needs 81.0 GiB on cuda:1" in error.message
+    assert "--stop-first" not in error.message
+    # Without the old one it fits, beside it something smaller does, and what is not known is tried.
+    for wanted, wants in (
+        (dataclasses.replace(change, stop_first=True), asked(60 * GIB, "cuda:0")),
+        (change, asked(30 * GIB, "cuda:0")),
+        (change, {}),
+    ):
+        begun: list[Move] = []
+        world.manager.handle(lambda w=wanted, a=wants, b=begun: b.append(world.manager.moves.begin(w, a)))  # type: ignore[misc]
+        cancel(world, begun[0].id)
+
+
+def test_what_could_fit_once_others_leave_is_not_refused() -> None:
+    world, _ = a_world(needs=10 * GIB)
+    world.add("other", devices=["cuda:1"])
+    world.load("other")
+    world.prepare(60 * GIB)
+    other = world.only("other").id
+    world.spawned(other)
+    world.healthy(other)
+    world.report()
+    devices = (gpu(0, free=70 * GIB), gpu(1, free=20 * GIB), gpu(2, free=65 * GIB))
+    for _ in range(3):
+        world.after(1)
+        world.tell(facts.DevicesRead(devices, {}))
+    to = Wanted("m", ("cuda:1",))
+    begun: list[Move] = []
+    world.manager.handle(lambda: begun.append(world.manager.moves.begin(to, asked(40 * GIB, "cuda:1"))))
+    cancel(world, begun[0].id)
+    # What others than models hold does not leave for it.
+    elsewhere = refused(world, Wanted("m", ("cuda:2",)), asked(70 * GIB, "cuda:2"))
+    assert "15.0 GiB are in other use" in elsewhere.message
+    # Also what another move works with stays only until that has ended.
+    begin(world, "other", "cuda:2")
+    world.manager.handle(lambda: begun.append(world.manager.moves.begin(to, asked(40 * GIB, "cuda:1"))))
+    assert begun[1].state == "waiting"
+    cancel(world, begun[1].id)
+    world.manager.handle(
+        lambda: void(world.manager.change_model("other", lambda s: s.model_copy(update={"pin": True})))
+    )
+    assert "60.0 GiB are pinned" in refused(world, to, asked(40 * GIB, "cuda:1")).message
 
 
 def test_stopped_first_a_start_that_fails_brings_the_old_one_back() -> None:

@@ -375,12 +375,15 @@ def test_other_settings_with_room_without_and_stopped_first(shoal: Shoal) -> Non
         assert new["devices"] == [HERE]
         assert new["id"] != old
         assert shoal.model("m")["spec"]["context_length"] == 2000
-        # Seventy more GiB fit beside nothing.
+        # Seventy more GiB fit beside nothing, and that is known before anything begins.
         big = {"args": ["--device-memory", "75GiB"]}
-        move = finished(client, client.begin_move("m", changes=big)["id"])
-        assert move["state"] == "failed"
-        assert "needs 75.0 GiB" in move["message"]
-        assert "--stop-first" in move["message"]
+        before = client.moves()
+        with pytest.raises(ShoalError) as caught:
+            client.begin_move("m", changes=big)
+        assert (caught.value.status, caught.value.code) == (409, "too_little_memory")
+        assert "m needs 75.0 GiB on simulated:0" in caught.value.message
+        assert "--stop-first" in caught.value.message
+        assert client.moves() == before
         assert shoal.wait("m", "ready")[0]["id"] == new["id"]
         # Held, not refused: no client sees an error.
         move = finished(client, client.begin_move("m", changes=big, stop_first=True)["id"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import unicodedata
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from shoal.api.context import Context
+from shoal.fleet.move_fit import asked_by
 from shoal.fleet.move_plan import Wanted
 from shoal.fleet.moves import Leg, Move, MoveState
 
@@ -65,9 +67,14 @@ async def list_moves(controller: Context) -> MoveList:
 
 @router.post("/moves", status_code=202)
 async def begin_move(controller: Context, request: MoveRequest) -> MoveView:
-    """Begin a move. It waits for those before it that touch one of its devices; 409 while its model is moved."""
+    """Begin a move. It waits for those before it that touch one of its devices; 409 while its model is moved, and if
+    it could never fit, with the numbers."""
     wanted = Wanted(request.model, request.to, request.set, request.instance, request.stop_first, request.drain)
-    move = await controller.do(lambda: controller.manager.moves.begin(wanted))
+    moves, fleet = controller.manager.moves, controller.manager.fleet
+    draft, spec = await controller.do(lambda: moves.draft(wanted))
+    engine, profiles = controller.engines[spec.engine], dict(fleet.profiles)
+    asked = await asyncio.to_thread(asked_by, draft, spec, engine, fleet.devices, profiles)
+    move = await controller.do(lambda: moves.begin(wanted, asked))
     return _view(controller.manager.moves.find(move.id))
 
 

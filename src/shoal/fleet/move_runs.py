@@ -11,11 +11,12 @@ import logging
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
-from shoal.errors import NotFoundError, ShoalError
+from shoal.errors import ConflictError, NotFoundError, ShoalError
 from shoal.fleet import facts, moves
 from shoal.fleet.effects import Effects
 from shoal.fleet.life import Life
 from shoal.fleet.lifecycle import Event as Happening
+from shoal.fleet.move_fit import Asked
 from shoal.fleet.move_plan import Wanted, changed, pinned, plan
 from shoal.fleet.moves import Answered, Begin, Cancel, Created, Do, Move, Refused, See, Sight
 from shoal.fleet.records import Event as Note
@@ -31,6 +32,7 @@ DRAIN = 3600.0
 """Seconds that requests of the old one may take to end once the new one serves, unless it is in somebody's way."""
 SOON = 1.0
 """Seconds before its time at which the start of one that waits for another's end is put off further."""
+STOP_FIRST = "or say `--stop-first`: the old one ends before, and requests are held meanwhile"
 _log = logging.getLogger(__name__)
 _LEVELS = {"done": "info", "cancelled": "warning", "failed": "error"}
 
@@ -89,12 +91,33 @@ class Moves:
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
-    def begin(self, wanted: Wanted) -> Move:
-        """Begin what is asked for, or have it wait for moves that touch its devices. Raises ShoalError."""
+    def draft(self, wanted: Wanted) -> tuple[Move, ModelSpec]:
+        """What is asked for, as it would begin now, and the settings of the new ones. Raises ShoalError."""
         move = plan(self._fleet, self.records.values(), wanted, self._new_id(), self._effects.now())
+        return move, changed(self._fleet.models[move.model].spec, move.changes)
+
+    def begin(self, wanted: Wanted, asked: Asked | None = None) -> Move:
+        """Begin what is asked for, or have it wait for moves that touch its devices. Raises ShoalError: also if by what
+        the new ones ask for, as far as it is given, they can never fit."""
+        move, _ = self.draft(wanted)
+        self._refuse_what_never_fits(move, asked or {})
         self._put(move)
         self._say(move, "move_asked", f"{move.model} is to be replaced: {_way(move)} (move {move.id})")
         return move
+
+    def _refuse_what_never_fits(self, move: Move, asked: Asked) -> None:
+        """An old one stays until the new one serves, unless it is stopped first; those after it stay at first too."""
+        sources = [leg.source for leg in move.legs]
+        for n, leg in enumerate(move.legs):
+            if (wants := asked.get(leg.devices)) is None:
+                continue
+            goes = [leg.source] if move.stop_first else []
+            stays = [one for one in (sources if n == 0 else [leg.source]) if one not in goes]
+            why = self._life.residing.why_never(move.model, wants, stays=stays, goes=goes)
+            if why is not None:
+                beside = not move.stop_first and bool(set(leg.was_on) & set(wants.usable))
+                hint = f"; {STOP_FIRST}" if beside else ""
+                raise ConflictError(f"{why}{hint}", code="too_little_memory", param="to")
 
     def cancel(self, id: str) -> Move:
         """Undo a move as far as it can be. Raises ConflictError once the new one serves, or if it has ended."""
@@ -268,8 +291,7 @@ class Moves:
         failure = self._fleet.instances[id].failure if id in self._fleet.instances else None
         if seen.state != "failed" or failure is None or failure.code != "too_little_memory":
             return seen
-        hint = "or say `--stop-first`: the old one ends before, and requests are held meanwhile"
-        return dataclasses.replace(seen, why=f"{seen.why}; {hint}")
+        return dataclasses.replace(seen, why=f"{seen.why}; {STOP_FIRST}")
 
     def _as_seen(self, instance: Instance) -> Sight:
         failure = instance.failure

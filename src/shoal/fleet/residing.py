@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import inf
 from typing import Protocol
 
@@ -148,6 +148,19 @@ class Residing:
             snapshot = _whole(snapshot)
         why = why_never(snapshot, instance.id)
         return None if why is None else self._words(why)
+
+    def why_never(self, model: str, wants: Wants, *, stays: Collection[str], goes: Collection[str]) -> str | None:
+        """Why an instance that nobody has made yet could never have what it asks for, with the numbers, as long as
+        `stays` stay and once `goes` have ended; None if it could, be it only when others have left."""
+        now, here = self._effects.now(), set(wants.usable)
+        learned = dataclasses.replace(self._learned, held=frozenset(stays))
+        snapshot = self._snapshot(View(self._fleet, self._room, self._uses, learned, {}, now), now)
+        there = [i for i in self._fleet.instances.values() if not i.state.ended and here.intersection(i.devices)]
+        if here & self._room.unsettled() or any(self._fleet.needs.get(i.id) is None for i in there):
+            snapshot = _whole(snapshot)  # what others than models hold cannot be told from what these do
+        residents = tuple(resident for resident in snapshot.residents if resident.name not in goes)
+        one = Resident(model, usable=wants.usable, width=wants.width, awake=wants.needs)
+        return Capacity(dataclasses.replace(snapshot, residents=residents)).why_never(one, wants.usable)
 
     # -- a look -------------------------------------------------------------------------------------------------------
 
