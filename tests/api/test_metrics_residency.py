@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from shoal.api.metrics_residency import residency_families
 from shoal.fleet import facts
 from tests.fleet.fakes import World
+from tests.fleet.test_move_runs import a_world, answer, begin, cancel, drained, loads
 
 
 class _Residency(Collector):
@@ -68,7 +69,30 @@ def test_evictions_are_counted_by_what_they_were_for_and_go_with_the_model() -> 
     world.unload(force=True)
     world.exit(world.only().id)
     world.manager.handle(lambda: void(world.manager.remove_model("m")))
-    assert not scrape(world)
+    assert not {name for name, _ in scrape(world)} - {"shoal_moves_active"}
+
+
+def test_moves_are_counted_by_how_they_ended_with_what_they_took() -> None:
+    world, old = a_world()
+    series = scrape(world)
+    assert series[("shoal_moves_active", ("running",))] == series[("shoal_moves_active", ("waiting",))] == 0
+    begin(world, "m", "cuda:1")
+    assert scrape(world)[("shoal_moves_active", ("running",))] == 1
+    world.effects.clock += 1.0
+    answer(world)
+    world.effects.clock += 3.0
+    loads(world)
+    answer(world)
+    world.effects.clock += 50.0
+    drained(world, old)
+    cancel(world, begin(world, "m", "cuda:2"))
+    series = scrape(world)
+    assert series[("shoal_moves_active", ("running",))] == 0
+    assert series[("shoal_moves_total", ("m", "done"))] == series[("shoal_moves_total", ("m", "cancelled"))] == 1
+    assert series[("shoal_move_seconds_sum", ("m", "done"))] == pytest.approx(54.0)
+    assert series[("shoal_move_seconds_count", ("m", "done"))] == 1
+    assert series[("shoal_move_switch_seconds_sum", ("m",))] == pytest.approx(4.0)
+    assert series[("shoal_move_switch_seconds_count", ("m",))] == 1, "what was cancelled switched nothing"
 
 
 def void(_: object) -> None:

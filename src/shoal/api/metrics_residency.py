@@ -1,4 +1,4 @@
-"""Metrics of residency: where models are, what moving them there took, and how long they were waited for."""
+"""Metrics of residency: where models are, what bringing them there took, how long they were waited for, and moves."""
 
 from __future__ import annotations
 
@@ -61,6 +61,34 @@ def residency_families(manager: Manager, now: float) -> Iterator[Metric]:
     for (model, outcome), histogram in measures.waits.items():
         _add(waits, [model, outcome], histogram)
     yield waits
+    yield from _moves(manager)
+
+
+def _moves(manager: Manager) -> Iterator[Metric]:
+    measures = manager.measures
+    active = GaugeMetricFamily("shoal_moves_active", "Moves that wait or are under way", labels=["state"])
+    for state in ("waiting", "running"):
+        active.add_metric([state], float(sum(move.state == state for move in manager.moves.records.values())))
+    yield active
+    ended = CounterMetricFamily(
+        "shoal_moves", "Moves and rolling changes that ended: done, failed or cancelled", labels=["model", "outcome"]
+    )
+    for (model, outcome), count in measures.moves.items():
+        ended.add_metric([model, outcome], count)
+    yield ended
+    whole = HistogramMetricFamily(
+        "shoal_move_seconds", "Time of moves from their turn until the last old one had ended, or all was undone",
+        labels=["model", "outcome"],
+    )  # fmt: skip
+    for (model, outcome), histogram in measures.moved.items():
+        _add(whole, [model, outcome], histogram)
+    yield whole
+    switched = HistogramMetricFamily(
+        "shoal_move_switch_seconds", "Time until another instance served in the place of one", labels=["model"]
+    )
+    for model, histogram in measures.switched.items():
+        _add(switched, [model], histogram)
+    yield switched
 
 
 def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:

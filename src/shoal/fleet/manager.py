@@ -48,6 +48,7 @@ class Manager(Inbox):
         self._life = Life(self.fleet, effects, limits)
         self.moves = Moves(self.fleet, effects, self._life, self.change_model, limits.drain)
         self.measures = Measures(self.fleet)
+        self.moves.ended = self.measures.move_ended
         self._epoch = secrets.token_hex(8)
         self._version = 0
 

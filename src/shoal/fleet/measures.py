@@ -1,4 +1,4 @@
-"""How long models take to load, sleep and wake, and how long they are asked for before they serve. Pure.
+"""How long models take to load, sleep, wake and move, and how long they are asked for before they serve. Pure.
 
 Nothing decides by these numbers: they are for people. They begin anew with each controller.
 """
@@ -6,10 +6,12 @@ Nothing decides by these numbers: they are for people. They begin anew with each
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shoal.fleet.moves import Move, MoveState
 from shoal.fleet.snapshot import Fleet, NapKind
 from shoal.fleet.state import Instance
 from shoal.fleet.state import InstanceState as S
@@ -56,13 +58,17 @@ def _residence(instance: Instance) -> Residence:
 
 class Measures:
     """What a fleet's models took. `steps` by step and model, `waits` by model and how the wait ended; `awaited` are
-    the seconds of waits that have ended."""
+    the seconds of waits that have ended. `moves` counts those that have ended, by model and outcome; `moved` is what
+    they took from their turn on, `switched` what each instance took until another served in its place."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self.steps: dict[tuple[Step, str], Histogram] = {}
         self.waits: dict[tuple[str, Outcome], Histogram] = {}
         self.awaited: dict[str, float] = {}
+        self.moves: Counter[tuple[str, MoveState]] = Counter()
+        self.moved: dict[tuple[str, MoveState], Histogram] = {}
+        self.switched: dict[str, Histogram] = {}
         self._seen: dict[str, dict[str, tuple[S, float]]] = {}  # by model and instance: its state, and since when
         self._naps: dict[tuple[str, NapKind], tuple[int, float]] = {}
         self._since: dict[str, float] = {}
@@ -102,6 +108,18 @@ class Measures:
             if model in self._since and self._serves(model):
                 self._ended(model, "ready", now)
 
+    def move_ended(self, move: Move) -> None:
+        """A move is done, has failed or was cancelled. One whose turn never came took nothing."""
+        self.moves[move.model, move.state] += 1
+        began = next((leg.began_at for leg in move.legs if leg.began_at is not None), None)
+        if began is not None and move.ended_at is not None:
+            took = max(0.0, move.ended_at - began)
+            self.moved.setdefault((move.model, move.state), Histogram()).add(took)
+        for leg in move.legs:
+            if leg.began_at is not None and leg.switched_at is not None:
+                took = max(0.0, leg.switched_at - leg.began_at)
+                self.switched.setdefault(move.model, Histogram()).add(took)
+
     def awaited_until(self, model: str, now: float) -> float:
         """Seconds during which a model was asked for and did not serve, until now."""
         return self.awaited.get(model, 0.0) + max(0.0, now - self._since.get(model, now))
@@ -112,7 +130,10 @@ class Measures:
             del self.steps[gone]
         for lost in [key for key in self.waits if key[0] not in models]:
             del self.waits[lost]
-        for table in (self.awaited, self._since, self._seen):
+        for moved in [key for key in self.moves if key[0] not in models]:
+            del self.moves[moved]
+            self.moved.pop(moved, None)
+        for table in (self.awaited, self.switched, self._since, self._seen):
             for name in table.keys() - set(models):
                 del table[name]
 

@@ -61,6 +61,8 @@ class Moves:
         self._stands = False
         self._held: frozenset[str] = frozenset()
         self._told: dict[str, str] = {}  # why a move waits
+        self.ended: Callable[[Move], object] = lambda _: None
+        """Told of each move that has ended, once."""
         life.residing.awaited = self.hurry
 
     def restore(self, records: Iterable[Move]) -> None:
@@ -323,6 +325,7 @@ class Moves:
             self._life.routes_changed = True
         self._hold()
         if move.ended:
+            self.ended(move)
             self._asked = {(id, instance) for id, instance in self._asked if id != move.id}
             self._told.pop(move.id, None)
             self._cut.difference_update(leg.source for leg in move.legs)
