@@ -1,7 +1,10 @@
 """One stream of what changes, for everyone who watches: a snapshot first, then deltas, each encoded once.
 
-Server-sent events. Every event has an id; a watcher that comes back with `Last-Event-ID` gets what it missed, or a new
-snapshot if that is no longer known. One that does not keep up gets a new snapshot too, instead of a growing queue.
+Server-sent events. Changes are gathered (`deltas.py`) and told at most four times a second, the first after a quiet
+time at once. Every event has an id; a watcher that comes back with `Last-Event-ID` gets what it missed, or a new
+snapshot if that is no longer known. What was told lies in one ring for all, in which each watcher only has a place: one
+that does not keep up leaves no queue behind, and gets a new snapshot as soon as it takes something again. That is
+encoded once for all that need one at that time.
 """
 
 from __future__ import annotations
@@ -10,15 +13,19 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from itertools import islice
 from typing import Any
 
 import msgspec
 from pydantic import BaseModel
 
+from shoal.fleet.deltas import SPACING, Deltas, supersedes
+
 HEARTBEAT = 15.0
-BACKLOG = 256
 RING = 2000
 RING_BYTES = 8 * 2**20
+BEHIND = 256 * 2**10
+"""Bytes that a watcher may have missed, or as many as a snapshot takes, before it gets a snapshot instead."""
 
 
 def encode(data: object) -> bytes:
@@ -35,83 +42,128 @@ def _plain(value: Any) -> Any:
 class Hub:
     """Events to watchers. `snapshot()` gives the data of a snapshot event."""
 
-    def __init__(self, snapshot: Callable[[], object]) -> None:
+    def __init__(self, snapshot: Callable[[], object], spacing: float = SPACING) -> None:
         self._snapshot = snapshot
         self._epoch = secrets.token_hex(4)
-        self._number = 0
-        self._ring: deque[tuple[int, bytes]] = deque()
-        self._ring_bytes = 0
-        self._watchers: set[_Watcher] = set()
+        self._deltas = Deltas(spacing)
+        self._timer: asyncio.Handle | None = None
+        self._ring = _Ring()
+        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._watchers = 0
+        self._whole = (-1, float("-inf"), b"")
+        self._joined = (-1, -1, b"")
 
     @property
     def watchers(self) -> int:
         """How many watch now."""
-        return len(self._watchers)
+        return self._watchers
 
     def publish(self, event: str, data: object) -> None:
-        """Tell every watcher. Never blocks."""
-        self._number += 1
-        frame = self._frame(event, encode(data))
-        self._ring.append((self._number, frame))
-        self._ring_bytes += len(frame)
-        while len(self._ring) > RING or self._ring_bytes > RING_BYTES:
-            self._ring_bytes -= len(self._ring.popleft()[1])
-        for watcher in self._watchers:
-            watcher.put(frame)
+        """Tell every watcher, soon. Never blocks. What `supersedes` must not change any more; the rest may."""
+        self._deltas.add(event, data if supersedes(event, data) else msgspec.Raw(encode(data)))
+        if self._timer is None:
+            # Not at once even after a quiet time: what one step of the manager changes is told together.
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._deltas.due(loop.time()) or 0.0, self._tell)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def change(self) -> None:
+        """Wait until something is published. For those in this process, who need not wait until it is told."""
+        await self._changed.wait()
+
+    def _tell(self) -> None:
+        self._timer = None
+        self._ring.begin()
+        for event, data in self._deltas.take(asyncio.get_running_loop().time()):
+            self._ring.add(self._frame(event, encode(data), self._ring.last + 1))
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def stream(self, last_event_id: str | None = None) -> AsyncIterator[bytes]:
-        """The events as bytes of an event stream, for ever."""
-        watcher = _Watcher()
-        self._watchers.add(watcher)
+        """The events as bytes of an event stream, one or more at a time, for ever."""
+        self._watchers += 1
         try:
-            for frame in self._missed(last_event_id):
-                yield frame
+            at = self._place(last_event_id)
+            if at is None:
+                at = self._ring.last
+                yield self._snapshot_frame()
             while True:
-                try:
-                    async with asyncio.timeout(HEARTBEAT):
-                        frame = await watcher.get()
-                except TimeoutError:
-                    yield b": still here\n\n"
+                if at == self._ring.last:
+                    try:
+                        async with asyncio.timeout(HEARTBEAT):
+                            await self._news.wait()
+                    except TimeoutError:
+                        yield b": still here\n\n"
                     continue
-                if watcher.lagging:
-                    watcher.reset()
-                    yield self._whole()
-                else:
-                    yield frame
+                lost = self._ring.behind(at, max(BEHIND, len(self._whole[2])))
+                frames = self._snapshot_frame() if lost else self._since(at)
+                at = self._ring.last
+                yield frames
         finally:
-            self._watchers.discard(watcher)
+            self._watchers -= 1
 
-    def _missed(self, last_event_id: str | None) -> list[bytes]:
+    def _place(self, last_event_id: str | None) -> int | None:
+        """The number of the last event that somebody has who comes back; None if what came after is not known."""
         epoch, _, number = (last_event_id or "").partition("-")
-        if epoch == self._epoch and number.isdecimal() and len(number) < 20:
-            seen = int(number)
-            oldest = self._ring[0][0] if self._ring else self._number + 1
-            if oldest - 1 <= seen <= self._number:
-                return [frame for n, frame in self._ring if n > seen]
-        return [self._whole()]
+        if epoch == self._epoch and number.isdecimal() and len(number) < 20 and self._ring.reaches(int(number)):
+            return int(number)
+        return None
 
-    def _whole(self) -> bytes:
-        return self._frame("snapshot", encode(self._snapshot()))
+    def _since(self, number: int) -> bytes:
+        """The frames after that of a number, joined once for all that are there."""
+        if self._joined[:2] != (number, self._ring.last):
+            self._joined = (number, self._ring.last, self._ring.since(number))
+        return self._joined[2]
 
-    def _frame(self, event: str, data: bytes) -> bytes:
-        return b"id: %s-%d\nevent: %s\ndata: %s\n\n" % (self._epoch.encode(), self._number, event.encode(), data)
+    def _snapshot_frame(self) -> bytes:
+        """All as it is. One that was just made serves as long as nothing was told since: what changed meanwhile is told
+        to whoever takes it. Not for longer, for what it says of Shoal itself is told by nothing else."""
+        number, made, frame = self._whole
+        now = asyncio.get_running_loop().time()
+        if number != self._ring.last or now - made > SPACING:
+            frame = self._frame("snapshot", encode(self._snapshot()), self._ring.last)
+            self._whole = (self._ring.last, now, frame)
+        return frame
+
+    def _frame(self, event: str, data: bytes, number: int) -> bytes:
+        return b"id: %s-%d\nevent: %s\ndata: %s\n\n" % (self._epoch.encode(), number, event.encode(), data)
 
 
-class _Watcher:
+class _Ring:
+    """The frames that were told last, numbered from 1; bounded in number and bytes."""
+
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[bytes] = asyncio.Queue(BACKLOG)
-        self.lagging = False
+        self.last = 0
+        self._frames: deque[bytes] = deque()
+        self._bytes = 0
+        self._batch = 0
 
-    def put(self, frame: bytes) -> None:
-        try:
-            self._queue.put_nowait(frame)
-        except asyncio.QueueFull:
-            self.lagging = True
+    def begin(self) -> None:
+        """What is added from here on is told together."""
+        self._batch = self.last
 
-    async def get(self) -> bytes:
-        return await self._queue.get()
+    def add(self, frame: bytes) -> None:
+        self.last += 1
+        self._frames.append(frame)
+        self._bytes += len(frame)
+        while len(self._frames) > RING or self._bytes > RING_BYTES:
+            self._bytes -= len(self._frames.popleft())
 
-    def reset(self) -> None:
-        while not self._queue.empty():
-            self._queue.get_nowait()
-        self.lagging = False
+    def reaches(self, number: int) -> bool:
+        """Whether all frames after that of a number are here."""
+        return self.last - len(self._frames) <= number <= self.last
+
+    def since(self, number: int) -> bytes:
+        """The frames after that of a number, which is reached."""
+        return b"".join(islice(self._frames, len(self._frames) - (self.last - number), None))
+
+    def behind(self, number: int, limit: int) -> bool:
+        """Whether one who has the frames up to a number has missed too much; never one who lacks but the last batch."""
+        if not self.reaches(number):
+            return True
+        if number >= self._batch:
+            return False
+        missed = islice(self._frames, len(self._frames) - (self.last - number), None)
+        return sum(map(len, missed)) > limit

@@ -7,11 +7,10 @@ memory did not come back, the steps of its group that would take it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar
 
 from shoal.errors import ShoalError
 from shoal.fleet.hub import Hub
@@ -245,11 +244,8 @@ class PresetRun:
 
     async def _until(self, look: Callable[[], bool]) -> None:
         """Wait until `look` is true, which is asked at every change of the fleet. What it raises is raised."""
-        stream = cast("AsyncGenerator[bytes]", self._controller.hub.stream())
-        async with contextlib.aclosing(stream) as changes:
-            async for _ in changes:
-                if look():
-                    return
+        while not look():
+            await self._controller.hub.change()
 
 
 # -- whether what was asked for is there; StepFailedError if it will not come -----------------------------------------
