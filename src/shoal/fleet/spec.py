@@ -30,7 +30,9 @@ MAX_ARGUMENTS = 65_536
 class ModelSpec(BaseModel):
     """A model's settings. Immutable: a change makes a new one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra={"x-live": list(LIVE)}
+    )
 
     name: str = Field(description="The name that clients send as `model`.")
     source: str = Field(min_length=1, max_length=MAX_SOURCE, description="A local folder, or a Hugging Face hub id.")
