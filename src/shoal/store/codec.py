@@ -10,13 +10,16 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from shoal.config import explain
+from shoal.errors import ShoalError
 from shoal.fleet.keys import Former, KeyRecord, KeySettings
 from shoal.fleet.moves import Leg, Move, Step
 from shoal.fleet.presets import LastRun, Preset, PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.sessions import Session
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Failure, Instance, InstanceState, Model, Progress, Rest
+from shoal.fleet.users import Cost, PasswordHash, User, check_role
 from shoal.fleet.virtual import Virtual, VirtualSpec
 from shoal.messages import Usage
 
@@ -205,6 +208,44 @@ def _leg(data: dict[str, Any]) -> Leg:
     known = _known(Leg, data)
     places = {name: tuple(known[name]) for name in ("was_on", "devices")}
     return Leg(**known | places | {"step": Step(known["step"])})
+
+
+def user_row(user: User) -> dict[str, Any]:
+    """The row of a user."""
+    kept = user.password
+    cost = {item.name: getattr(kept.cost, item.name) for item in fields(Cost)}
+    return {
+        "name": text(user.name),
+        "role": user.role,
+        "created_at": user.created_at,
+        "changed_at": user.changed_at,
+        "password": json.dumps({"scheme": "scrypt", "salt": kept.salt, "digest": kept.digest, **cost}),
+    }
+
+
+def read_user(row: Row) -> User:
+    """The user of a row. Raises UnreadableError, which names no hash."""
+    record = _json(row["password"])
+    if record.get("scheme") != "scrypt":
+        raise UnreadableError("its password is kept in a way that this version does not know")
+    try:
+        salt, digest = bytes.fromhex(record["salt"]), bytes.fromhex(record["digest"])
+        kept = PasswordHash(salt.hex(), digest.hex(), Cost(record["n"], record["r"], record["p"]))
+        return User(row["name"], check_role(row["role"]), kept, row["created_at"], row["changed_at"])
+    except ShoalError as error:
+        raise UnreadableError(error.message) from None
+    except (KeyError, TypeError, ValueError):
+        raise UnreadableError("what is kept of its password is broken") from None
+
+
+def session_row(session: Session) -> dict[str, Any]:
+    """The row of a session."""
+    return {item.name: getattr(session, item.name) for item in fields(Session)}
+
+
+def read_session(row: Row) -> Session:
+    """The session of a row."""
+    return Session(**_known(Session, row))
 
 
 def usage_row(item: Usage) -> dict[str, Any]:

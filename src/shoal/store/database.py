@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, text, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
@@ -16,6 +17,7 @@ from shoal.fleet.keys import KeyRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
 from shoal.fleet.state import Instance, Model
+from shoal.fleet.users import User
 from shoal.fleet.virtual import Virtual
 from shoal.messages import UsageReport
 from shoal.store import queries, schema, usage
@@ -46,6 +48,7 @@ class Database:
         self._notes: list[str] = []
         self._complete = True
         self._keys_lost = False
+        self._users_lost = False
 
     def open(self) -> str | None:
         """Open for writing, or else for reading, or else not at all. Returns why it cannot be written, or None.
@@ -93,7 +96,9 @@ class Database:
     def load(self) -> Saved:
         """Every model, instance, key and virtual model, and what was noticed while opening."""
         if self._engine is None:
-            return Saved(problems=list(self._notes), keys_lost=self._keys_lost, complete=False)
+            return Saved(
+                problems=list(self._notes), keys_lost=self._keys_lost, users_lost=self._users_lost, complete=False
+            )
         with self._begin() as connection:
             models, unread_models = queries.read_models(connection)
             instances, unread_instances = queries.read_instances(connection)
@@ -102,17 +107,22 @@ class Database:
             profiles = queries.read_profiles(connection)
             presets, unread_presets = queries.read_presets(connection)
             moves, unread_moves = queries.read_moves(connection)
+            users, unread_users = queries.read_users(connection)
+            sessions = queries.read_sessions(connection)
         problems = unread_models + unread_instances
         return Saved(
             models,
             instances,
-            self._notes + problems + unread_keys + unread_virtual + unread_presets + unread_moves,
+            self._notes + problems + unread_keys + unread_virtual + unread_presets + unread_moves + unread_users,
             keys,
             virtual,
             profiles,
             presets,
             moves,
+            users,
+            sessions,
             keys_lost=self._keys_lost or bool(unread_keys),
+            users_lost=self._users_lost or bool(unread_users),
             complete=self._complete and not problems,
         )
 
@@ -213,7 +223,8 @@ class Database:
             part = file.with_name(file.name + end)
             if part.exists():
                 part.rename(aside.with_name(aside.name + end))
-        rescued, self._keys_lost = _rescue(aside)
+        rescued, lost = _rescue(aside)
+        self._keys_lost, self._users_lost = queries.read_keys in lost, queries.read_users in lost
         self._notes.append(
             f"The database {file} was damaged: it was moved to {aside} and a new one begun, "
             f"with the {len(rescued)} models, instances and keys that could still be read."
@@ -233,7 +244,7 @@ class Database:
         except (OSError, SQLAlchemyError, DamagedError):
             engine.dispose()
             file = self.target.file
-            self._keys_lost = file is not None and file.exists() and file.stat().st_size > 0
+            self._keys_lost = self._users_lost = file is not None and file.exists() and file.stat().st_size > 0
             because = why(error, file)
             return (
                 f"Nothing can be saved in {self.target.label}, and nothing was read from it: {because}. "
@@ -275,27 +286,31 @@ def _touch(connection: Connection) -> None:
     connection.execute(update(schema_version).values(version_num=schema_version.c.version_num))
 
 
-def _rescue(aside: Path) -> tuple[Batch, bool]:
-    """The records that a damaged file still gives, and whether there may have been keys that it does not."""
+def _rescue(aside: Path) -> tuple[Batch, set[Callable[..., Any]]]:
+    """The records that a damaged file still gives, and by which readings it may not give all of what guards Shoal:
+    keys, users."""
     rescued = Batch()
-    lost = False
+    lost: set[Callable[..., Any]] = set()
     engine = connect(Target(URL.create("sqlite"), aside, str(aside)), read_only=True)
-    for read in (queries.read_models, queries.read_instances, queries.read_keys, queries.read_virtual):
+    guarding: set[Callable[..., Any]] = {queries.read_keys, queries.read_users}
+    others = (queries.read_models, queries.read_instances, queries.read_virtual)
+    for read in (*others, queries.read_keys, queries.read_users):
         try:
             with engine.begin() as connection:
                 found, unread = read(connection)
         except (OSError, SQLAlchemyError, ValueError) as error:
             log.warning("%s: %s", aside, why(error))
-            never = "no such table" in str(cause(error))  # an older schema had no keys
-            lost = lost or (read is queries.read_keys and not never)
+            if read in guarding and "no such table" not in str(cause(error)):  # an older schema had none
+                lost.add(read)
             continue
-        lost = lost or (read is queries.read_keys and bool(unread))
+        if read in guarding and unread:
+            lost.add(read)
         rescued.records.update({_key_of(record): record for record in found})
     engine.dispose()
     return rescued, lost
 
 
-def _key_of(record: Model | Instance | KeyRecord | Virtual) -> Key:
+def _key_of(record: Model | Instance | KeyRecord | Virtual | User) -> Key:
     match record:
         case Model():
             return "model", record.spec.name
@@ -305,6 +320,8 @@ def _key_of(record: Model | Instance | KeyRecord | Virtual) -> Key:
             return "key", record.id
         case Virtual():
             return "virtual", record.spec.name
+        case User():
+            return "user", record.name
 
 
 def _write_singly(connection: Connection, batch: Batch) -> list[str]:

@@ -9,14 +9,16 @@ from shoal.fleet.moves import Move
 from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.sessions import Session
 from shoal.fleet.state import Instance, Model
+from shoal.fleet.users import User
 from shoal.fleet.virtual import Virtual
 
 Key = tuple[str, str]
 """`("model", name)`, `("instance", id)`, `("key", id)`, `("virtual", name)`, `("profile", id)`,
-`("preset", name)` or `("move", id)`."""
+`("preset", name)`, `("move", id)`, `("user", name)` or `("session", id)`."""
 
-Change = Model | Instance | KeyRecord | Virtual | Profile | PresetRecord | Move | None
+Change = Model | Instance | KeyRecord | Virtual | Profile | PresetRecord | Move | User | Session | None
 """The newest version of a record; None deletes it."""
 
 KINDS = {
@@ -27,6 +29,8 @@ KINDS = {
     "profile": "profiles",
     "preset": "presets",
     "move": "moves",
+    "user": "users",
+    "session": "sessions",
 }
 """Each kind of record, and what several are called."""
 

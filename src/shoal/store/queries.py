@@ -13,11 +13,25 @@ from shoal.fleet.moves import Move
 from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.sessions import Session
 from shoal.fleet.state import Instance, InstanceState, Model
+from shoal.fleet.users import User
 from shoal.fleet.virtual import Virtual
 from shoal.store import codec
 from shoal.store.pending import Batch
-from shoal.store.tables import api_keys, events, instances, loads, models, moves, presets, profiles, virtual_models
+from shoal.store.tables import (
+    admin_sessions,
+    admin_users,
+    api_keys,
+    events,
+    instances,
+    loads,
+    models,
+    moves,
+    presets,
+    profiles,
+    virtual_models,
+)
 
 R = TypeVar("R")
 
@@ -33,6 +47,8 @@ _TABLES = {
     "profile": profiles,
     "preset": presets,
     "move": moves,
+    "user": admin_users,
+    "session": admin_sessions,
 }
 _ENDED = [state.value for state in InstanceState if state.ended]
 
@@ -48,6 +64,8 @@ def write(connection: Connection, batch: Batch) -> None:
     _upsert(connection, profiles, [codec.profile_row(c) for _, c in changes if isinstance(c, Profile)])
     _upsert(connection, presets, [codec.preset_row(c) for _, c in changes if isinstance(c, PresetRecord)])
     _upsert(connection, moves, [codec.move_row(c) for _, c in changes if isinstance(c, Move)])
+    _upsert(connection, admin_users, [codec.user_row(c) for _, c in changes if isinstance(c, User)])
+    _upsert(connection, admin_sessions, [codec.session_row(c) for _, c in changes if isinstance(c, Session)])
     for kind, table in _TABLES.items():
         gone = [name for (what, name), change in changes if what == kind and change is None]
         if gone:
@@ -90,6 +108,18 @@ def read_virtual(connection: Connection) -> tuple[list[Virtual], list[str]]:
     """Virtual models by name, and a sentence for each that could not be read; those stay stored."""
     query = select(virtual_models).order_by(virtual_models.c.name)
     return _each(connection, query, codec.read_virtual, "The stored virtual model {name} was left out: {error}.")
+
+
+def read_users(connection: Connection) -> tuple[list[User], list[str]]:
+    """Users by name, and a sentence for each that could not be read; those stay stored, and cannot sign in."""
+    query = select(admin_users).order_by(admin_users.c.name)
+    return _each(connection, query, codec.read_user, "The stored user {name} was left out: {error}.")
+
+
+def read_sessions(connection: Connection) -> list[Session]:
+    """Sessions, the oldest first."""
+    query = select(admin_sessions).order_by(admin_sessions.c.created_at, admin_sessions.c.id)
+    return [codec.read_session(row) for row in _rows(connection, query)]
 
 
 def read_profiles(connection: Connection) -> list[Profile]:

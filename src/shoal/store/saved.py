@@ -8,7 +8,9 @@ from shoal.fleet.keys import KeyRecord
 from shoal.fleet.moves import Move
 from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
+from shoal.fleet.sessions import Session
 from shoal.fleet.state import Instance, Model
+from shoal.fleet.users import User
 from shoal.fleet.virtual import Virtual
 
 
@@ -24,7 +26,11 @@ class Saved:
     profiles: list[Profile] = field(default_factory=list)
     presets: list[PresetRecord] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
+    users: list[User] = field(default_factory=list)
+    sessions: list[Session] = field(default_factory=list)
     keys_lost: bool = False
     """There may have been keys that could not be read: nobody can be asked for those, nor let in without."""
+    users_lost: bool = False
+    """There may have been users that could not be read: nobody is to be let in for want of them."""
     complete: bool = True
     """False: there may have been more. What is not in here is then no proof that nobody knows of it."""

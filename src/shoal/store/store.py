@@ -14,7 +14,9 @@ from shoal.fleet.moves import Move
 from shoal.fleet.presets import PresetRecord
 from shoal.fleet.profiles import Profile
 from shoal.fleet.records import Event, LoadRecord
+from shoal.fleet.sessions import Session
 from shoal.fleet.state import Instance, Model
+from shoal.fleet.users import User
 from shoal.fleet.virtual import Virtual
 from shoal.messages import UsageReport
 from shoal.store.errors import StoreError
@@ -194,6 +196,22 @@ class Store:
     def delete_move(self, id: str) -> None:
         """Forget a move."""
         self._put(("move", id), None)
+
+    def save_user(self, user: User) -> None:
+        """Keep a user's newest version."""
+        self._put(("user", user.name), user)
+
+    def delete_user(self, name: str) -> None:
+        """Forget a user."""
+        self._put(("user", name), None)
+
+    def save_session(self, session: Session) -> None:
+        """Keep a session's newest version."""
+        self._put(("session", session.id), session)
+
+    def delete_session(self, id: str) -> None:
+        """Forget a session."""
+        self._put(("session", id), None)
 
     async def add_usage(self, report: UsageReport, now: float) -> None:
         """Count a relay's report of usage, and return once it is safe; one that was counted before changes nothing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest revision under `migrations/versions`."""
 
 _NAMES = {"pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s"}
@@ -145,6 +145,25 @@ moves = Table(
     Column("state", String, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("record", Text, nullable=False),
+)
+
+# Who may sign in to the admin side, and who has.
+admin_users = Table(
+    "admin_users",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("role", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("changed_at", Double, nullable=False),
+    Column("password", Text, nullable=False),
+)
+admin_sessions = Table(
+    "admin_sessions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("user", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("seen_at", Double, nullable=False),
 )
 
 # A name of its own: a PostgreSQL database may hold another program's `alembic_version` too.
