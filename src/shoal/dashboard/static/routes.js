@@ -10,7 +10,11 @@ import { Overview } from "./views/overview.js";
  * @typedef {(props: {word: string}) => any} View */
 
 /** @type {Route[]} */
-export const ROUTES = [{ path: "/", title: "Overview", nav: "Overview" }];
+export const ROUTES = [
+  { path: "/", title: "Overview", nav: "Overview" },
+  { path: "/requests", title: "Requests", nav: "Requests", style: "manage.css", load: async () => (await import("./views/requests.js")).Requests },
+  { path: "/events", title: "Events", nav: "Events", style: "manage.css", load: async () => (await import("./views/events.js")).Events },
+];
 
 /** Where a model's page is. @param {string} name */
 export const modelAddress = (name) => `#/models/${encodeURIComponent(name)}`;
@@ -64,6 +68,7 @@ export function retry(route) {
 /** @param {string} file */
 const style = (file) =>
   new Promise((resolve, reject) => {
+    if (document.querySelector(`link[href="static/${file}"]`)) return resolve(null); // several views share it
     const link = document.createElement("link");
     link.rel = "stylesheet";
     link.href = `static/${file}`;

@@ -2,7 +2,8 @@
 
 import { quote } from "../actions.js";
 import { ApiError, call } from "../api.js";
-import { html, useEffect, useRef, useSignal } from "../lib.js";
+import { html, useEffect, useLayoutEffect, useRef, useSignal } from "../lib.js";
+import { query, setQuery } from "../router.js";
 import { connection } from "../store.js";
 
 /** @template T @typedef {import("../vendor/signals.js").Signal<T>} Signal */
@@ -66,6 +67,31 @@ export function Check({ word, value, help }) {
       ${help && html`<p class="help" id=${`${id}-help`}>${help}</p>`}
     </div>
   `;
+}
+
+/** A choice that the address keeps. @param {{word: string, name: string, options: [string, string][], kept?: string}} props */
+export const QueryChoice = ({ word, name, options, kept = "" }) => html`
+  <label class="choice"><span>${word}</span>
+    <select value=${query.value.get(name) ?? kept} onChange=${(/** @type {any} */ event) => setQuery(name, event.target.value === kept ? "" : event.target.value)}>
+      ${options.map(([value, title]) => html`<option key=${value} value=${value}>${title}</option>`)}
+    </select>
+  </label>
+`;
+
+/** A search that the address keeps; `/` goes to it. @param {{label: string, name?: string}} props */
+export function QuerySearch({ label, name = "q" }) {
+  const field = useRef(/** @type {HTMLInputElement | null} */ (null));
+  useLayoutEffect(() => {
+    const typed = (/** @type {KeyboardEvent} */ event) => {
+      const target = /** @type {HTMLElement} */ (event.target);
+      if (event.key !== "/" || event.ctrlKey || event.metaKey || target.closest("input, textarea, select, dialog")) return;
+      event.preventDefault();
+      field.current?.focus();
+    };
+    addEventListener("keydown", typed);
+    return () => removeEventListener("keydown", typed);
+  }, []);
+  return html`<input ref=${field} type="search" aria-label=${label} placeholder="Search  ( / )" value=${query.value.get(name) ?? ""} onInput=${(/** @type {any} */ event) => setQuery(name, event.target.value)} />`;
 }
 
 /** Copies a text. @param {{text: string, word?: string, label?: string}} props */
