@@ -31,6 +31,7 @@ from shoal.errors import ShoalError
 from shoal.fleet import facts
 from shoal.fleet.copies import AskOverHttp, Copies
 from shoal.fleet.devices import Devices
+from shoal.fleet.history import History
 from shoal.fleet.hub import Hub
 from shoal.fleet.life import Limits
 from shoal.fleet.lifecycle import WITH_PROCESS, RestartPolicy
@@ -42,6 +43,7 @@ from shoal.fleet.residency import Rules
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
+from shoal.gateway.measures import BOUNDS
 from shoal.memory.sizes import Amount
 from shoal.messages import UsageReport
 from shoal.orphans import OrphanControl
@@ -49,6 +51,7 @@ from shoal.paths import Paths, find_paths, fleet_id, make_runtime
 from shoal.presets import PresetControl
 from shoal.schedules import Scheduler
 from shoal.settings import Settings
+from shoal.sign_in import SignIn
 from shoal.status import MemoryStatus, Snapshot, Status, StoreStatus
 from shoal.store.saved import Saved
 from shoal.store.store import Store
@@ -82,15 +85,18 @@ class Controller:
     hub: Hub = field(init=False)
     relays: Relays = field(init=False)
     access: AccessControl = field(init=False)
+    sign_in: SignIn = field(init=False)
     presets: PresetControl = field(init=False)
     schedules: Scheduler = field(init=False)
     orphans: OrphanControl = field(init=False)
     copies: Copies = field(init=False)
+    history: History = field(init=False)
     _reloads: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _changes: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.hub = Hub(self.snapshot)
+        self.history = History(BOUNDS["first_byte"])
         self.relays = Relays(self.paths.relay_socket, self._tell, self.store_usage)
         self.effects = LiveEffects(
             self.settings,
@@ -119,6 +125,7 @@ class Controller:
         self.copies = Copies(self.manager.fleet, AskOverHttp(self.engines), limits.host_memory, self.effects.now)
         self.manager.keep_copies(self.copies)
         self.access = AccessControl(self.store, self.manager, self.effects, exposed=self.settings.exposed)
+        self.sign_in = SignIn(self.store, self.effects, fleet_id(self.paths))
         self.presets = PresetControl(self)
         self.schedules = Scheduler(self)
         self.orphans = OrphanControl(self)
@@ -133,7 +140,7 @@ class Controller:
         for instance in self.manager.fleet.instances.values():
             counts[instance.state.value] = counts.get(instance.state.value, 0) + 1
         store = StoreStatus(self.store.problem is None, self.store.problem, self.store.unsaved)
-        warnings = [*self.problems, *self.access.faults]
+        warnings = [*self.problems, *self.access.faults, *self.sign_in.faults]
         if store.problem:
             warnings.append(store.problem)
         relays, wanted = self.relays.connected, self.settings.relay_workers
@@ -210,6 +217,7 @@ class Controller:
         saved = await self.store.load()
         self.problems.extend(saved.problems)
         self.manager.fleet.profiles = {profile.id: profile for profile in saved.profiles}
+        self.sign_in.restore(saved)
         self.access.restore(saved)  # before any table can be made: none is to let anybody in whom keys keep out
         self.manager.handle(facts.DevicesRead(await asyncio.to_thread(self.devices.read), {}))
         self.manager.moves.restore(saved.moves)
@@ -223,6 +231,8 @@ class Controller:
             asyncio.create_task(self.effects.broker.watch()),
             asyncio.create_task(self.schedules.run()),
             asyncio.create_task(self.copies.run()),
+            asyncio.create_task(self.sign_in.run()),
+            asyncio.create_task(self.history.run(self.manager.fleet)),
         ]
         try:
             yield
@@ -232,6 +242,7 @@ class Controller:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.copies.close()
+            self.sign_in.close()
             await self.relays.stop()
             await self.effects.close()
             await self.store.close()

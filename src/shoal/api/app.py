@@ -1,22 +1,21 @@
-"""The FastAPI application: its routes, its one error shape, and what it refuses from browsers."""
+"""The FastAPI application: its routes, its guard and its one error shape."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shoal import __version__
 from shoal.api import (
     events,
     fit,
     folders,
+    history,
     instances,
     keys,
     models,
@@ -26,13 +25,14 @@ from shoal.api import (
     presets,
     profiles,
     requests,
+    session,
     system,
     traffic,
     usage,
     virtual_models,
 )
+from shoal.api.guard import Guard
 from shoal.errors import ShoalError, error_body
-from shoal.settings import is_loopback
 
 if TYPE_CHECKING:
     from shoal.controller import Controller
@@ -62,9 +62,11 @@ def make_app(controller: Controller) -> FastAPI:
         virtual_models,
         instances,
         keys,
+        session,
         usage,
         requests,
         traffic,
+        history,
         system,
         events,
     ):
@@ -74,61 +76,8 @@ def make_app(controller: Controller) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
-    app.add_middleware(_Guard, controller=controller)
+    app.add_middleware(Guard, controller=controller)
     return app
-
-
-class _Guard:
-    """Keeps other web pages out, and says what could not be saved.
-
-    A page on another origin must not act through the browser of somebody who runs Shoal, and a name that was made to
-    point at this machine (DNS rebinding) must not be a way in. Plain ASGI: it touches every event of a stream.
-    """
-
-    def __init__(self, app: ASGIApp, controller: Controller) -> None:
-        self._app = app
-        self._controller = controller
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1")
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        reading = scope["method"] in ("GET", "HEAD", "OPTIONS")
-        name = _host_of(host)
-        if is_loopback(self._controller.settings.host) and name and not is_loopback(name):
-            await _refuse(f"this Shoal answers on loopback only, not as {name}", "wrong_host", scope, receive, send)
-            return
-        if not reading and origin and origin.partition("://")[2] != host:
-            await _refuse(f"{origin} may not change this Shoal", "wrong_origin", scope, receive, send)
-            return
-
-        async def send_with_warning(message: Any) -> None:
-            if message["type"] == "http.response.start" and not reading:
-                problem = self._controller.store.problem
-                if problem is not None:
-                    message["headers"] = [
-                        *message["headers"],
-                        (b"x-shoal-warning", f"not saved: {' '.join(problem.split())}".encode("latin-1", "replace")),
-                    ]
-            await send(message)
-
-        await self._app(scope, receive, send_with_warning)
-
-
-def _host_of(header: str) -> str:
-    """The name in a Host header; what cannot be read is given back as it is, and so counts as no loopback."""
-    try:
-        return urlsplit(f"//{header}").hostname or ""
-    except ValueError:
-        return header
-
-
-async def _refuse(message: str, code: str, scope: Scope, receive: Receive, send: Send) -> None:
-    response = JSONResponse(error_body(message, status=403, code=code), 403)
-    await response(scope, receive, send)
 
 
 def _shoal_error(_request: Request, error: Exception) -> JSONResponse:
