@@ -69,6 +69,28 @@ export function Check({ word, value, help }) {
   `;
 }
 
+/** A form that opens in the page: the keyboard goes to its first field, and back where it came from when it closes.
+ * `error` is what the API said against it. @param {{title: string, onSubmit: () => unknown, error?: string, children?: any}} props */
+export function Panel({ title, onSubmit, error, children }) {
+  const form = useRef(/** @type {HTMLFormElement | null} */ (null));
+  useLayoutEffect(() => {
+    const before = /** @type {HTMLElement | null} */ (document.activeElement);
+    /** @type {HTMLElement | null | undefined} */ (form.current?.querySelector("input, textarea, select, button"))?.focus();
+    return () => void (before?.isConnected && before.focus({ preventScroll: true }));
+  }, []);
+  const submit = (/** @type {SubmitEvent} */ event) => {
+    event.preventDefault();
+    void onSubmit();
+  };
+  return html`
+    <form ref=${form} class="card panel" aria-label=${title} onSubmit=${submit}>
+      <h3>${title}</h3>
+      ${children}
+      <div role="alert">${error && html`<p class="failure">${error}</p>`}</div>
+    </form>
+  `;
+}
+
 /** A choice that the address keeps. @param {{word: string, name: string, options: [string, string][], kept?: string}} props */
 export const QueryChoice = ({ word, name, options, kept = "" }) => html`
   <label class="choice"><span>${word}</span>
