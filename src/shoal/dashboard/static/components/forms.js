@@ -70,8 +70,9 @@ export function Check({ word, value, help }) {
 }
 
 /** A form that opens in the page: the keyboard goes to its first field, and back where it came from when it closes.
- * `error` is what the API said against it. @param {{title: string, onSubmit: () => unknown, error?: string, children?: any}} props */
-export function Panel({ title, onSubmit, error, children }) {
+ * `error` is what the API said against it, `ends` the buttons below.
+ * @param {{title: string, onSubmit: () => unknown, error?: string, ends: any, children?: any}} props */
+export function Panel({ title, onSubmit, error, ends, children }) {
   const form = useRef(/** @type {HTMLFormElement | null} */ (null));
   useLayoutEffect(() => {
     const before = /** @type {HTMLElement | null} */ (document.activeElement);
@@ -87,7 +88,38 @@ export function Panel({ title, onSubmit, error, children }) {
       <h3>${title}</h3>
       ${children}
       <div role="alert">${error && html`<p class="failure">${error}</p>`}</div>
+      <div class="ends">${ends}</div>
     </form>
+  `;
+}
+
+/** Several names, each put there by Enter or by choosing one that is known.
+ * @param {{word: string, value: Signal<string[]>, known: string[], none: string, help?: any}} props */
+export function Several({ word, value, known, none, help }) {
+  const typed = useSignal("");
+  const id = useId("known");
+  const add = (/** @type {string} */ name) => {
+    if (name.trim() && !value.peek().includes(name.trim())) value.value = [...value.peek(), name.trim()];
+    typed.value = "";
+  };
+  const input = (/** @type {any} */ event) => {
+    typed.value = event.target.value;
+    // A choice from the list comes without a key.
+    if (!(event instanceof InputEvent) || event.inputType === "insertReplacementText") if (known.includes(event.target.value)) add(event.target.value);
+  };
+  const key = (/** @type {KeyboardEvent} */ event) => {
+    if (event.key !== "Enter" || !typed.value.trim()) return;
+    event.preventDefault(); // it adds the name and does not send the form
+    add(typed.value);
+  };
+  return html`
+    <${Field} word=${word} help=${help} wide>${(/** @type {FieldAttributes} */ given) => html`
+      <div class="several">
+        ${value.value.length ? value.value.map((name) => html`<span key=${name} class="chip"><bdi>${name}</bdi>
+          <button type="button" class="quiet" aria-label=${`Take out ${name}`} onClick=${() => (value.value = value.value.filter((one) => one !== name))}>×</button></span>`) : html`<span class="soft">${none}</span>`}
+        <input type="text" autocomplete="off" list=${id} placeholder="Add one" ...${given} value=${typed.value} onInput=${input} onKeyDown=${key} onBlur=${() => add(typed.value)} />
+        <datalist id=${id}>${known.filter((name) => !value.value.includes(name)).map((name) => html`<option key=${name} value=${name}></option>`)}</datalist>
+      </div>`}<//>
   `;
 }
 

@@ -34,7 +34,8 @@ export function Save({ known, onDone, onClose }) {
   const command = joined("shoal presets save", description.value && option("--description", description.value), there && replace.value && "--replace",
     fix.value && "--fix-devices", quote(name.value.trim() || "NAME"));
   return html`
-    <${Panel} title="Save what runs" onSubmit=${act} error=${error.value}>
+    <${Panel} title="Save what runs" onSubmit=${act} error=${error.value} ends=${html`
+      <button class="primary" disabled=${busy.value || (there && !replace.value)}>Save</button><button type="button" onClick=${onClose}>Close</button><${Command} text=${command} />`}>
       <p class="soft">${running.length ? html`It holds what serves and sleeps now, with every setting: ${running.map((model, n) => html`<span key=${model.name}>${n ? ", " : ""}<${Name} text=${model.name} /></span>`)}.` : "Nothing runs now: applying it would stop everything."}</p>
       <div class="fields">
         <${TextField} word="Name" value=${name} required maxlength="200" help="Such as day or night." error=${there && !replace.value ? "There is a preset of this name." : ""} />
@@ -42,7 +43,6 @@ export function Save({ known, onDone, onClose }) {
         <${Check} word="Come back on the devices where they are now" value=${fix} help="Otherwise models with devices: auto may go elsewhere." />
         ${there && html`<${Check} word="Replace the preset of this name" value=${replace} help="Its schedules stay, what it held is lost." />`}
       </div>
-      <div class="ends"><button class="primary" disabled=${busy.value || (there && !replace.value)}>Save</button><button type="button" onClick=${onClose}>Close</button><${Command} text=${command} /></div>
     <//>
   `;
 }
@@ -76,7 +76,9 @@ export function Import({ known, onDone, onClose }) {
   };
   return html`
     <div ref=${form}>
-      <${Panel} title="Import a preset" onSubmit=${act} error=${error.value}>
+      <${Panel} title="Import a preset" onSubmit=${act} error=${error.value} ends=${html`
+        <button class="primary" disabled=${busy.value}>Import</button><button type="button" onClick=${onClose}>Close</button>
+        <${Command} text=${joined("shoal presets import", name.value.trim() && option("--name", name.value.trim()), replace.value && "--replace", quote(file.value || "FILE"))} />`}>
         <p class="soft">Nothing is fetched or loaded by it.</p>
         <div class="fields">
           <${Field} word="File" help="YAML as an export gives it; it is put below, where it can be changed.">${(/** @type {any} */ given) => html`<input type="file" accept=".yaml,.yml,.txt,application/yaml,text/*" ...${given} onChange=${read} />`}<//>
@@ -85,8 +87,6 @@ export function Import({ known, onDone, onClose }) {
           <${TextArea} word="YAML" value=${yaml} required rows="10" placeholder=${"shoal_preset: 1\nname: day\nmodels: []"} error=${line ? `Line ${line}: ${yaml.value.split("\n")[line - 1]?.trim() ?? ""}` : ""} />
         </div>
         ${line > 0 && html`<p><button type="button" onClick=${go}>Go to line ${line}</button></p>`}
-        <div class="ends"><button class="primary" disabled=${busy.value}>Import</button><button type="button" onClick=${onClose}>Close</button>
-          <${Command} text=${joined("shoal presets import", name.value.trim() && option("--name", name.value.trim()), replace.value && "--replace", quote(file.value || "FILE"))} /></div>
       <//>
     </div>
   `;
@@ -118,7 +118,9 @@ export function Schedules({ name, schedules, onDone, onClose }) {
     });
   const about = (/** @type {string} */ word) => (error.value.startsWith(word) || error.value.includes(`.${word}:`) ? error.value : "");
   return html`
-    <${Panel} title=${`When ${name} is applied`} onSubmit=${act} error=${about("cron") || about("zone") ? "" : error.value}>
+    <${Panel} title=${`When ${name} is applied`} onSubmit=${act} error=${about("cron") || about("zone") ? "" : error.value} ends=${html`
+      <button class="primary" disabled=${busy.value}>Add these times</button><button type="button" onClick=${onClose}>Close</button>
+      <${Command} text=${joined("shoal presets schedule", option("--zone", zone.value || "ZONE"), keep.value && "--keep-others", quote(name), quote(cron.value || "CRON"))} />`}>
       ${schedules.length > 0 && html`<ul class="times">${schedules.map((one) => html`
         <li key=${`${one.cron} ${one.zone}`}><span><code>${one.cron}</code> ${one.words}${one.exclusive ? "" : "; others are kept"}<span class="soft"> · next ${one.next_at === null ? "never" : clock(one.next_at)}</span></span>
           <button type="button" aria-label=${`Remove the schedule ${one.cron}`} onClick=${() => void remove(one)}>Remove…</button></li>`)}</ul>`}
@@ -128,8 +130,6 @@ export function Schedules({ name, schedules, onDone, onClose }) {
         <datalist id="zones">${zones().map((one) => html`<option key=${one} value=${one}></option>`)}</datalist>
         <${Check} word="Keep models that the preset does not name" value=${keep} />
       </div>
-      <div class="ends"><button class="primary" disabled=${busy.value}>Add these times</button><button type="button" onClick=${onClose}>Close</button>
-        <${Command} text=${joined("shoal presets schedule", option("--zone", zone.value || "ZONE"), keep.value && "--keep-others", quote(name), quote(cron.value || "CRON"))} /></div>
     <//>
   `;
 }

@@ -47,7 +47,7 @@ function Preset({ preset, schedules, open, onOpen, reload }) {
   return html`
     <li class="card preset" aria-label=${name}>
       <div class="heading">
-        <div class="who"><h3><${Name} text=${name} /></h3>${description && html`<p>${description}</p>`}</div>
+        <div class="about-preset"><h3><${Name} text=${name} /></h3>${description && html`<p>${description}</p>`}</div>
         <div class="buttons">
           <button type="button" class="primary" aria-expanded=${String(open === "plan")} onClick=${toggle("plan")}>Apply…</button>
           <button type="button" aria-expanded=${String(open === "inside")} onClick=${toggle("inside")}>Show</button>
