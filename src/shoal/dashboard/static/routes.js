@@ -14,6 +14,7 @@ export const ROUTES = [
   { path: "/", title: "Overview", nav: "Overview" },
   { path: "/requests", title: "Requests", nav: "Requests", style: "manage.css", load: async () => (await import("./views/requests.js")).Requests },
   { path: "/presets", title: "Presets", nav: "Presets", style: "manage.css", load: async () => (await import("./views/presets.js")).Presets },
+  { path: "/access", title: "Access", nav: "Access", style: "manage.css", load: async () => (await import("./views/access.js")).Access },
   { path: "/events", title: "Events", nav: "Events", style: "manage.css", load: async () => (await import("./views/events.js")).Events },
 ];
 
