@@ -94,10 +94,11 @@ async def test_what_may_change_after_it_was_published_is_told_as_it_was() -> Non
     hub = Hub(lambda: "whole", SOON)
     watcher = Watcher(hub)
     await watcher.take(1)
-    run = {"state": "running"}
-    hub.publish("preset_run", run)
-    run["state"] = "done"
-    assert events(await watcher.take(1)) == [("preset_run", {"state": "running"})]
+    for event in ("preset_run", "move", "message", "model_removed"):
+        told = {"name": "before"}
+        hub.publish(event, told)
+        told["name"] = "after"
+        assert events(await watcher.take(1)) == [(event, {"name": "before"})]
 
 
 async def test_a_watcher_that_comes_back_gets_what_it_missed() -> None:

@@ -42,8 +42,6 @@ class Deltas:
             self._memory.update(cast("Mapping[str, object]", brought.get("instances", {})))
             self._devices = brought["devices"]
         else:
-            if event == "model_removed":
-                self._models.pop(str(cast("Mapping[str, object]", data)["name"]), None)
             self._close()
             self._closed.append((event, data))
 
