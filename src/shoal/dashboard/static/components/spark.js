@@ -1,7 +1,7 @@
 // The last ten minutes of a device's memory, as a strip.
 
-import { historyOf } from "../history.js";
-import { html, useEffect, useRef } from "../lib.js";
+import { filled, sharesOf } from "../history.js";
+import { effect, html, useEffect, useRef } from "../lib.js";
 import { heardAt } from "../store.js";
 import { colours } from "../theme_choice.js";
 import uPlot from "../vendor/uplot.js";
@@ -28,11 +28,11 @@ export function Spark({ device }) {
     if (!element) return undefined;
     const [used, kv] = [colour(element, "--spark-used"), colour(element, "--spark-kv")];
     const range = () => {
-      const last = historyOf(device).at.at(-1) ?? Date.now() / 1000;
+      const last = sharesOf(device).at.at(-1) ?? Date.now() / 1000;
       return /** @type {[number, number]} */ ([last - SPAN, last]);
     };
     const data = () => {
-      const { at, used: share, kv: backed } = historyOf(device);
+      const { at, used: share, kv: backed } = sharesOf(device);
       return /** @type {[number[], number[], number[]]} */ ([at, share, backed]);
     };
     const plot = new uPlot(
@@ -51,11 +51,12 @@ export function Spark({ device }) {
     );
     const sized = new ResizeObserver(() => plot.setSize({ width: Math.max(1, element.clientWidth), height: HEIGHT }));
     sized.observe(element);
-    let drawn = 0;
-    const stop = heardAt.subscribe(() => {
-      const last = historyOf(device).at.at(-1) ?? 0;
-      if (last === drawn) return;
-      drawn = last;
+    let drawn = -1;
+    const stop = effect(() => {
+      void [heardAt.value, filled.value];
+      const { version } = sharesOf(device);
+      if (version === drawn) return;
+      drawn = version;
       plot.setData(data());
     });
     return () => {
