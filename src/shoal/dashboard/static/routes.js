@@ -67,8 +67,8 @@ export function retry(route) {
   void fetchView(route);
 }
 
-/** @param {string} file */
-const style = (file) =>
+/** Have a style sheet. @param {string} file */
+export const style = (file) =>
   new Promise((resolve, reject) => {
     if (document.querySelector(`link[href="static/${file}"]`)) return resolve(null); // several views share it
     const link = document.createElement("link");
