@@ -1,6 +1,7 @@
 // The page's frame: where we are, how the connection is, and the view of this place.
 
 import { Ask, Notices } from "./components/dialog.js";
+import { Palette } from "./components/palette.js";
 import { start as startHistory } from "./history.js";
 import { effect, html, render } from "./lib.js";
 import { here, retry, ROUTES, viewOf } from "./routes.js";
@@ -52,7 +53,7 @@ const App = () => html`
   <header class="top">
     <a class="skip" href="#/" onClick=${skip}>Skip to the content</a>
     <h1><img src="static/icon.svg" alt="" width="28" height="28" />Shoal</h1>
-    <${Navigation} /><${Connection} /><${About} /><${ThemeChoice} />
+    <${Navigation} /><${Connection} /><${About} /><${Palette} /><${ThemeChoice} />
   </header>
   <main id="main" tabindex="-1" class=${connection.value === "lost" && known.value ? "old" : ""}>
     <${Warnings} /><${Notices} /><${Place} />

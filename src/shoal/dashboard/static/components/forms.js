@@ -18,15 +18,15 @@ export function useId(word) {
   return id.current;
 }
 
-/** A labelled field with its help and what is wrong with it. `children` draws the control with the attributes it is given.
- * @param {{word: string, help?: any, error?: string, wide?: boolean, children?: any}} props */
+/** A labelled field with its help and what is wrong with it; `wide` takes the whole line, or as "half" two columns. `children` draws the control with the attributes it is given.
+ * @param {{word: string, help?: any, error?: string, wide?: boolean | "half", children?: any}} props */
 export function Field({ word, help, error, wide, children }) {
   const id = useId("field");
   const about = [help && `${id}-help`, error && `${id}-error`].filter(Boolean).join(" ");
   /** @type {FieldAttributes} */
   const attributes = { id, "aria-describedby": about || undefined, "aria-invalid": error ? "true" : undefined };
   return html`
-    <div class=${`field ${wide ? "wide" : ""}`}>
+    <div class=${`field ${wide === true ? "wide" : wide || ""}`}>
       <label for=${id}>${word}</label>
       ${children(attributes)}
       ${help && html`<p class="help" id=${`${id}-help`}>${help}</p>`}
@@ -36,15 +36,15 @@ export function Field({ word, help, error, wide, children }) {
 }
 
 /** A line of text that a signal keeps; what else is given goes to the input (`type`, `placeholder`, `required`, …).
- * @param {{word: string, value: Signal<string>, help?: any, error?: string, wide?: boolean, [more: string]: any}} props */
+ * @param {{word: string, value: Signal<string>, help?: any, error?: string, wide?: boolean | "half", [more: string]: any}} props */
 export const TextField = ({ word, value, help, error, wide, ...more }) => html`
   <${Field} word=${word} help=${help} error=${error} wide=${wide}>${(/** @type {FieldAttributes} */ given) => html`
     <input type="text" autocomplete="off" ...${more} ...${given} value=${value.value} onInput=${(/** @type {any} */ event) => (value.value = event.target.value)} />`}<//>
 `;
 
-/** Several lines of text. @param {{word: string, value: Signal<string>, help?: any, error?: string, [more: string]: any}} props */
-export const TextArea = ({ word, value, help, error, ...more }) => html`
-  <${Field} word=${word} help=${help} error=${error} wide>${(/** @type {FieldAttributes} */ given) => html`
+/** Several lines of text. @param {{word: string, value: Signal<string>, help?: any, error?: string, wide?: boolean | "half", [more: string]: any}} props */
+export const TextArea = ({ word, value, help, error, wide = true, ...more }) => html`
+  <${Field} word=${word} help=${help} error=${error} wide=${wide}>${(/** @type {FieldAttributes} */ given) => html`
     <textarea rows="4" spellcheck=${false} ...${more} ...${given} value=${value.value} onInput=${(/** @type {any} */ event) => (value.value = event.target.value)}></textarea>`}<//>
 `;
 
@@ -94,8 +94,8 @@ export function Panel({ title, onSubmit, error, ends, children }) {
 }
 
 /** Several names, each put there by Enter or by choosing one that is known.
- * @param {{word: string, value: Signal<string[]>, known: string[], none: string, help?: any}} props */
-export function Several({ word, value, known, none, help }) {
+ * @param {{word: string, value: Signal<string[]>, known: string[], none: string, help?: any, wide?: boolean | "half"}} props */
+export function Several({ word, value, known, none, help, wide = true }) {
   const typed = useSignal("");
   const id = useId("known");
   const add = (/** @type {string} */ name) => {
@@ -113,7 +113,7 @@ export function Several({ word, value, known, none, help }) {
     add(typed.value);
   };
   return html`
-    <${Field} word=${word} help=${help} wide>${(/** @type {FieldAttributes} */ given) => html`
+    <${Field} word=${word} help=${help} wide=${wide}>${(/** @type {FieldAttributes} */ given) => html`
       <div class="several">
         ${value.value.length ? value.value.map((name) => html`<span key=${name} class="chip"><bdi>${name}</bdi>
           <button type="button" class="quiet" aria-label=${`Take out ${name}`} onClick=${() => (value.value = value.value.filter((one) => one !== name))}>×</button></span>`) : html`<span class="soft">${none}</span>`}

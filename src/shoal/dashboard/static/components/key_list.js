@@ -106,7 +106,7 @@ export function Keys({ keys, all, virtual, reload, onUsage }) {
       </div>
       ${made.value && html`<${Shown} key=${made.value.key} made=${made.value} onClose=${() => (made.value = null)} />`}
       ${open.value && html`<${KeyForm} key=${open.value.one?.id ?? ""} one=${open.value.one} virtual=${virtual} onDone=${done} onClose=${() => (open.value = null)} />`}
-      ${keys?.length === 0 && html`<div class="empty"><h3>No keys yet</h3><p>Whoever can connect may use every model; so Shoal listens on this machine alone. As soon as there is a key, every request needs one.</p><${Command} text="shoal keys create NAME" /></div>`}
+      ${keys?.length === 0 && !open.value && html`<div class="empty"><h3>No keys yet</h3><p>Whoever can connect may use every model; so Shoal listens on this machine alone. As soon as there is a key, every request needs one.</p><${Command} text="shoal keys create NAME" /></div>`}
       ${keys && keys.length > 0 && html`<${Table} label="API keys" columns=${["key", "state", "models", "limits", "expires", "last use", "requests", ""]} numbers=${[6]} rows=${keys.map(row)} />`}
     </section>
   `;

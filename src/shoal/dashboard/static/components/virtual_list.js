@@ -48,11 +48,11 @@ function Form({ one, onDone, onClose }) {
         <${TextField} word="Name" value=${name} required readonly=${one !== null} help="What clients send as the model." />
         <${TextField} word="Model" value=${model} required list="virtual-models-known" help="What serves its requests." />
         <datalist id="virtual-models-known">${names.value.map((known) => html`<option key=${known} value=${known}></option>`)}</datalist>
-        <${Several} word="Fallbacks" value=${fallback} known=${names.value} none="none" help="Asked in this order where the model cannot serve." />
-        <${TextArea} word="Fields to replace" value=${set} rows="3" placeholder="temperature=0" error=${fixed.error} help="name=value, one a line; a value is JSON or else text." />
-        <${TextArea} word="Fields to add where they are missing" value=${defaults} rows="3" placeholder="max_tokens=512" error=${added.error} help="As above." />
-        <${Several} word="Fields to take out" value=${strip} known=${["logit_bias", "logprobs", "seed", "stop", "temperature", "tools", "top_p", "user"]} none="none" />
-        <${TextArea} word="System message" value=${system} rows="3" help="Put before messages that have none." />
+        <${Several} wide="half" word="Fallbacks" value=${fallback} known=${names.value} none="none" help="Asked in this order where the model cannot serve." />
+        <${TextArea} wide="half" word="Fields to replace" value=${set} rows="3" placeholder="temperature=0" error=${fixed.error} help="name=value, one a line; a value is JSON or else text." />
+        <${TextArea} wide="half" word="Fields to add where they are missing" value=${defaults} rows="3" placeholder="max_tokens=512" error=${added.error} help="As above." />
+        <${Several} wide="half" word="Fields to take out" value=${strip} known=${["logit_bias", "logprobs", "seed", "stop", "temperature", "tools", "top_p", "user"]} none="none" />
+        <${TextArea} wide="half" word="System message" value=${system} rows="3" help="Put before messages that have none." />
       </div>
     <//>
   `;
@@ -88,7 +88,7 @@ export function VirtualModels({ views, reload }) {
       <div class="heading"><h2 id="virtual-title">Virtual models</h2>
         <button type="button" aria-expanded=${String(open.value !== null && !key)} onClick=${() => (open.value = open.value && !key ? null : { one: null })}>Add a virtual model</button></div>
       ${open.value && html`<${Form} key=${key} one=${open.value.one} onDone=${() => { close(); reload(); }} onClose=${close} />`}
-      ${views?.length === 0 && html`<div class="empty"><h3>No virtual models yet</h3><p>A name that stands for another model, with requests changed on the way.</p><${Command} text="shoal virtual set --model MODEL NAME" /></div>`}
+      ${views?.length === 0 && !open.value && html`<div class="empty"><h3>No virtual models yet</h3><p>A name that stands for another model, with requests changed on the way.</p><${Command} text="shoal virtual set --model MODEL NAME" /></div>`}
       ${views && views.length > 0 && html`
         <${Table} label="Virtual models" columns=${["name", "served by", "changes", "from", ""]}
           rows=${views.map((one) => ({

@@ -1,0 +1,50 @@
+// The palette's button and keys. What it draws is fetched when it is opened for the first time.
+
+import { say } from "../actions.js";
+import { html, signal, useEffect } from "../lib.js";
+import { style } from "../routes.js";
+
+/** @typedef {{Panel: (props: {onClose: () => void}) => any, Keys: (props: {onClose: () => void}) => any}} Drawn */
+
+/** `palette`, `keys`, or nothing is open. */
+const open = signal("");
+const drawn = signal(/** @type {Drawn | null} */ (null));
+
+/** @param {"palette" | "keys"} what */
+async function show(what) {
+  if (document.querySelector("dialog[open]")) return; // one question at a time
+  try {
+    const [module] = await Promise.all([import("./palette_panel.js"), style("manage.css")]);
+    drawn.value = module;
+    open.value = what;
+  } catch {
+    say("error", "The palette could not be fetched: Shoal does not answer.");
+  }
+}
+
+/** @param {KeyboardEvent} event */
+function pressed(event) {
+  if (event.key.toLowerCase() === "k" && (event.ctrlKey || event.metaKey) && !event.shiftKey && !event.altKey) {
+    event.preventDefault(); // browsers go to their search field
+    if (open.peek()) open.value = "";
+    else void show("palette");
+  } else if (event.key === "?" && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    if (/** @type {HTMLElement} */ (event.target).closest?.("input, textarea, select, dialog, [contenteditable]")) return;
+    event.preventDefault();
+    void show("keys");
+  }
+}
+
+export function Palette() {
+  useEffect(() => {
+    addEventListener("keydown", pressed);
+    return () => removeEventListener("keydown", pressed);
+  }, []);
+  const close = () => (open.value = "");
+  const view = drawn.value;
+  return html`
+    <button type="button" class="quiet" aria-haspopup="dialog" aria-keyshortcuts="Control+K" title="Go anywhere, do anything (Ctrl-K)" onClick=${() => void show("palette")}>Find <span class="soft" aria-hidden="true">Ctrl K</span></button>
+    ${view && open.value === "palette" && html`<${view.Panel} onClose=${close} />`}
+    ${view && open.value === "keys" && html`<${view.Keys} onClose=${close} />`}
+  `;
+}
