@@ -8,6 +8,9 @@ import { style } from "../routes.js";
 
 /** `palette`, `keys`, or nothing is open. */
 const open = signal("");
+const narrow = matchMedia("(max-width: 760px)");
+const small = signal(narrow.matches);
+narrow.addEventListener("change", () => (small.value = narrow.matches));
 const drawn = signal(/** @type {Drawn | null} */ (null));
 
 /** @param {"palette" | "keys"} what */
@@ -43,7 +46,8 @@ export function Palette() {
   const close = () => (open.value = "");
   const view = drawn.value;
   return html`
-    <button type="button" class="quiet" aria-haspopup="dialog" aria-keyshortcuts="Control+K" title="Go anywhere, do anything (Ctrl-K)" onClick=${() => void show("palette")}>Find <span class="soft" aria-hidden="true">Ctrl K</span></button>
+    <button type="button" class="quiet" aria-label="Find" aria-haspopup="dialog" aria-keyshortcuts="Control+K" title="Go anywhere, do anything (Ctrl-K)" onClick=${() => void show("palette")}>
+      ${small.value ? html`<span aria-hidden="true">⌕</span>` : html`Find <span class="soft" aria-hidden="true">Ctrl K</span>`}</button>
     ${view && open.value === "palette" && html`<${view.Panel} onClose=${close} />`}
     ${view && open.value === "keys" && html`<${view.Keys} onClose=${close} />`}
   `;
