@@ -2,10 +2,11 @@
 
 import { ApiError, call, modelPath } from "./api.js";
 import { signal } from "./lib.js";
-import { accept, model as modelOf } from "./store.js";
+import { accept, devices, model as modelOf, moves, onNews } from "./store.js";
 
-/** @typedef {{id: string, label: string, method: string, path: string, body: unknown, command: string,
- *   ask?: {title: string, text: string}}} Action */
+/** `dialog`: there is something to choose first, which a dialog of that name asks for.
+ * @typedef {{id: string, label: string, method: string, path: string, body: unknown, command: string,
+ *   ask?: {title: string, text: string}, dialog?: "move"}} Action */
 
 const ENDED = new Set(["stopped", "failed"]);
 const LEAVING = new Set(["draining", "stopping"]);
@@ -26,6 +27,7 @@ export function actionsOf(model) {
   const post = (id, label, body = {}, ask) => ({
     id, label, method: "POST", path: modelPath(model.name, id), body, command: `shoal ${id} ${word}`, ...(ask ? { ask } : {}),
   });
+  /** @type {Action[]} */
   const found = [];
   if (asleep) found.push(post("wake", "Wake"));
   if (live.length < Math.max(1, model.desired)) found.push(post("load", model.state === "failed" ? "Try again" : "Load"));
@@ -38,6 +40,19 @@ export function actionsOf(model) {
         : "What has been loaded so far is lost.";
     found.push(post("unload", "Unload", {}, { title: `Unload ${model.name}?`, text }));
   }
+  const to = targetsOf(model).slice(0, widthOf(model));
+  if (ready && to.length === widthOf(model) && !movesOf(model.name).length) {
+    found.push({
+      id: "move", label: "Move…", method: "POST", path: "moves", body: { model: model.name, to }, dialog: "move",
+      command: moveCommand(model.name, to),
+    });
+  }
+  if (live.some((one) => one.outdated && one.state === "ready") && !movesOf(model.name).length) {
+    found.push({
+      id: "change", label: "Roll out new settings", method: "POST", path: "moves", body: { model: model.name },
+      command: `shoal change ${word}`,
+    });
+  }
   const { pin } = model.spec;
   found.push({
     id: "pin", label: pin ? "Unpin" : "Pin", method: "PATCH", path: modelPath(model.name), body: { pin: !pin },
@@ -45,6 +60,27 @@ export function actionsOf(model) {
   });
   return found;
 }
+
+/** Over how many devices one instance is split. @param {ModelView} model */
+export const widthOf = (model) => model.instances.find((one) => one.state === "ready")?.devices.length ?? 1;
+
+/** The devices that a model can move to now: of the kind that it is on, and more of them than it is on already.
+ * @param {ModelView} model */
+export function targetsOf(model) {
+  const ready = model.instances.filter((one) => one.state === "ready");
+  const on = new Set(ready.flatMap((one) => one.devices));
+  const kinds = new Set(devices.value.filter((device) => on.has(device.id)).map((device) => device.kind));
+  return devices.value.filter((device) => kinds.has(device.kind) && !on.has(device.id) && !device.error).map((device) => device.id);
+}
+
+/** Moves of a model that have not ended. @param {string} name */
+export const movesOf = (name) => [...moves.value.values()].filter((move) => move.model === name && move.ended_at === null);
+
+/** @param {string} name @param {string[]} to @param {{instance?: string, stopFirst?: boolean}} [how] */
+export const moveCommand = (name, to, { instance, stopFirst } = {}) =>
+  ["shoal move", `--to ${quote(to.join(","))}`, instance && `--instance ${quote(instance)}`, stopFirst && "--stop-first", quote(name)]
+    .filter(Boolean)
+    .join(" ");
 
 /** Names of models with an action under way. */
 export const busy = signal(/** @type {ReadonlySet<string>} */ (new Set()));
@@ -56,8 +92,15 @@ let count = 0;
 
 /** @param {"error" | "warning"} level @param {string} text @param {string} [command] */
 export function say(level, text, command = "") {
-  notices.value = [...notices.value.slice(-4), { id: ++count, level, text, command }];
+  const others = notices.value.filter((one) => one.text !== text || one.command !== command); // said again is said once
+  notices.value = [...others.slice(-4), { id: ++count, level, text, command }];
 }
+
+// What went wrong by itself is said once, as it happens. What is wrong with Shoal itself stays above all, by `warnings`.
+onNews(({ level, message, model, instance }) => {
+  const about = model ?? instance;
+  if (level === "error") say("error", !about || message.includes(about) || (instance && message.includes(instance)) ? message : `${about}: ${message}`);
+});
 
 /** @param {number} id */
 export const dismiss = (id) => (notices.value = notices.value.filter((one) => one.id !== id));
@@ -65,8 +108,18 @@ export const dismiss = (id) => (notices.value = notices.value.filter((one) => on
 /** Do it, or ask first. @param {string} name @param {Action} action */
 export function begin(name, action) {
   if (busy.value.has(name)) return;
-  if (action.ask) asking.value = { name, action };
+  if (action.dialog === "move") void openMove(name);
+  else if (action.ask) asking.value = { name, action };
   else void run(name, action);
+}
+
+/** Ask where a model is to move. @param {string} name @param {string} [target] the device that is proposed */
+export async function openMove(name, target) {
+  try {
+    (await import("./components/move_dialog.js")).askWhere(name, target);
+  } catch {
+    say("error", "The dialog could not be fetched: Shoal does not answer.");
+  }
 }
 
 /** @param {string} name @param {Action} action */

@@ -23,6 +23,8 @@ export const devices = signal(/** @type {DeviceView[]} */ ([]));
 export const names = signal(/** @type {string[]} */ ([]));
 /** The newest first. */
 export const events = signal(/** @type {(EventView & {key: string})[]} */ ([]));
+/** Moves by id: those that wait or are under way, and some that have ended. */
+export const moves = signal(/** @type {ReadonlyMap<string, MoveView>} */ (new Map()));
 /** Unix seconds, once a second while the connection lives: old data must not seem to live. */
 export const now = signal(Date.now() / 1000);
 
@@ -43,6 +45,7 @@ const take = {
     known.value = true;
     rename();
     void readHistory();
+    void readMoves();
   },
   model(/** @type {ModelView} */ one) {
     put(one);
@@ -61,8 +64,16 @@ const take = {
       kept.value = { ...kept.peek(), instances: instances.map((one) => ({ ...one, memory: data.instances[one.id] ?? one.memory })) };
     }
   },
-  message: remember,
+  move: putMove,
+  message(/** @type {EventView} */ event) {
+    if (remember(event)) for (const hear of listeners) hear(event);
+  },
 };
+
+/** @type {Set<(event: EventView) => void>} */
+const listeners = new Set();
+/** Have a function hear each event as it happens, once; not those of the past. @param {(event: EventView) => void} hear */
+export const onNews = (hear) => void listeners.add(hear);
 
 /** @param {ModelView} one */
 function put(one) {
@@ -82,11 +93,26 @@ function rename() {
   if (sorted.join("\0") !== names.peek().join("\0")) names.value = sorted;
 }
 
-/** @param {EventView} event */
+/** Whether it was new. @param {EventView} event */
 function remember(event) {
   const key = event.id != null ? `${event.id}` : `${event.at} ${event.kind} ${event.instance ?? event.model ?? ""}`;
-  if (events.peek().some((other) => other.key === key)) return;
+  if (events.peek().some((other) => other.key === key)) return false;
   events.value = [{ ...event, key }, ...events.peek()].sort((a, b) => b.at - a.at).slice(0, EVENTS_KEPT);
+  return true;
+}
+
+/** @param {MoveView} move */
+function putMove(move) {
+  moves.value = new Map([...moves.peek()].slice(-EVENTS_KEPT)).set(move.id, move);
+}
+
+async function readMoves() {
+  try {
+    const { data } = await call("GET", "moves");
+    moves.value = new Map(data.moves.map((/** @type {MoveView} */ move) => [move.id, move]));
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error; // the stream brings each at its next step
+  }
 }
 
 async function readHistory() {

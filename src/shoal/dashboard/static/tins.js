@@ -3,7 +3,8 @@
 /** @typedef {"weights" | "used" | "cached" | "other"} Kind */
 /** @typedef {{kind: Kind, size: number}} Part */
 /** @typedef {{model: string, asleep: boolean, parts: Part[], size: number, floor: number | null, ceiling: number | null,
- *   beside: number}} Holding `floor` and `ceiling` in bytes of KV cache, `beside` what lies before the KV cache */
+ *   beside: number, leases: number}} Holding `floor` and `ceiling` in bytes of KV cache, together for its `leases` on the
+ *   device, `beside` what lies before the KV cache */
 /** @typedef {{holdings: Holding[], others: number, free: number, heldBack: number, total: number}} Tin */
 
 /** @type {Record<Kind | "others" | "free", string>} */
@@ -41,7 +42,7 @@ const coming = (device, model) =>
 /** @param {DeviceView} device @param {ModelView} model @returns {Holding} */
 function holding(device, model) {
   const sum = { weights: 0, used: 0, cached: 0, other: 0 };
-  let [floor, ceiling, asleep] = [0, /** @type {number | null} */ (null), false];
+  let [floor, ceiling, asleep, count] = [0, /** @type {number | null} */ (null), false, 0];
   for (const instance of model.instances) {
     const { memory } = instance;
     const held = memory.held[device.id] ?? null;
@@ -50,6 +51,7 @@ function holding(device, model) {
     const sleeps = instance.state === "sleeping";
     asleep ||= sleeps;
     const leases = memory.leases.filter((lease) => lease.device === device.id);
+    count += leases.length;
     const used = leases.reduce((all, lease) => all + Math.min(lease.used, lease.backed), 0);
     const backed = leases.reduce((all, lease) => all + lease.backed, 0);
     // Of one that starts, its weights are there as far as its processes hold something.
@@ -70,7 +72,7 @@ function holding(device, model) {
   const order = ["other", "weights", "used", "cached"];
   const parts = order.map((kind) => ({ kind, size: sum[kind] })).filter((part) => part.size > 0);
   const size = beside + sum.used + sum.cached;
-  return { model: model.name, asleep, parts, size, floor: floor || null, ceiling, beside };
+  return { model: model.name, asleep, parts, size, floor: floor || null, ceiling, beside, leases: count };
 }
 
 /** How wide a tin is beside the others of its kind, 0…1: a small device is seen to be small, and can still be read.

@@ -5,10 +5,11 @@ import { html, useEffect, useRef, useSignal } from "../lib.js";
 import { LogPanel } from "../log.js";
 import { now } from "../store.js";
 import { bytes, seconds } from "../units.js";
+import { Terms } from "./marks_terms.js";
 import { Badge, Command, Name } from "./small.js";
 
 /** @param {{id: string}} props */
-function Log({ id }) {
+export function Log({ id }) {
   const place = useRef(/** @type {HTMLDivElement | null} */ (null));
   useEffect(() => {
     const panel = new LogPanel(id);
@@ -52,7 +53,7 @@ function Instance({ instance }) {
       ${failure && html`<p class="failure"><strong>${failure.message}</strong> ${failure.hint}</p>`}
       ${!failure && instance.reason && html`<p class="soft">${instance.reason}</p>`}
       ${instance.restart_at && html`<p class="soft">Starts again in ${seconds(Math.max(0, instance.restart_at - now.value))}.</p>`}
-      ${instance.outdated && html`<p class="soft">Runs with older settings: unload and load it to use the new ones.</p>`}
+      ${instance.outdated && html`<p class="soft">Runs with older settings: rolling out the new ones replaces it while it serves.</p>`}
       ${instance.sleepless_because && html`<p class="soft">It cannot sleep: ${instance.sleepless_because}.</p>`}
       ${memory.mode === "fixed" && memory.reason && html`<p class="soft">KV cache of fixed size: ${memory.reason}.</p>`}
       <dl class="facts">${facts(memory).map(([word, text]) => html`<div key=${word}><dt>${word}</dt><dd>${text}</dd></div>`)}</dl>
@@ -69,6 +70,7 @@ export function Details({ model, id }) {
     <div class="details" id=${id}>
       <p class="soft">Source <code class="source"><${Name} text=${model.spec.source} /></code></p>
       ${model.instances.length > 0 && html`<ul class="instances">${model.instances.map((one) => html`<${Instance} key=${one.id} instance=${one} />`)}</ul>`}
+      <${Terms} model=${model} />
       <ul class="actions" aria-label=${`What can be done with ${model.name}`}>
         ${actions.map((action) => html`
           <li key=${action.id}>

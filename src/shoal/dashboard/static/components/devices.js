@@ -4,6 +4,7 @@ import { computed, html } from "../lib.js";
 import { all, devices } from "../store.js";
 import { scale, tinOf } from "../tins.js";
 import { bytes } from "../units.js";
+import { carried, grab, places } from "./move_drag.js";
 import { Command, Name } from "./small.js";
 import { Spark } from "./spark.js";
 import { colourOf, Legend, pointed, TinBar } from "./tin.js";
@@ -20,6 +21,16 @@ function readings(device) {
   ].filter(Boolean);
 }
 
+/** Whether what is carried could land here, or would. @param {string} id */
+const landing = (id) => (!carried.value?.targets.includes(id) ? "" : carried.value.over === id ? "landing here" : "landing");
+
+function Carried() {
+  const one = carried.value;
+  if (!one) return null;
+  const to = one.targets.includes(one.over) ? `move to ${one.over}` : "to another device";
+  return html`<div class="carried" aria-hidden="true" style=${{ left: `${one.x}px`, top: `${one.y}px` }}><${Name} text=${one.model} /> <span class="soft">${to}</span></div>`;
+}
+
 /** @param {{device: DeviceView, tin: import("../tins.js").Tin, scale: number}} props */
 function Device({ device, tin, scale: width }) {
   const used = tin.total - tin.free;
@@ -30,14 +41,14 @@ function Device({ device, tin, scale: width }) {
     device.pool && device.pool.limit !== null ? `KV caches together at most ${bytes(device.pool.limit)}` : "",
   ].filter(Boolean);
   return html`
-    <article class="device" aria-label=${device.id}>
+    <article class=${`device ${landing(device.id)}`} data-device=${device.id} aria-label=${device.id}>
       <header>
         <h3>${device.kind === "host" ? "host memory" : device.id}</h3>
         <span class="soft">${device.kind === "host" ? "sleeping models lie here" : device.name}</span>
         <strong class="share">${tin.total ? Math.round((100 * used) / tin.total) : 0}<small> %</small></strong>
       </header>
       <div style=${{ width: `${100 * width}%` }}>
-        <${TinBar} id=${device.id} tin=${tin} />
+        <${TinBar} id=${device.id} tin=${tin} steer />
         <${Spark} device=${device.id} />
       </div>
       <p class="line"><span class="soft">${bytes(used)} of ${bytes(device.memory_total)} in use</span>
@@ -46,7 +57,7 @@ function Device({ device, tin, scale: width }) {
       ${held.length > 0 && html`
         <ul class="held-by" aria-label=${`Models on ${device.id}`}>
           ${held.slice(0, NAMED).map((one) => html`
-            <li key=${one.model} class=${`c${colourOf(one.model)} ${pointed.value === one.model ? "pointed" : ""}`}><i aria-hidden="true"></i><span class="clip"><${Name} text=${one.model} /></span> ${bytes(one.size)}</li>`)}
+            <li key=${one.model} class=${`c${colourOf(one.model)} ${pointed.value === one.model ? "pointed" : ""} ${places(one.model).length ? "movable" : ""}`} onPointerDown=${(/** @type {PointerEvent} */ event) => grab(event, one.model, device.id)}><i aria-hidden="true"></i><span class="clip"><${Name} text=${one.model} /></span> ${bytes(one.size)}</li>`)}
           ${held.length > NAMED && html`<li>and ${held.length - NAMED} more</li>`}
         </ul>
       `}
@@ -60,6 +71,7 @@ export function Devices() {
   return html`
     <section class="devices" aria-labelledby="devices-title">
       <div class="heading"><h2 id="devices-title">Devices</h2></div>
+      <${Carried} />
       ${list.length > 0
         ? html`<${Legend} />${list.map((one) => html`<${Device} key=${one.device.id} ...${one} />`)}`
         : html`<div class="empty"><h3>No devices found</h3><p>This says what is missing on the machine:</p><${Command} text="shoal doctor" /></div>`}

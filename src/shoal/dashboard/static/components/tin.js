@@ -3,6 +3,8 @@
 import { html, signal } from "../lib.js";
 import { WORDS } from "../tins.js";
 import { bytes } from "../units.js";
+import { Mark } from "./marks.js";
+import { grab, places } from "./move_drag.js";
 import { Name } from "./small.js";
 
 const COLOURS = 8;
@@ -23,8 +25,9 @@ export const pointed = signal("");
 /** @param {import("../tins.js").Holding} holding */
 const said = (holding) => `${holding.model}: ${holding.parts.map((part) => `${WORDS[part.kind]} ${bytes(part.size)}`).join(", ")}`;
 
-/** @param {{id: string, tin: import("../tins.js").Tin}} props */
-export function TinBar({ id, tin }) {
+/** `steer`: its marks can be moved, and models be taken to other devices.
+ * @param {{id: string, tin: import("../tins.js").Tin, steer?: boolean}} props */
+export function TinBar({ id, tin, steer = false }) {
   const share = (/** @type {number} */ size) => `${(100 * size) / (tin.total || 1)}%`;
   const words = [
     ...tin.holdings.filter((one) => one.size).map(said),
@@ -36,13 +39,11 @@ export function TinBar({ id, tin }) {
   const marks = [];
   for (const one of tin.holdings) {
     const start = before + one.beside;
-    if (one.floor && start + one.floor <= tin.total) {
-      marks.push(html`<i key=${`f ${one.model}`} class=${`mark floor c${colourOf(one.model)}`} style=${{ left: share(start + one.floor) }}
-        title=${`floor of ${one.model}: ${bytes(one.floor)} of KV cache`}></i>`);
-    }
-    if (one.ceiling && start + one.ceiling <= tin.total) {
-      marks.push(html`<i key=${`c ${one.model}`} class=${`mark ceiling c${colourOf(one.model)}`} style=${{ left: share(start + one.ceiling) }}
-        title=${`ceiling of ${one.model}: ${bytes(one.ceiling)} of KV cache`}></i>`);
+    const colour = `c${colourOf(one.model)}`;
+    for (const kind of /** @type {const} */ (["floor", "ceiling"])) {
+      const value = one[kind];
+      if (steer) marks.push(html`<${Mark} key=${`${kind} ${one.model}`} device=${id} holding=${one} kind=${kind} start=${start} total=${tin.total} colour=${colour} />`);
+      else if (value && start + value <= tin.total) marks.push(html`<i key=${`${kind} ${one.model}`} class=${`mark ${kind} ${colour}`} style=${{ left: share(start + value) }} title=${`${kind} of ${one.model}: ${bytes(value)} of KV cache`}></i>`);
     }
     before += one.size;
   }
@@ -51,8 +52,8 @@ export function TinBar({ id, tin }) {
       <div class="tin" role="img" aria-label=${`Memory of ${id}: ${words}`}>
         ${tin.holdings.filter((one) => one.size).map(
           (one) => html`
-            <div key=${one.model} class=${`holding c${colourOf(one.model)} ${pointed.value === one.model ? "pointed" : ""}`}
-              style=${{ width: share(one.size) }} title=${said(one)}
+            <div key=${one.model} class=${`holding c${colourOf(one.model)} ${pointed.value === one.model ? "pointed" : ""} ${steer && places(one.model).length ? "movable" : ""}`}
+              style=${{ width: share(one.size) }} title=${said(one)} onPointerDown=${steer ? (/** @type {PointerEvent} */ event) => grab(event, one.model, id) : undefined}
               onMouseEnter=${() => (pointed.value = one.model)} onMouseLeave=${() => (pointed.value = "")}>
               ${one.parts.map((part) => html`<span key=${part.kind} class="part" data-kind=${part.kind} style=${{ width: `${(100 * part.size) / one.size}%` }}></span>`)}
               ${one.size / tin.total > NAMED && html`<span class="label" aria-hidden="true">${one.asleep ? "☾ " : ""}<${Name} text=${one.model} /></span>`}
@@ -63,7 +64,7 @@ export function TinBar({ id, tin }) {
           <span class="part" data-kind="others"></span></div>`}
         ${tin.heldBack > 0 && html`<div class="holding held" style=${{ width: share(Math.min(tin.heldBack, tin.free)) }} title=${`held back for a start: ${bytes(tin.heldBack)}`}></div>`}
       </div>
-      <div class="marks" aria-hidden="true">${marks}</div>
+      <div class="marks" aria-hidden=${steer ? undefined : "true"}>${marks}</div>
     </div>
   `;
 }
