@@ -17,6 +17,7 @@ export const ROUTES = [
   { path: "/presets", title: "Presets", nav: "Presets", style: "manage.css", load: async () => (await import("./views/presets.js")).Presets },
   { path: "/access", title: "Access", nav: "Access", style: "manage.css", load: async () => (await import("./views/access.js")).Access },
   { path: "/events", title: "Events", nav: "Events", style: "manage.css", load: async () => (await import("./views/events.js")).Events },
+  { path: "/models/", title: "Model", style: "model.css", load: () => import("./views/model.js").then((module) => module.ModelPage) },
 ];
 
 /** Where a model's page is. @param {string} name */

@@ -2,6 +2,7 @@
 
 import { actionsOf, begin, busy } from "../actions.js";
 import { computed, html, signal } from "../lib.js";
+import { modelAddress } from "../routes.js";
 import { model as modelOf, now } from "../store.js";
 import { lastUseOf, ratesOf } from "../traffic.js";
 import { ago, brief, bytes, rate, seconds } from "../units.js";
@@ -88,7 +89,7 @@ export function Row({ name }) {
       <div class="row">
         <${Badge} state=${model.state} />
         <div class="who">
-          <h3><i class=${`dot c${colourOf(name)}`} aria-hidden="true"></i><span class="clip" title=${name}><${Name} text=${name} /></span>${model.spec.pin && html`<span class="pin">pinned</span>`}</h3>
+          <h3><i class=${`dot c${colourOf(name)}`} aria-hidden="true"></i><a class="clip" href=${modelAddress(name)} title=${name}><${Name} text=${name} /></a>${model.spec.pin && html`<span class="pin">pinned</span>`}</h3>
           <p class="soft"><span>${model.spec.engine}${devices && ` · ${devices}`}</span>${note && html`<span class=${model.state === "failed" ? "bad note" : "note"} title=${note}>${note}</span>`}</p>
           ${progress && html`<progress max="100" value=${progress.percent} aria-label=${`Progress of ${name}: ${progress.phase}`}></progress>`}
         </div>
