@@ -81,7 +81,7 @@ function script(api, { name, base, key }) {
   const shown = key ? `authorization: \`Bearer \${process.env.${VARIABLE}}\`` : "";
   if (api === "transcription") {
     return [
-      'import { readFile } from "node:fs/promises";', "", "const form = new FormData();",
+      "import { readFile } from 'node:fs/promises';", "", "const form = new FormData();",
       'form.append("file", new Blob([await readFile("speech.wav")]), "speech.wav");', `form.append("model", ${JSON.stringify(name)});`,
       `const response = await fetch(${JSON.stringify(`${base}/audio/transcriptions`)}, {`, '  method: "POST",',
       ...(shown ? [`  headers: { ${shown} },`] : []), "  body: form,", "});", "console.log((await response.json()).text);",

@@ -56,7 +56,7 @@ export function RequestsSection({ name }) {
       <${Unread} error=${error.value} />
       ${data.value?.silent?.length ? html`<p class="soft">A relay did not say in time what it has; there may be more.</p>` : null}
       ${rows.length > 0
-        ? html`<${Table} label=${`Requests of ${name}`} columns=${["request", "phase", "age", "tokens", "from", ""]} numbers=${[2, 3]} rows=${rows} />`
+        ? html`<${Table} label=${`Requests of ${name}`} columns=${["request", "phase", "age", "tokens", "client", ""]} numbers=${[2, 3]} rows=${rows} />`
         : html`<p class="soft">${data.value ? "No request runs or waits now." : "Reading…"}</p>`}
       ${all.length > SHOWN && html`<p class="soft">The ${SHOWN} oldest of ${all.length}; all of them:</p><${Command} text=${`shoal requests ${option("--model", name)}`} />`}
     <//>
