@@ -15,14 +15,15 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self'",
+        "img-src 'self' data:",
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'self'",
         "frame-ancestors 'none'",
     )
 )
-"""Scripts, styles, pictures and connections of this server alone; nothing inline, nothing evaluated, no frames."""
+"""Scripts, styles, pictures and connections of this server alone; nothing inline, nothing evaluated, no frames.
+Pictures may also be `data:` URLs, which fetch nothing: the playground shows what people add to their prompts."""
 _HEADERS = {
     "content-security-policy": CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",

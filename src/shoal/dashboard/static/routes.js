@@ -12,6 +12,7 @@ import { Overview } from "./views/overview.js";
 /** @type {Route[]} */
 export const ROUTES = [
   { path: "/", title: "Overview", nav: "Overview" },
+  { path: "/playground", title: "Playground", nav: "Playground", style: "playground.css", load: async () => (await import("./views/playground.js")).Playground },
   { path: "/add", title: "Add a model", style: "add.css", load: async () => (await import("./views/add.js")).AddModel },
   { path: "/requests", title: "Requests", nav: "Requests", style: "manage.css", load: async () => (await import("./views/requests.js")).Requests },
   { path: "/presets", title: "Presets", nav: "Presets", style: "manage.css", load: async () => (await import("./views/presets.js")).Presets },
