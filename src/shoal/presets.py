@@ -14,8 +14,9 @@ from shoal.access import AccessControl
 from shoal.engines.base import Engine
 from shoal.errors import ConflictError, NotFoundError, ShoalError
 from shoal.fleet.effects import Effects
-from shoal.fleet.preset_plan import PresetPlan, compare
-from shoal.fleet.preset_runs import Doing, PresetRun, RunView
+from shoal.fleet.move_fit import asked_by, room_after
+from shoal.fleet.preset_plan import PresetPlan, compare, replaces, wanted_move
+from shoal.fleet.preset_runs import Doing, PresetRun, RunView, is_moved
 from shoal.fleet.presets import LastRun, Preset, PresetBook, PresetRecord, capture, make_preset
 from shoal.fleet.records import Event
 from shoal.fleet.schedules import Planned, Schedule
@@ -159,7 +160,8 @@ class PresetControl:
 
     async def _plan(self, preset: Preset, exclusive: bool) -> PresetPlan:
         fleet = self._controller.manager.fleet
-        first = compare(preset, fleet, exclusive=exclusive)
+        beside = await self._beside(preset, exclusive)
+        first = compare(preset, fleet, exclusive=exclusive, beside=beside)
         starting = {step.model for step in first.steps if step.action == "start"}
         faults: dict[str, str] = {}
         for entry in preset.models:
@@ -170,7 +172,29 @@ class PresetControl:
                     await asyncio.to_thread(self._controller.engines[entry.spec.engine].check, entry.spec)
                 except ShoalError as error:
                     faults[entry.spec.name] = error.message
-        return compare(preset, fleet, exclusive=exclusive, faults=faults)
+        return compare(preset, fleet, exclusive=exclusive, faults=faults, beside=beside)
+
+    async def _beside(self, preset: Preset, exclusive: bool) -> frozenset[str]:
+        """The models that a move can bring to where the preset has them, because old and new fit side by side."""
+        fleet, moves = self._controller.manager.fleet, self._controller.manager.moves
+        entries, found, room = {entry.spec.name: entry for entry in preset.models}, set(), moves.room()
+        for step in compare(preset, fleet, exclusive=exclusive, beside=entries.keys()).steps:
+            if not replaces(step) or step.model not in fleet.models:
+                continue
+            if is_moved(moves, step.model):  # both are there already, or will be
+                found.add(step.model)
+                continue
+            try:
+                move, spec = moves.draft(wanted_move(entries[step.model], fleet.models[step.model].spec, moves.drain))
+            except ShoalError:
+                continue  # then it is stopped and started
+            engine, profiles = self._controller.engines[spec.engine], dict(fleet.profiles)
+            asked = await asyncio.to_thread(asked_by, move, spec, engine, fleet.devices, profiles)
+            left = room_after(move, asked, room, fleet.needs)
+            if left is not None and {leg.source for leg in move.legs} == set(step.instances):
+                room = left
+                found.add(step.model)
+        return frozenset(found)
 
     async def apply(self, name: str, *, exclusive: bool = True) -> RunView:
         """Begin to apply a preset. 409 while another is applied."""

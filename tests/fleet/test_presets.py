@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shoal.config import ConfigError
 from shoal.errors import ConflictError
-from shoal.fleet.preset_plan import PresetPlan, Step, compare
+from shoal.fleet.preset_plan import PresetPlan, Step, compare, replaces, wanted_move
 from shoal.fleet.presets import Preset, PresetBook, PresetEntry, capture, from_yaml, make_preset, to_yaml
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
@@ -68,6 +68,15 @@ def _carry_out(step: Step, entry: PresetEntry | None, there: Fleet) -> None:
         case "stop":
             for id in step.instances:
                 put(there.instances[id], S.STOPPED)
+        case "move" | "change" if replaces(step):
+            assert entry is not None
+            there.models[step.model] = dataclasses.replace(there.models[step.model], spec=entry.spec)
+            for id in step.instances:
+                old = there.instances[id]
+                assert old.state is S.READY, "only what serves is replaced while it does"
+                put(old, S.STOPPED)
+                made = instance(entry.spec, devices=old.devices)
+                there.instances[made.id] = made
         case "change":
             assert entry is not None
             there.models[step.model] = dataclasses.replace(there.models[step.model], spec=entry.spec)
@@ -129,14 +138,15 @@ def _specs(name: str) -> st.SearchStrategy[ModelSpec]:
 
 
 @settings(deadline=None, max_examples=300)
-@given(worlds(), st.booleans())
+@given(worlds(), st.booleans(), st.sets(st.sampled_from("abcdef")))
 def test_a_plan_that_is_carried_out_gives_the_preset_and_a_second_is_all_keep(
-    world: tuple[Fleet, Preset], exclusive: bool
+    world: tuple[Fleet, Preset], exclusive: bool, beside: set[str]
 ) -> None:
     there, wanted = world
     before = {i.id for i in there.instances.values() if not i.state.ended}
-    plan = compare(wanted, there, exclusive=exclusive)
+    plan = compare(wanted, there, exclusive=exclusive, beside=beside)
     assert not plan.problems
+    assert {step.model for step in plan.steps if replaces(step)} <= beside
     touched = {step.model for step in plan.steps if step.action != "keep"}
     carry_out(plan, wanted, there)
     again = compare(wanted, there, exclusive=exclusive)
@@ -151,10 +161,12 @@ def test_a_plan_that_is_carried_out_gives_the_preset_and_a_second_is_all_keep(
 
 
 @settings(deadline=None)
-@given(worlds())
-def test_groups_share_no_device_and_give_memory_back_before_they_take_it(world: tuple[Fleet, Preset]) -> None:
+@given(worlds(), st.sets(st.sampled_from("abcdef")))
+def test_groups_share_no_device_and_give_memory_back_before_they_take_it(
+    world: tuple[Fleet, Preset], beside: set[str]
+) -> None:
     there, wanted = world
-    plan = compare(wanted, there)
+    plan = compare(wanted, there, beside=beside)
     touched = [{device for step in group for device in step.devices} for group in plan.groups]
     for one, other in itertools.combinations(touched, 2):
         assert not one & other
@@ -163,6 +175,9 @@ def test_groups_share_no_device_and_give_memory_back_before_they_take_it(world: 
         starts = [n for n, action in enumerate(actions) if action in ("start", "wake")]
         stops = [n for n, action in enumerate(actions) if action == "stop"]
         assert not starts or not stops or max(stops) < min(starts)
+        moves = [n for n, step in enumerate(group) if replaces(step)]
+        assert not starts or not moves or max(moves) < min(starts), "a start may take what a move left"
+        assert not stops or not moves or max(stops) < min(moves)
     models = [{step.model for step in group} for group in plan.groups]
     for one, other in itertools.combinations(models, 2):
         assert not one & other, "a model's steps follow each other"
@@ -222,6 +237,39 @@ def test_live_settings_change_without_a_new_start_and_others_with_one() -> None:
     assert "context_length" in plan.steps[0].reason
     assert "priority" not in plan.steps[0].reason
     assert not plan.steps[1].live
+
+
+def test_what_fits_beside_the_old_one_takes_its_place_while_that_serves() -> None:
+    a, longer = spec("a", devices=("cuda:0",)), spec("a", devices=("cuda:0",), context_length=9, priority=3)
+    there = fleet(a, instances=[running := instance(a, devices=("cuda:0",))])
+    (step,) = compare(preset(PresetEntry(spec=longer)), there, beside="a").steps
+    assert (step.action, step.instances, step.live) == ("change", (running.id,), False)
+    assert set(step.settings) == {"context_length", "priority"}
+    assert step.reason == "context_length: as saved, while it serves"
+    assert wanted_move(PresetEntry(spec=longer), a, 7.0).changes == {"context_length": 9, "priority": 3}
+    elsewhere = PresetEntry(spec=spec("a", devices=("cuda:1",)))
+    (step,) = compare(preset(elsewhere), there, beside="a").steps
+    assert (step.action, step.instances) == ("move", (running.id,))
+    assert step.reason == "from cuda:0 to cuda:1, while it serves"
+    assert step.devices == ("cuda:0", "cuda:1")
+    assert wanted_move(elsewhere, a, 7.0).changes == {"devices": ["cuda:1"]}
+    gone = compare(preset(PresetEntry(spec=spec("a", devices=("cuda:9",)))), there, beside="a")
+    assert "this machine has" in gone.problems[0].message
+
+
+def test_what_a_move_cannot_do_is_a_stop_and_a_start() -> None:
+    old, new = spec("a"), spec("a", context_length=9)
+    for entry, instances in (
+        (PresetEntry(spec=new), [instance(old), instance(old)]),  # another number of them
+        (PresetEntry(spec=new, awake=2), [instance(old)]),
+        (PresetEntry(spec=new, awake=0, asleep=1), [instance(old)]),
+        (PresetEntry(spec=new), [instance(old, S.SLEEPING, level=1)]),
+        (PresetEntry(spec=new), [instance(old, S.STARTING)]),
+        (PresetEntry(spec=spec("a", context_length=9, port=9001)), [instance(spec("a", port=9001))]),
+    ):
+        plan = compare(preset(entry), fleet(old, instances=instances), beside="a")
+        assert not any(replaces(step) for step in plan.steps), words(plan)
+        assert plan.steps[0].action == "stop"
 
 
 def test_an_instance_that_runs_other_settings_than_its_model_is_started_anew() -> None:

@@ -12,6 +12,7 @@ from shoal.client import Client
 from shoal.errors import ShoalError
 from tests.system.harness import Shoal, a_shoal, until
 from tests.system.test_break_controller import kill_controller
+from tests.system.test_moves import Clients
 from tests.system.test_slumber import history
 
 SLEEPS = ("--enable-sleep-mode",)
@@ -52,7 +53,7 @@ def test_what_ran_and_slept_comes_back_in_one_action(shoal: Shoal) -> None:
         assert client.model("c")["state"] == "ready", "a plan changes nothing"
         client.apply_preset("day")
         run = finished(client)
-        assert run["state"] == "done", run
+        assert run["state"] == "done", run["message"]
         assert run["missing"] == []
         assert len(shoal.wait("a", "ready", 2)) == 2
         assert kept & {i["id"] for i in client.model("a")["instances"]}, "what ran is left alone"
@@ -136,6 +137,64 @@ def test_a_killed_controller_leaves_an_interrupted_run_and_the_rest_is_a_differe
         assert finished(client)["state"] == "done"
         shoal.wait("x", "ready")
         shoal.wait("y", "ready")
+
+
+def with_settings(client: Client, name: str, **models: dict[str, Any]) -> None:
+    """A preset of models that run, with some settings otherwise."""
+    specs = [{"spec": {**client.model(model)["spec"], **changes}} for model, changes in models.items()]
+    client.import_preset(yaml.safe_dump({"shoal_preset": 1, "name": name, "models": specs}))
+
+
+@pytest.fixture
+def wide() -> Iterator[Shoal]:
+    """A running Shoal with two pretended devices, and a model on each."""
+    with a_shoal(simulated_devices=["80GiB", "80GiB"], drain_timeout=20) as shoal:
+        shoal.start()
+        for name, device in (("a", "simulated:0"), ("b", "simulated:1")):
+            shoal.add(name, "--device-memory", "30GiB", "--start-seconds", "0.5", devices=[device])
+            shoal.load(name)
+        yield shoal
+
+
+def test_what_fits_beside_the_old_one_takes_its_place_and_no_request_fails(wide: Shoal) -> None:
+    with wide.client as client:
+        with_settings(client, "p", a={"devices": ["simulated:1"]}, b={"context_length": 2000, "priority": 7})
+        before = {i["id"] for name in "ab" for i in client.model(name)["instances"]}
+        plan = client.plan_preset("p")
+        assert actions(plan) == {("move", "a"), ("change", "b")}
+        with Clients(wide, 2, "a") as one, Clients(wide, 2, "b") as other:
+            client.apply_preset("p")
+            run = finished(client)
+        assert run["state"] == "done", run["message"]
+        assert not one.faults
+        assert not other.faults
+        assert one.answered
+        assert other.answered
+        assert [i["devices"] for i in client.model("a")["instances"]] == [["simulated:1"]]
+        assert client.model("a")["spec"]["devices"] == ["simulated:1"]
+        assert client.model("b")["spec"]["priority"] == 7
+        assert not before & {i["id"] for name in "ab" for i in client.model(name)["instances"]}
+        assert client.plan_preset("p")["in_place"]
+        # Beside these two there is no room for a third: it is stopped and started.
+        with_settings(client, "q", a={"context_length": 3000}, b={"context_length": 2000, "priority": 7})
+        assert actions(client.plan_preset("q")) == {("stop", "a"), ("change", "a"), ("start", "a"), ("keep", "b")}
+    assert wide.stop() == 0
+
+
+def test_a_killed_controller_goes_on_with_a_preset_s_move_and_the_preset_waits_for_it(wide: Shoal) -> None:
+    with wide.client as client, Clients(wide, 2, "a"):
+        with_settings(client, "p", a={"context_length": 2000}, b={})
+        client.apply_preset("p")
+        until(lambda: any(m["legs"][0]["step"] == "loading" for m in client.moves()), "the new one")
+        kill_controller(wide)
+        with wide.client as again:
+            assert again.preset("p")["last_run"]["state"] == "interrupted"
+            again.apply_preset("p")
+            run = finished(again)
+            assert run["state"] == "done", run["message"]
+            assert [move["state"] for move in again.moves()] == ["done"]
+            assert len(again.model("a")["instances"]) == 1
+            assert again.plan_preset("p")["in_place"]
 
 
 def test_what_cannot_be_had_is_known_before() -> None:

@@ -22,7 +22,9 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Wh
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The preset's name.", show_default=False)]
 Replace = Annotated[bool, typer.Option("--replace", help="Replace the preset of this name.")]
 KeepOthers = Annotated[bool, typer.Option("--keep-others", help="Leave running what the preset does not name.")]
-_STYLES = {"keep": "dim", "start": "green", "wake": "green", "stop": "red", "sleep": "yellow", "change": "cyan"}
+_STYLES = {
+    "keep": "dim", "start": "green", "wake": "green", "stop": "red", "sleep": "yellow", "change": "cyan", "move": "cyan"
+}  # fmt: skip
 _STATES = {"done": "green", "running": "yellow", "failed": "bold red", "skipped": "red", "waiting": "dim"}
 INTERVAL = 0.3
 """Seconds between two looks at a run."""

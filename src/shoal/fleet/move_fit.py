@@ -32,6 +32,29 @@ def asked_by(
     return found
 
 
+def room_after(
+    move: Move, asked: Asked, room: Mapping[str, int], holds: Mapping[str, int | None]
+) -> dict[str, int] | None:
+    """Bytes free by device once a move is over, if each of the new ones fits into `room` beside its old one; None if
+    one does not, or if that is not known.
+
+    `holds`: bytes that instances have on each device. What an old one leaves counts only where the new one comes, and
+    as far as that needs it: this is for the next move, which is to fit for certain.
+    """
+    left = dict(room)
+    for leg in move.legs:
+        wants = asked.get(leg.devices)
+        if wants is None:
+            return None
+        devices = sorted(wants.usable, key=lambda device: (-left.get(device, -1), device))[: wants.width]
+        if len(devices) < wants.width or any(left.get(device, -1) < wants.needs for device in devices):
+            return None
+        for device in devices:
+            back = (holds.get(leg.source) or 0) if device in leg.was_on else 0
+            left[device] -= max(0, wants.needs - back)
+    return left
+
+
 def _wants(spec: ModelSpec, engine: Engine, devices: Sequence[Device], profiles: Mapping[str, Profile]) -> Wants | None:
     try:
         engine.check(spec)

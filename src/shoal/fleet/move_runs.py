@@ -54,7 +54,7 @@ class Moves:
         self._effects = effects
         self._life = life
         self._change = change
-        self._drain = drain
+        self.drain = drain
         self._hurries = False
         self._cut: set[str] = set()  # old ones whose requests have to end sooner than at first
         self._asked: set[tuple[str, str]] = set()  # move and instance
@@ -121,6 +121,10 @@ class Moves:
                 hint = f"; {STOP_FIRST}" if beside else ""
                 raise ConflictError(f"{why}{hint}", code="too_little_memory", param="to")
 
+    def room(self) -> dict[str, int]:
+        """Bytes by device that one more instance could have now, without anybody giving way."""
+        return self._life.residing.room()
+
     def cancel(self, id: str) -> Move:
         """Undo a move as far as it can be. Raises ConflictError once the new one serves, or if it has ended."""
         self._take(self.find(id), Cancel())
@@ -143,7 +147,7 @@ class Moves:
                 continue
             if self._cut_short(move):
                 text = f"{move.model}: another model waits for the memory of {source.id}"
-                self._say(move, "move_hurried", f"{text}; its requests have {format_seconds(self._drain)} left")
+                self._say(move, "move_hurried", f"{text}; its requests have {format_seconds(self.drain)} left")
 
     def settle(self) -> None:
         """Go on with every move as far as the fleet lets it."""
@@ -255,12 +259,12 @@ class Moves:
             if at is not None:
                 self._life.put(dataclasses.replace(instance, restart_at=None))
         elif at is None or at <= now + SOON:
-            until = now + max(2 * SOON, self._drain if move.drain is None else move.drain)
+            until = now + max(2 * SOON, self.drain if move.drain is None else move.drain)
             self._life.put(dataclasses.replace(instance, restart_at=until, reason=f"waits for {left} to end"))
 
     def _cut_short(self, move: Move) -> bool:
         """Have what still runs on the old one end after the usual time, if it had longer; whether it had."""
-        source, until = move.leg.source, self._effects.now() + self._drain
+        source, until = move.leg.source, self._effects.now() + self.drain
         if source in self._cut or (move.leg.switched_at or 0.0) + self._patience(move) <= until:
             return False
         self._cut.add(source)

@@ -6,17 +6,18 @@ what gives memory back, then what takes it, and of that first those that end asl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from shoal.fleet.move_plan import Wanted
 from shoal.fleet.presets import Preset, PresetEntry, asleep, live, running_spec
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import LIVE, ModelSpec
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
 
-Action = Literal["keep", "change", "start", "stop", "sleep", "wake"]
+Action = Literal["keep", "change", "move", "start", "stop", "sleep", "wake"]
 FREES: tuple[Action, ...] = ("stop", "sleep")
 """Steps that give memory back, on which those wait that take it."""
 
@@ -25,8 +26,9 @@ FREES: tuple[Action, ...] = ("stop", "sleep")
 class Step:
     """One thing to do with a model, and why.
 
-    `instances`: those to stop or wake; to sleep, if they are known before. `count`: how many are to be awake afterwards
-    (keep, start), or asleep (sleep). `settings` that a change touches; `live`: without a new start.
+    `instances`: those to stop or wake; to sleep, if they are known before; with `move` and `change`, those that others
+    take the place of while they serve. `count`: how many are to be awake afterwards (keep, start), or asleep (sleep).
+    `settings` that a change touches; `live`: without a new start.
     """
 
     action: Action
@@ -70,16 +72,27 @@ class PresetPlan:
         return not self.problems and all(step.action == "keep" for step in self.steps)
 
 
+def replaces(step: Step) -> bool:
+    """Whether instances take others' places while those serve, by a move."""
+    return step.action in ("move", "change") and bool(step.instances)
+
+
 def compare(
-    preset: Preset, fleet: Fleet, *, exclusive: bool = True, faults: Mapping[str, str] | None = None
+    preset: Preset,
+    fleet: Fleet,
+    *,
+    exclusive: bool = True,
+    faults: Mapping[str, str] | None = None,
+    beside: Collection[str] = (),
 ) -> PresetPlan:
     """The steps from `fleet` to `preset`. `exclusive`: what the preset does not name is stopped. `faults`: by model,
-    what was found outside, such as a source that is not there; they count only for models that have to start."""
+    what was found outside, such as a source that is not there; they count only for models that have to start. `beside`:
+    models of which an instance as the preset has it fits beside what runs, so that it can take the place of another."""
     steps: list[Step] = []
     problems: list[Problem] = []
     notes: list[str] = []
     for entry in preset.models:
-        found = _steps(entry, fleet)
+        found = _steps(entry, fleet, entry.spec.name in beside)
         problem = _problem(entry, fleet, found, faults or {})
         if problem is not None:
             problems.append(Problem(entry.spec.name, problem))
@@ -95,7 +108,7 @@ def compare(
     return PresetPlan(preset.name, exclusive, _groups(steps), tuple(problems), tuple(notes), left)
 
 
-def _steps(entry: PresetEntry, fleet: Fleet) -> list[Step]:
+def _steps(entry: PresetEntry, fleet: Fleet, beside: bool) -> list[Step]:
     """What one model needs, in order."""
     name, model = entry.spec.name, fleet.models.get(entry.spec.name)
     there = live(fleet, name)
@@ -104,6 +117,8 @@ def _steps(entry: PresetEntry, fleet: Fleet) -> list[Step]:
     settings = differing(model.spec, entry.spec)
     if any(running_spec(one, entry.spec) != entry.spec for one in there):
         what = sorted({s for one in there for s in differing(running_spec(one, entry.spec), entry.spec)})
+        if beside and _can_be_replaced(entry, fleet, there):
+            return [_replace(entry, there, what, settings)]
         why = f"it runs with another {_words(what)}, which needs a new start"
         change = [Step("change", name, f"{_words(settings)}: as saved", settings=settings, live=False)]
         return [_stop(name, there, why), *(change if settings else ()), *_anew(entry, "with the settings saved")]
@@ -115,6 +130,32 @@ def _steps(entry: PresetEntry, fleet: Fleet) -> list[Step]:
         steps.append(Step("change", name, text, settings=settings, live=live_only or bool(there)))
     steps += _counts(entry, fleet, there)
     return steps or [_keep(entry, there)]
+
+
+def _can_be_replaced(entry: PresetEntry, fleet: Fleet, there: Sequence[Instance]) -> bool:
+    """Whether a move does what the entry asks for: as many serve as are to, and nothing else is under way with them."""
+    port = entry.spec.port
+    free = port is None or all(one.spec is not None and one.spec.port != port for one in there)
+    serve = all(one.state is S.READY and one.id not in fleet.apart for one in there)
+    return free and serve and not entry.asleep and len(there) == entry.awake
+
+
+def _replace(entry: PresetEntry, there: Sequence[Instance], what: Sequence[str], settings: tuple[str, ...]) -> Step:
+    """Another instance takes each one's place, elsewhere or with other settings."""
+    old = [one for one in there if running_spec(one, entry.spec) != entry.spec]
+    devices = tuple(dict.fromkeys((*_on(old), *_wanted_devices(entry))))
+    ids = tuple(one.id for one in old)
+    if what == ["devices"]:
+        why = f"from {_words(_on(old))} to {_words(entry.spec.devices)}, while it serves"
+        return Step("move", entry.spec.name, why, ids, settings=settings, live=False, devices=devices)
+    why = f"{_words(what)}: as saved, while it serves"
+    return Step("change", entry.spec.name, why, ids, settings=settings or tuple(what), live=False, devices=devices)
+
+
+def wanted_move(entry: PresetEntry, model: ModelSpec, drain: float) -> Wanted:
+    """What to ask of the moves for a step that replaces instances. Requests of the old ones get `drain` seconds."""
+    saved = entry.spec.model_dump(mode="json")
+    return Wanted(entry.spec.name, changes={name: saved[name] for name in differing(model, entry.spec)}, drain=drain)
 
 
 def _counts(entry: PresetEntry, fleet: Fleet, there: Sequence[Instance]) -> list[Step]:
@@ -182,7 +223,7 @@ def _problem(entry: PresetEntry, fleet: Fleet, steps: Iterable[Step], faults: Ma
         return f"it is declared in the configuration file with another {what}; change it there, then `shoal reload`"
     if spec.name in fleet.leaving:
         return "it is being removed; apply the preset again once it is gone"
-    if not any(step.action == "start" for step in steps):
+    if not any(step.action == "start" or replaces(step) for step in steps):
         return None
     known = {device.id for device in fleet.devices}
     missing = [] if spec.devices == "auto" else [id for id in spec.devices if id not in known]
@@ -225,7 +266,8 @@ def _groups(steps: Sequence[Step]) -> tuple[tuple[Step, ...], ...]:
 
 
 def _ordered(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """What gives memory back goes first. A model that is to start and sleep does both before the next one starts."""
+    """What gives memory back goes first, then what takes it and gives about as much back, first where it was. A model
+    that is to start and sleep does both before the next one starts."""
     takes = {step.model for step in steps if step.action in ("start", "wake")}
     rests = {step.model for step in steps if step.action == "sleep"}
 
@@ -235,8 +277,8 @@ def _ordered(steps: Sequence[Step]) -> tuple[Step, ...]:
         if step.action == "stop" or (step.action == "sleep" and step.model not in takes):
             return 1
         if step.model not in takes:
-            return 2
-        return 3 if step.model in rests else 4
+            return 2 if not replaces(step) else 3 if step.action == "change" else 4
+        return 5 if step.model in rests else 6
 
     order = list(dict.fromkeys(step.model for step in steps))
     late = sorted(steps, key=lambda step: (rank(step), order.index(step.model) if rank(step) >= 2 else 0))

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
-from shoal.errors import ShoalError
+from shoal.errors import ConflictError, ShoalError
 from shoal.fleet.hub import Hub
 from shoal.fleet.manager import Manager, Outcome
-from shoal.fleet.preset_plan import FREES, PresetPlan, Problem, Step, compare
+from shoal.fleet.move_runs import Moves
+from shoal.fleet.preset_plan import FREES, PresetPlan, Problem, Step, compare, replaces, wanted_move
 from shoal.fleet.presets import Preset, PresetEntry, RunState, asleep, live
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
@@ -161,7 +162,7 @@ class PresetRun:
                 await self._one(one)
             if one.state in ("failed", "skipped"):
                 lost.add(step.model)
-                if one.state == "failed" and step.action in FREES:
+                if one.state == "failed" and (step.action in FREES or replaces(step)):
                     held = f"{step.model} was to {step.action}, and {one.message}"
 
     async def _one(self, one: StepView) -> None:
@@ -197,6 +198,11 @@ class PresetRun:
         match step.action:
             case "keep":
                 await self._until(lambda: serves(self._fleet, name, step.count))
+            case "move" | "change" if replaces(step):
+                moves = self._controller.manager.moves
+                await self._until(lambda: not is_moved(moves, name))  # an interrupted run may have begun it
+                id = await self._controller.do(lambda: self._replace(step))
+                await self._until(lambda: id is None or moved(moves, id))
             case "change":
                 await self._controller.change_model(name, lambda _: self._entries[name].spec)
             case "start":
@@ -211,6 +217,18 @@ class PresetRun:
             case "sleep":
                 ids = await self._controller.do(lambda: self._sleep(step))
                 await self._until(lambda: fell_asleep(self._fleet, ids))
+
+    def _replace(self, step: Step) -> str | None:
+        """Begin a move; its id. None: there is nothing left to move."""
+        model, moves = self._fleet.models.get(step.model), self._controller.manager.moves
+        if model is None:
+            raise StepFailedError("it was removed meanwhile")
+        try:
+            return moves.begin(wanted_move(self._entries[step.model], model.spec, moves.drain)).id
+        except ConflictError as error:
+            if error.code == "nothing_to_move":
+                return None
+            raise
 
     def _start(self, step: Step) -> None:
         if step.model not in self._fleet.models:
@@ -264,6 +282,19 @@ def serves(fleet: Fleet, model: str, count: int) -> bool:
         failure = failed[-1].failure
         raise StepFailedError(" ".join((failure.message, failure.hint)).strip() if failure else failed[-1].reason)
     raise StepFailedError(f"{ready} of {count} serve and no other comes; somebody else stopped it or put it to sleep")
+
+
+def is_moved(moves: Moves, model: str) -> bool:
+    """Whether a move of a model waits or is under way."""
+    return any(move.model == model and not move.ended for move in moves.records.values())
+
+
+def moved(moves: Moves, id: str) -> bool:
+    """Whether a move has ended with the new instances in place."""
+    move = moves.find(id)
+    if move.ended and move.state != "done":
+        raise StepFailedError(move.message)
+    return move.ended
 
 
 def ended(fleet: Fleet, ids: Sequence[str]) -> bool:
