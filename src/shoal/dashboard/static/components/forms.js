@@ -172,11 +172,11 @@ export function download(name, text, type = "text/plain") {
 }
 
 /** A table that becomes a list of cards where there is no room. A cell is text or an element; `numbers` are the columns
- * that are read from the right. The roles are said because cards are no table to a browser.
+ * that are read from the right; one without a word holds what can be done. The roles are said because cards are no table to a browser.
  * @param {{label: string, columns: string[], rows: {key: string, cells: any[], attributes?: Record<string, any>}[], numbers?: number[], kind?: string}} props */
 export const Table = ({ label, columns, rows, numbers = [], kind = "" }) => html`
   <table class=${`list ${kind}`} role="table" aria-label=${label}>
-    <thead role="rowgroup"><tr role="row">${columns.map((word, n) => html`<th key=${n} role="columnheader" scope="col" class=${numbers.includes(n) ? "number" : ""}>${word}</th>`)}</tr></thead>
+    <thead role="rowgroup"><tr role="row">${columns.map((word, n) => html`<th key=${n} role="columnheader" scope="col" class=${numbers.includes(n) ? "number" : ""}>${word || html`<span class="visually-hidden">what can be done</span>`}</th>`)}</tr></thead>
     <tbody role="rowgroup">
       ${rows.map(({ key, cells, attributes }) => html`
         <tr key=${key} role="row" ...${attributes}>

@@ -46,7 +46,7 @@ export function Palette() {
   const close = () => (open.value = "");
   const view = drawn.value;
   return html`
-    <button type="button" class="quiet" aria-label="Find" aria-haspopup="dialog" aria-keyshortcuts="Control+K" title="Go anywhere, do anything (Ctrl-K)" onClick=${() => void show("palette")}>
+    <button type="button" class="quiet" aria-label=${small.value ? "Find" : undefined} aria-haspopup="dialog" aria-keyshortcuts="Control+K" title="Go anywhere, do anything (Ctrl-K)" onClick=${() => void show("palette")}>
       ${small.value ? html`<span aria-hidden="true">⌕</span>` : html`Find <span class="soft" aria-hidden="true">Ctrl K</span>`}</button>
     ${view && open.value === "palette" && html`<${view.Panel} onClose=${close} />`}
     ${view && open.value === "keys" && html`<${view.Keys} onClose=${close} />`}
