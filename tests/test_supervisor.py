@@ -58,4 +58,3 @@ def test_relays_take_what_they_are_given() -> None:
     assert config.otlp_endpoint == COLLECTOR
     assert config.relay_workers == 3
     assert config.cors_origins == ("https://a.test",)
-    assert config.remote_admin is False

@@ -19,9 +19,11 @@ from urllib.parse import quote, urlencode, urlsplit
 import httpx2
 
 from shoal.client_fit import Fitting
+from shoal.client_local import LocalTransport
 from shoal.client_moves import MoveCalls
 from shoal.client_orphans import OrphanCalls
 from shoal.client_presets import Json, PresetCalls
+from shoal.client_users import UserCalls
 from shoal.errors import ShoalError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -46,9 +48,11 @@ class Event:
     id: str = ""
 
 
-class Client(Fitting, MoveCalls, OrphanCalls, PresetCalls):
+class Client(Fitting, MoveCalls, OrphanCalls, PresetCalls, UserCalls):
     """Talks to a running Shoal at `url`; default: `SHOAL_URL`, then http://127.0.0.1:8000.
 
+    Where that asks for a sign-in, `SHOAL_USER` and `SHOAL_PASSWORD` are it; without them a Shoal of this user's own, on
+    this machine, is asked through its controller's socket.
     `timeout` bounds, in seconds, how long an answer may keep one waiting; streams may be silent for longer.
     `warnings` collects what Shoal did but wants known, such as a change that could not be saved.
     """
@@ -60,8 +64,13 @@ class Client(Fitting, MoveCalls, OrphanCalls, PresetCalls):
         self.warnings: list[str] = []
         self._timeout = httpx2.Timeout(timeout, connect=min(5.0, timeout))
         local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
+        if local and transport is None:
+            transport = LocalTransport(httpx2.HTTPTransport(trust_env=False))
         # A proxy from the environment can never reach this machine's own loopback.
         self._http = httpx2.Client(timeout=self._timeout, transport=transport, trust_env=not local)
+        self._user, self._password = os.environ.get("SHOAL_USER"), os.environ.get("SHOAL_PASSWORD", "")
+        if self._user and not local and self.url.startswith("http://"):
+            self.warnings.append(f"the password of {self._user} goes to {self.url} unencrypted; use an https address")
 
     def __enter__(self) -> Self:
         return self
@@ -282,7 +291,9 @@ class Client(Fitting, MoveCalls, OrphanCalls, PresetCalls):
     ) -> httpx2.Response:
         timeout = self._streaming(None) if patient else self._timeout
         with self._reached():
-            response = self._http.request(method, self.url + path, json=body, params=params, timeout=timeout)
+            response = self._http.request(
+                method, self.url + path, json=body, params=params, timeout=timeout, auth=self._auth(path)
+            )
         self._check(response)
         return response
 
@@ -314,6 +325,7 @@ class Client(Fitting, MoveCalls, OrphanCalls, PresetCalls):
                 params=params,
                 headers=headers,
                 timeout=self._streaming(read_timeout),
+                auth=self._auth(path),
             ) as response,
         ):
             if response.status_code >= 400:
@@ -332,6 +344,10 @@ class Client(Fitting, MoveCalls, OrphanCalls, PresetCalls):
                     raise _not_shoal(self.url) from None
                 if isinstance(data, dict):
                     yield Event(sse.event, data, sse.id)
+
+    def _auth(self, path: str) -> httpx2.Auth | None:
+        """What the admin side is shown. Never an engine."""
+        return httpx2.BasicAuth(self._user, self._password) if self._user and path.startswith(_API) else None
 
     def _streaming(self, read: float | None) -> httpx2.Timeout:
         """Limits for an answer that may be silent for `read` seconds (None: without end)."""

@@ -26,7 +26,7 @@ from shoal.settings import PREFIX, Settings
 # Variables that other parts of Shoal read: the client, and what runs beside or inside an engine.
 _ENGINE_VARIABLES = ("ENGINE", "FLOOR", "CEILING", "PRIORITY", "ELASTIC", "FIXED", "PATIENCE", "STATS")
 OTHER_VARIABLES = frozenset(
-    {"SHOAL_URL", "SHOAL_CONFIG", "SHOAL_FLEET", "SHOAL_INSTANCE"}
+    {"SHOAL_URL", "SHOAL_USER", "SHOAL_PASSWORD", "SHOAL_CONFIG", "SHOAL_FLEET", "SHOAL_INSTANCE"}
     | {f"SHOAL_MEMORY_{word}" for word in _ENGINE_VARIABLES}
 )
 

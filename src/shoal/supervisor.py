@@ -299,7 +299,7 @@ class Supervisor:
 def relay_settings(settings: Settings) -> dict[str, object]:
     """The part of the settings that relays take, by the names that `RelayConfig` has for them."""
     shared = {field.name for field in dataclasses.fields(RelayConfig)} & Settings.model_fields.keys()
-    return {**settings.model_dump(mode="json", include=shared), "remote_admin": settings.insecure}
+    return settings.model_dump(mode="json", include=shared)
 
 
 def find_limits(settings: Settings) -> dict[str, str]:

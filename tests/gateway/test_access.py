@@ -8,7 +8,6 @@ import time
 import msgspec
 import pytest
 
-from shoal.gateway.server import ClientConnection
 from shoal.messages import Route, VirtualModel
 from tests.gateway.harness import Message, eventually, get, post, reply
 from tests.gateway.native import Gate, NativeWorld, answered, bearer, chat, key, refused, secret_of, serves, sleeps
@@ -174,44 +173,3 @@ async def test_a_relay_without_a_controller_goes_by_the_keys_of_its_file(native_
     assert (await native_world.ask(chat(extra=bearer("a")))).status == 200
     assert (await native_world.ask(chat(extra=bearer("a")))).error["code"] == "rate_limited"
     assert native_world.routes.table.epoch == "e0"
-
-
-@pytest.mark.parametrize("path", ["/api/v1/models", "/metrics", "/", "/v2/other", "/api/v1/keys"])
-async def test_other_machines_do_not_manage_models_unless_they_may(
-    native_world: NativeWorld, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    controller = await native_world.controller()
-    engine = await native_world.engine()
-    native_world.configure(remote_admin=False)
-    native_world.save(serves("m", engine))
-    await native_world.start()
-    assert (await native_world.ask(get(path))).status == 200
-    monkeypatch.setattr(ClientConnection, "loopback", property(lambda _: False))
-    answer = await native_world.ask(get(path))
-    assert (answer.status, answer.error["code"]) == (403, "local_only")
-    assert len(controller.received) == 1
-    assert (await native_world.ask(get("/health/live"))).status == 200
-    assert (await native_world.ask(get("/health/ready"))).status == 200
-    assert (await native_world.ask(chat())).status == 200
-    assert (await native_world.ask(get("/v1/models"))).status == 200
-
-
-async def test_other_machines_manage_models_where_they_may(
-    native_world: NativeWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await native_world.controller()
-    monkeypatch.setattr(ClientConnection, "loopback", property(lambda _: False))
-    await native_world.start(sleeps("m"))
-    assert (await native_world.ask(get("/api/v1/models"))).status == 200
-
-
-@pytest.mark.parametrize(
-    ("peer", "loopback"),
-    [("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("", True)]
-    + [(peer, False) for peer in ("10.0.0.1", "128.0.0.1", "::2", "::ffff:10.0.0.1", "fe80::1%eth0", "1270.0.0.1")],
-)
-async def test_who_is_on_this_machine(native_world: NativeWorld, peer: str, loopback: bool) -> None:
-    await native_world.start()
-    connection = ClientConnection(native_world.native_relay, asyncio.get_running_loop())
-    connection.peer = peer
-    assert connection.loopback is loopback

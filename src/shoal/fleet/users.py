@@ -68,7 +68,7 @@ def hash_password(password: str, salt: bytes, cost: Cost | None = None) -> Passw
 
 def _scrypt(password: str, salt: bytes, cost: Cost) -> str:
     # The same letters come composed from one keyboard and decomposed from another; what is no text is nobody's.
-    given = unicodedata.normalize("NFC", password[:MAX_PASSWORD]).encode("utf-8", "replace")
+    given = unicodedata.normalize("NFC", password).encode("utf-8", "replace")
     memory = 128 * cost.r * (cost.n + cost.p + 2)
     return hashlib.scrypt(given, salt=salt, n=cost.n, r=cost.r, p=cost.p, maxmem=memory + 2**20, dklen=32).hex()
 
@@ -86,9 +86,14 @@ def check_password(password: str) -> str:
     return password
 
 
+def normal_name(name: str) -> str:
+    """A name with its letters composed, as names are kept."""
+    return unicodedata.normalize("NFC", name)
+
+
 def check_user_name(name: str) -> str:
     """A name as it is kept. Raises ShoalError. No colon: HTTP's Basic scheme ends the name there (RFC 7617)."""
-    name = unicodedata.normalize("NFC", name)
+    name = normal_name(name)
     if not name or name != name.strip() or len(name) > MAX_USER_NAME:
         fault = f"a user's name has 1 to {MAX_USER_NAME} characters and no blanks at its ends"
     elif ":" in name or "/" in name or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
@@ -125,7 +130,7 @@ class UserBook:
 
     def find(self, name: str) -> User:
         """The user with this name."""
-        record = self.records.get(unicodedata.normalize("NFC", name))
+        record = self.records.get(normal_name(name))
         if record is None:
             raise NotFoundError(_NO_USER.format(name=name), code="user_not_found", param="name")
         return record

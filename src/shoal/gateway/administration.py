@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.errors import ShoalError
 from shoal.gateway.answers import answer
+from shoal.gateway.heads import PEER_HEADER
 from shoal.gateway.http1 import RequestHead
 from shoal.gateway.local import controller_away, health_without_controller
 from shoal.gateway.passage import Passage
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 HEALTH_TIMEOUT = 2.0
 """Seconds after which a controller that does not answer a health probe counts as away."""
+_DROPPED = frozenset({b"expect", PEER_HEADER})
 _log = logging.getLogger(__name__)
 
 
@@ -27,6 +29,7 @@ class Administration(Passage):
         self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str, path: str
     ) -> None:
         super().__init__(connection, head, target, relay.config.max_body)
+        self.dropped = _DROPPED
         self._relay = relay
         self._health = health_without_controller(path, relay.routes)
         self._sent = False
@@ -36,6 +39,9 @@ class Administration(Passage):
             self.connection.deadline = self._relay.now() + HEALTH_TIMEOUT
         # A connection of its own: one that idles may close just as a request comes, and these are few.
         self.forward(self._relay.controller, self.message(body, trailers), keep=False)
+
+    def own_fields(self) -> bytes:
+        return b"X-Shoal-Peer: %b\r\n" % (self.connection.peer or "unknown").encode("ascii", "replace")
 
     def unreachable(self, error: OSError) -> None:
         _log.debug("no connection to the controller: %s", error)

@@ -28,6 +28,10 @@ HOP_BY_HOP = frozenset(
 _KEPT = frozenset({b"host", b"content-length", b"content-type", b"content-encoding", b"date"})
 """Headers that a peer cannot have removed by naming them in Connection: they are about the message itself."""
 
+PEER_HEADER = b"x-shoal-peer"
+"""Tells the controller whose request it is: an address, of the relay's own knowledge alone. What clients send under
+this name does not travel on."""
+
 INFERENCE_PATHS = frozenset(
     {
         "/classify",

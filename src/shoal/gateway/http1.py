@@ -15,7 +15,7 @@ import msgspec
 
 from shoal.errors import ShoalError
 from shoal.gateway.framing import Chunked, Fixed, Framing, UntilClose
-from shoal.gateway.heads import HOP_BY_HOP
+from shoal.gateway.heads import HOP_BY_HOP, PEER_HEADER
 
 MAX_REQUEST_HEAD = 64 * 1024
 MAX_RESPONSE_HEAD = 256 * 1024
@@ -48,6 +48,7 @@ _NOT_IN_TRAILERS = HOP_BY_HOP | {
     b"pragma",
     b"range",
     b"x-api-key",
+    PEER_HEADER,
 }
 """What frames, routes, authenticates or changes the meaning of a request has to stand in its head (RFC 9110, section
 6.5.1)."""

@@ -50,8 +50,6 @@ class RelayConfig:
     """URL of an OpenTelemetry collector that gets spans; None: there are none."""
     relay_workers: int = 1
     """Relays that share the port; limits of concurrency are divided among them."""
-    remote_admin: bool = True
-    """Whether other machines may use the paths of the controller."""
 
 
 class Relay(Protocol):

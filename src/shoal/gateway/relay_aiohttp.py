@@ -148,12 +148,6 @@ class AiohttpRelay:
             return self._models(request, path)
         if heads.is_inference(path):
             return await self._infer(request, target)
-        if not (self._config.remote_admin or _is_local(request.remote) or path.startswith("/health/")):
-            raise ShoalError(
-                "Models are managed from the machine that Shoal runs on; inference is under /v1.",
-                status=403,
-                code="local_only",
-            )
         task = asyncio.current_task()
         assert task is not None
         self._errands.add(task)
@@ -261,7 +255,9 @@ class AiohttpRelay:
     async def _administer(self, request: web.BaseRequest, target: str, path: str) -> web.StreamResponse:
         """Hand a request to the controller, as transparently as to an engine."""
         body: bytearray | None = await self._read_body(request)
-        headers = heads.request_headers(request.raw_headers, None if body is None else len(body))
+        raw_headers = tuple(header for header in request.raw_headers if header[0].lower() != heads.PEER_HEADER)
+        headers = heads.request_headers(raw_headers, None if body is None else len(body))
+        headers.append(("X-Shoal-Peer", request.remote or "unknown"))
         health = health_without_controller(path, self.routes)
         sent = True
         with self._upstreams.using(self._controller):
@@ -362,11 +358,6 @@ class AiohttpRelay:
             return response
         exchange.outcome = _outcome(upstream.status)
         return response
-
-
-def _is_local(peer: str | None) -> bool:
-    """Whether the client is on this machine."""
-    return not peer or peer == "::1" or peer.startswith(("127.", "::ffff:127."))
 
 
 def _too_large(limit: int) -> ShoalError:

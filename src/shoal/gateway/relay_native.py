@@ -163,12 +163,6 @@ class NativeRelay:
                 status=501,
                 code="websocket_not_supported",
             )
-        if not (self.config.remote_admin or connection.loopback or path.startswith("/health/")):
-            raise ShoalError(
-                "Models are managed from the machine that Shoal runs on; inference is under /v1.",
-                status=403,
-                code="local_only",
-            )
         errand = Administration(self, connection, head, target, path)
         self.errands.add(errand)
         return errand

@@ -232,11 +232,6 @@ class ClientConnection(asyncio.Protocol):
     # -- for exchanges ------------------------------------------------------------------------------------------------
 
     @property
-    def loopback(self) -> bool:
-        """Whether the client is on this machine."""
-        return self.peer in ("", "127.0.0.1", "::1") or self.peer.startswith(("127.", "::ffff:127."))
-
-    @property
     def connected(self) -> bool:
         """Whether anything can still be written."""
         return self._transport is not None and not self._transport.is_closing()

@@ -1,0 +1,73 @@
+"""The way to a Shoal on this machine that asks for a sign-in: its controller's own socket, for who may open that.
+
+Shoal tells a client on this machine where the socket is when it refuses one that is not signed in. So nothing has to be
+found, and nothing secret is stored or sent: whose socket it is says the file system. A socket that is not this user's,
+in a folder that others may enter, is left alone, whoever names it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import httpx2
+
+SOCKET_HEADER = "x-shoal-socket"
+_INFERENCE = "/v1/"
+
+
+class LocalTransport(httpx2.BaseTransport):
+    """Asks at the public port; where that refuses for want of a sign-in, at the controller's socket, from then on."""
+
+    def __init__(self, public: httpx2.BaseTransport) -> None:
+        self._public = public
+        self._own: httpx2.BaseTransport | None = None
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """The answer, from wherever it comes."""
+        if request.url.path.startswith(_INFERENCE) or "authorization" in request.headers:
+            return self._public.handle_request(request)
+        if self._own is not None:
+            try:
+                return self._own.handle_request(_plain(request))
+            except httpx2.ConnectError:  # the controller is away; the relay says so
+                self._leave()
+        response = self._public.handle_request(request)
+        path = response.headers.get(SOCKET_HEADER)
+        if response.status_code != 401 or path is None or not is_ours(Path(path)):
+            return response
+        response.close()
+        self._own = httpx2.HTTPTransport(uds=path, trust_env=False)
+        return self._own.handle_request(_plain(request))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._leave()
+        self._public.close()
+
+    def _leave(self) -> None:
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this is a socket of this user's, where nobody else could have put one."""
+    try:
+        socket, folder = path.lstat(), path.parent.lstat()
+    except (OSError, ValueError):
+        return False
+    mine = socket.st_uid == folder.st_uid == os.getuid()
+    return mine and stat.S_ISSOCK(socket.st_mode) and stat.S_ISDIR(folder.st_mode) and not folder.st_mode & 0o077
+
+
+def _plain(request: httpx2.Request) -> httpx2.Request:
+    """The same request without TLS, which the socket does not speak."""
+    return httpx2.Request(
+        request.method,
+        request.url.copy_with(scheme="http"),
+        headers=request.headers,
+        stream=request.stream,
+        extensions=request.extensions,
+    )
