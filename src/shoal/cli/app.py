@@ -21,6 +21,7 @@ from shoal.cli import (
     settings,
     sleeping,
     usage,
+    users,
     virtual,
 )
 from shoal.cli.shell import EPILOG, Lazy, Root
@@ -88,6 +89,7 @@ app.command(rich_help_panel=_LOOK)(looking.events)
 app.command(rich_help_panel=_LOOK)(usage.usage)
 app.add_typer(orphans.app, name="orphans", rich_help_panel=_MACHINE)
 app.add_typer(keys.app, name="keys", rich_help_panel=_MACHINE)
+app.add_typer(users.app, name="users", rich_help_panel=_MACHINE)
 app.command(rich_help_panel=_MACHINE)(doctor.doctor)
 app.add_typer(settings.app, name="config", rich_help_panel=_MACHINE)
 app.command(rich_help_panel=_MACHINE)(settings.reload)
