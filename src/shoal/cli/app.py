@@ -20,6 +20,7 @@ from shoal.cli import (
     requests,
     settings,
     sleeping,
+    top,
     usage,
     users,
     virtual,
@@ -80,6 +81,7 @@ app.command(rich_help_panel=_RUN)(sleeping.sleep)
 app.command(rich_help_panel=_RUN)(sleeping.wake)
 app.command(rich_help_panel=_RUN)(chat.chat)
 app.command(rich_help_panel=_LOOK)(looking.ps)
+app.command(rich_help_panel=_LOOK)(top.top)
 app.command(rich_help_panel=_LOOK)(fit.fit)
 app.add_typer(requests.app, name="requests", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(looking.status)
