@@ -38,7 +38,7 @@ function words(event) {
 
 const Events = () => html`
   <section aria-labelledby="events-title">
-    <div class="heading"><h2 id="events-title">Recent events</h2></div>
+    <div class="heading"><h2 id="events-title">Recent events</h2><a href="#/events">All events</a></div>
     <ol id="events" class="events" tabindex="0" aria-labelledby="events-title">
       ${events.value.length === 0 && html`<li class="soft">Nothing has happened yet. Loads, failures and restarts appear here.</li>`}
       ${events.value.map((event) => html`
