@@ -25,6 +25,8 @@ export const names = signal(/** @type {string[]} */ ([]));
 export const events = signal(/** @type {(EventView & {key: string})[]} */ ([]));
 /** Moves by id: those that wait or are under way, and some that have ended. */
 export const moves = signal(/** @type {ReadonlyMap<string, MoveView>} */ (new Map()));
+/** The run of a preset that was told last. @type {Signal<RunView | null>} */
+export const presetRun = signal(/** @type {RunView | null} */ (null));
 /** Unix seconds, once a second while the connection lives: old data must not seem to live. */
 export const now = signal(Date.now() / 1000);
 
@@ -65,6 +67,7 @@ const take = {
     }
   },
   move: putMove,
+  preset_run: (/** @type {RunView} */ one) => (presetRun.value = one),
   message(/** @type {EventView} */ event) {
     if (remember(event)) for (const hear of listeners) hear(event);
   },

@@ -2,44 +2,35 @@
 
 import { ApiError, call } from "../api.js";
 import { quote } from "../actions.js";
-import { computed, html, signal, useEffect, useSignal } from "../lib.js";
+import { computed, html, useEffect, useSignal } from "../lib.js";
 import { modelAddress } from "../routes.js";
-import { connection, events, now } from "../store.js";
+import { connection, events, now, presetRun as run } from "../store.js";
 import { brief, clock } from "../units.js";
 import { confirm } from "./confirm.js";
 import { Check, Table, useAct, useAnswer } from "./forms.js";
 import { Command, Name } from "./small.js";
 
-/** Between two looks at a run while one is under way. */
-const EVERY = 400;
 /** @type {Record<string, string>} */
 const SHAPES = { waiting: "○", running: "◐", done: "●", failed: "✕", skipped: "–", cancelled: "▽", interrupted: "▽" };
 /** @type {Record<string, string>} */
 const ACTS = { keep: "=", change: "~", start: "+", stop: "−", sleep: "☾", wake: "☼" };
 
-/** The run under way, or the last one since the controller started. @type {import("../vendor/signals.js").Signal<RunView | null>} */
-export const run = signal(/** @type {RunView | null} */ (null));
 /** Changes whenever something happened to a preset. */
 export const news = computed(() => events.value.find((event) => event.kind.startsWith("preset_"))?.key ?? "");
 
+/** What is answered to an act or a question; but not over what the stream told meanwhile. @param {Promise<{data: RunView}>} answer */
+async function take(answer) {
+  const before = run.peek();
+  const { data } = await answer;
+  if (run.peek() === before) run.value = data;
+}
+
 async function look() {
   try {
-    run.value = (await call("GET", "presets/runs/current")).data;
+    await take(call("GET", "presets/runs/current"));
   } catch (fault) {
     if (!(fault instanceof ApiError)) throw fault; // there was none, or nobody answers, which the list says too
   }
-}
-
-/** Keep `run` as it is while this is drawn. */
-export function useRun() {
-  const live = connection.value !== "lost";
-  const going = run.value?.state === "running";
-  useEffect(() => {
-    if (live) void look();
-    if (!live || !going) return undefined;
-    const timer = setInterval(() => void look(), EVERY);
-    return () => clearInterval(timer);
-  }, [live, going, news.value]);
 }
 
 /** @param {{state: string}} props */
@@ -62,12 +53,13 @@ const cancelling = () =>
       : "No further step is begun; those under way end. What is done stays as it is, so the fleet lies between what was and the preset.",
     label: run.value?.cancelling ? "Do not wait" : "Cancel the run",
     command: "shoal presets cancel",
-    act: async () => (run.value = (await call("POST", "presets/runs/current/cancel", {})).data),
+    act: () => take(call("POST", "presets/runs/current/cancel", {})),
   });
 
 /** How far the run is, or how the last one ended. */
 export function Run() {
-  useRun();
+  const live = connection.value !== "lost";
+  useEffect(() => void (live && look()), [live]); // from then on the stream tells each step
   const hidden = useSignal(0);
   const one = run.value;
   if (!one || hidden.value === one.started_at) return null;
@@ -105,9 +97,7 @@ export function Run() {
 export function Plan({ name, onClose }) {
   const keep = useSignal(false);
   const { data, error, load } = useAnswer(`presets/${encodeURIComponent(name)}/plan?exclusive=${!keep.value}`);
-  const { busy, error: refused, act } = useAct(async () => {
-    run.value = (await call("POST", `presets/${encodeURIComponent(name)}/apply`, { exclusive: !keep.peek() })).data;
-  });
+  const { busy, error: refused, act } = useAct(() => take(call("POST", `presets/${encodeURIComponent(name)}/apply`, { exclusive: !keep.peek() })));
   useEffect(() => void load(), [news.value]); // somebody else may have changed what runs
   /** @type {PlanView | null} */
   const plan = data.value?.exclusive === !keep.value ? data.value : null;

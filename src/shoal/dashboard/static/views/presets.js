@@ -5,10 +5,11 @@ import { call } from "../api.js";
 import { confirm } from "../components/confirm.js";
 import { Table, useAnswer } from "../components/forms.js";
 import { Import, Save, Schedules } from "../components/preset_forms.js";
-import { news, Plan, Run, run, RunState } from "../components/preset_run.js";
+import { news, Plan, Run, RunState } from "../components/preset_run.js";
 import { Command, Name } from "../components/small.js";
 import { html, useEffect, useSignal } from "../lib.js";
 import { modelAddress } from "../routes.js";
+import { presetRun } from "../store.js";
 import { clock } from "../units.js";
 
 /** @param {PresetEntry} entry */
@@ -79,7 +80,7 @@ export function Presets() {
     void load();
     void loadTimes();
   };
-  useEffect(reload, [news.value, run.value?.state]);
+  useEffect(reload, [news.value, presetRun.value?.state]);
   /** @type {PresetView[] | undefined} */
   const presets = data.value?.presets;
   const known = presets?.map((one) => one.name) ?? [];
