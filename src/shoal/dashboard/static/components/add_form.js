@@ -107,7 +107,7 @@ const word = (value) => quote(String(value)).replace(/^-- /, "");
 const option = (name, value) => `--${name.replaceAll("_", "-")}${String(value).startsWith("-") ? "=" : " "}${word(value)}`;
 
 /** The command that does the same; "" where the command line cannot say it. `before`: a model that is replaced.
- * @param {Record<string, unknown>} settings @param {boolean} load @param {string} [before] */
+ * @param {Record<string, unknown>} settings @param {boolean} load @param {{name: string, unload: boolean} | ""} [before] */
 export function commandOf(settings, load, before = "") {
   const { name, args, env, devices, tensor_parallel: split, ...others } = settings;
   if (!name || String(name).startsWith("-")) return "";
@@ -120,7 +120,7 @@ export function commandOf(settings, load, before = "") {
   else if (split) parts.push(option("tensor_parallel", split));
   for (const [key, value] of Object.entries(env ?? {})) parts.push(option("env", `${key}=${value}`));
   if (Array.isArray(args)) parts.push("--", ...args.map(word));
-  return [before && `shoal models rm ${quote(before)}`, parts.join(" "), load && `shoal load ${word(name)}`].filter(Boolean).join(" && ");
+  return [before && `shoal models rm ${before.unload ? "--unload " : ""}${quote(before.name)}`, parts.join(" "), load && `shoal load ${word(name)}`].filter(Boolean).join(" && ");
 }
 
 /** The parts of a refusal that are about a setting of the form, by setting; the rest under "".

@@ -17,13 +17,16 @@ const phaseOf = (one) => (one.state === "starting" && one.progress ? one.progres
 export function AddProgress({ name, onBack, onAnother }) {
   void names.value;
   const model = modelOf(name)?.value;
-  const one = model?.instances.at(-1);
+  const one = [...(model?.instances ?? [])].sort((a, b) => a.created_at - b.created_at).at(-1);
   const seen = useSignal(/** @type {Seen[]} */ ([]));
   const instance = useSignal("");
+  const attempt = useSignal(0);
   const phase = one ? phaseOf(one) : "";
   useEffect(() => {
     if (!one) return;
-    const before = instance.peek() === one.id ? seen.peek() : [];
+    const another = instance.peek() !== one.id || seen.peek().at(-1)?.phase === "failed"; // one that failed is started anew
+    const before = another && phase !== "failed" ? [] : seen.peek();
+    if (another && instance.peek() && phase !== "failed") attempt.value++;
     instance.value = one.id;
     if (before.at(-1)?.phase !== phase) seen.value = [...before, { phase, at: Date.now() / 1000 }];
   }, [one?.id, phase]);
@@ -65,7 +68,7 @@ export function AddProgress({ name, onBack, onAnother }) {
         </div>
         <div class="card">
           <h3>Log</h3>
-          ${one ? html`<${Log} key=${one.id} id=${one.id} />` : html`<p class="soft">It begins with a load.</p>`}
+          ${one ? html`<${Log} key=${`${one.id} ${attempt.value}`} id=${one.id} />` : html`<p class="soft">It begins with a load.</p>`}
         </div>
       </div>
     </section>

@@ -10,7 +10,7 @@ import { FitView } from "../components/fit_view.js";
 import { Field, useAct, useAnswer } from "../components/forms.js";
 import { Command, Name } from "../components/small.js";
 import { computed, html, useRef, useSignal } from "../lib.js";
-import { devices, names } from "../store.js";
+import { devices, model as modelOf, names } from "../store.js";
 import { bytes } from "../units.js";
 
 /** The fit is asked anew when what lies in the devices has changed much, not with every byte. */
@@ -91,7 +91,9 @@ function Form({ schema, problem }) {
   const name = nameOf(typed);
   const taken = name !== sent && names.value.includes(name);
   const before = sent && names.value.includes(sent) ? sent : "";
-  const command = commandOf(settings, load, before);
+  const state = before ? modelOf(before)?.value.state : "";
+  const unload = state !== "unloaded" && state !== "ready"; // one that serves by now is not taken away from its clients
+  const command = commandOf(settings, load, before && { name: before, unload });
   const fit = useFit(fitOf(typed, schema), lying.value);
   const fitFaults = fit.error.value ? blame(fit.error.value, typed, Object.keys(schema)) : NOTHING;
   const split = devicesOf(typed).length;
@@ -100,7 +102,7 @@ function Form({ schema, problem }) {
     if (Object.keys(faults).length) return keep({ failed: faults });
     try {
       if (before) {
-        await call("DELETE", modelPath(before));
+        await call("DELETE", `${modelPath(before)}${unload ? "?unload=true" : ""}`);
         keep({ sent: "" });
       }
       const { warning } = await call("POST", "models", settings);
@@ -156,7 +158,7 @@ function Form({ schema, problem }) {
           </section>
           <section class="card send">
             <label class="tick"><input type="checkbox" checked=${load} onChange=${(/** @type {any} */ event) => keep({ load: event.target.checked })} /> Load it at once</label>
-            ${before && html`<p class="short">This replaces <${Name} text=${before} />, which was added from this form.</p>`}
+            ${before && html`<p class="short">This replaces <${Name} text=${before} />, which was added from this form${unload ? " and does not serve yet" : ""}.</p>`}
             <div role="alert">${error.value && html`<p class="failure">${error.value}</p>`}</div>
             <button type="submit" class="primary" disabled=${busy.value || !settings.source}>${load ? "Add and load" : "Add"}</button>
             <p class="soft">The same on the command line:</p>
