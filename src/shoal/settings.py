@@ -37,6 +37,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it.")
     insecure: bool = Field(False, description="Allow an address beyond loopback although nothing asks for a key.")
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Names by which a proxy on this machine publishes Shoal, such as shoal.example. Under them nobody gets "
+        "to the admin side without signing in.",
+    )
     state_dir: Path = Field(
         default_factory=lambda: user_data_path("shoal"), description="Folder of the database and the logs."
     )

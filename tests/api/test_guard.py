@@ -104,6 +104,26 @@ async def asked(client: httpx2.AsyncClient, method: str = "GET", path: str = "/a
     return code(await client.request(method, path))
 
 
+# -- names --------------------------------------------------------------------------------------------------------------
+
+
+async def test_under_a_published_name_one_has_to_sign_in() -> None:
+    admin = Admin(hosts=("Shoal.example",))
+    try:
+        named, other = {"host": "shoal.example:8443"}, {"host": "elsewhere.example"}
+        assert await asked(admin.client(HERE, other)) == (403, "wrong_host")
+        assert await asked(admin.client(HERE, named)) == (403, "local_only")
+        assert await asked(admin.client(HERE)) == (200, "")
+        await admin.user()
+        assert await asked(admin.client(HERE, other)) == (403, "wrong_host")
+        assert await asked(admin.client(HERE, named)) == (401, "sign_in_required")
+        signed = await admin.signed_in(HERE, named, {"origin": "https://shoal.example:8443"})
+        assert await asked(signed) == (200, "")
+        assert await asked(admin.client(named)) == (200, ""), "through the controller's own socket"
+    finally:
+        admin.sign_in.close()
+
+
 # -- without users -----------------------------------------------------------------------------------------------------
 
 

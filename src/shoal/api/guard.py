@@ -110,10 +110,15 @@ class Guard:
         await self._answer(scope, receive, send, head, admitted)
 
     def _refuse_pretenders(self, head: _Head) -> None:
-        host, origin = head.last(b"host"), head.last(b"origin")
+        host, origin, settings = head.last(b"host"), head.last(b"origin"), self._controller.settings
         name = _host_of(host)
-        if is_loopback(self._controller.settings.host) and name and not is_loopback(name):
-            raise ShoalError(f"this Shoal answers on loopback only, not as {name}", status=403, code="wrong_host")
+        if is_loopback(settings.host) and not _is_here(name) and name not in map(str.lower, settings.hosts):
+            raise ShoalError(
+                f"this Shoal answers on loopback only, not as {name}; if a proxy publishes it so, name it in the setting "
+                "`hosts`",
+                status=403,
+                code="wrong_host",
+            )
         if not head.reading and origin and origin.partition("://")[2] != host:
             raise ShoalError(f"{origin} may not change this Shoal", status=403, code="wrong_origin")
 
@@ -130,8 +135,11 @@ class Guard:
                 admitted = Admitted(await sign_in.check_again(*given, head.peer.address))
             else:
                 admitted = sign_in.find(head.cookies(sign_in.cookie))
+        way = head.peer.way
+        if is_loopback(self._controller.settings.host) and not _is_here(_host_of(head.last(b"host"))):
+            way = Way.REMOTE  # under a published name a proxy lets others in
         error = refusal(
-            head.peer.way,
+            way,
             None if admitted is None else admitted.user,
             needed=needed,
             insecure=self._controller.settings.insecure,
@@ -191,6 +199,10 @@ class Guard:
 def _is_endless(message: Message) -> bool:
     kinds = [value for name, value in message["headers"] if name.lower() == b"content-type"]
     return any(kind.startswith(b"text/event-stream") for kind in kinds)
+
+
+def _is_here(name: str) -> bool:
+    return not name or is_loopback(name)
 
 
 def _host_of(header: str) -> str:
