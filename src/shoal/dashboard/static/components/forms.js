@@ -126,7 +126,7 @@ export function Several({ word, value, known, none, help, wide = true }) {
 /** A choice that the address keeps. @param {{word: string, name: string, options: [string, string][], kept?: string}} props */
 export const QueryChoice = ({ word, name, options, kept = "" }) => html`
   <label class="choice"><span>${word}</span>
-    <select value=${query.value.get(name) ?? kept} onChange=${(/** @type {any} */ event) => setQuery(name, event.target.value === kept ? "" : event.target.value)}>
+    <select aria-label=${word} value=${query.value.get(name) ?? kept} onChange=${(/** @type {any} */ event) => setQuery(name, event.target.value === kept ? "" : event.target.value)}>
       ${options.map(([value, title]) => html`<option key=${value} value=${value}>${title}</option>`)}
     </select>
   </label>

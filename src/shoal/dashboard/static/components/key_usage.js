@@ -1,19 +1,13 @@
 // What was used: requests and tokens by day, key and model.
 
-import { option, Table, useAnswer } from "./forms.js";
+import { option, QueryChoice, Table, useAnswer } from "./forms.js";
 import { html } from "../lib.js";
-import { query, setQuery } from "../router.js";
+import { query } from "../router.js";
 import { Command, Name } from "./small.js";
 
 const BY = /** @type {[string, string][]} */ ([["day", "day"], ["day,model", "day and model"], ["key", "key"], ["key,day", "key and day"], ["model", "model"], ["key,model", "key and model"]]);
 const DAYS = /** @type {[string, string][]} */ ([["1", "today"], ["7", "7 days"], ["30", "30 days"], ["90", "90 days"], ["366", "a year"]]);
 const MOST = 400;
-
-/** @param {{word: string, name: string, options: [string, string][], kept: string}} props */
-const Choice = ({ word, name, options, kept }) => html`
-  <label class="choice"><span>${word}</span><select value=${query.value.get(name) ?? kept} onChange=${(/** @type {any} */ event) => setQuery(name, event.target.value === kept ? "" : event.target.value)}>
-    ${options.map(([value, title]) => html`<option key=${value} value=${value}>${title}</option>`)}</select></label>
-`;
 
 /** @param {{keys: KeyView[] | null}} props */
 export function Usage({ keys }) {
@@ -39,9 +33,9 @@ export function Usage({ keys }) {
   return html`
     <section class="section" aria-labelledby="usage-title">
       <div class="heading"><h2 id="usage-title" tabindex="-1">Usage</h2>
-        <${Choice} word="Key" name="key" kept="" options=${[["", "all"], ["-", "without a key"], ...(keys ?? []).map((one) => [one.id, one.name]), ...(key && key !== "-" && !keys?.some((one) => one.id === key) ? [[key, key]] : [])]} />
-        <${Choice} word="By" name="by" kept="day" options=${BY} />
-        <${Choice} word="Of" name="days" kept="30" options=${DAYS.some(([value]) => value === String(days)) ? DAYS : [...DAYS, [String(days), `${days} days`]]} />
+        <${QueryChoice} word="Key" name="key" options=${[["", "all"], ["-", "without a key"], ...(keys ?? []).map((one) => [one.id, one.name]), ...(key && key !== "-" && !keys?.some((one) => one.id === key) ? [[key, key]] : [])]} />
+        <${QueryChoice} word="By" name="by" kept="day" options=${BY} />
+        <${QueryChoice} word="Of" name="days" kept="30" options=${DAYS.some(([value]) => value === String(days)) ? DAYS : [...DAYS, [String(days), `${days} days`]]} />
       </div>
       <div class="bar"><p class="soft" role="status">${total ? `${total.requests.toLocaleString()} requests, ${total.prompt_tokens.toLocaleString()} tokens of prompts and ${total.completion_tokens.toLocaleString()} of answers` : data.value ? `Nothing was used since ${from}.` : "Reading…"}</p>
         <${Command} text=${["shoal usage", by.join() !== "day" && `--by ${by.join()}`, `--from ${from}`, key && (key === "-" ? "--key ''" : option("--key", key))].filter(Boolean).join(" ")} /></div>

@@ -1,0 +1,175 @@
+"""The view of events: filtered by the address, older on demand, live without jumping."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.cli.scripted import ScriptedShoal
+from tests.dashboard.conftest import NewPage
+from tests.dashboard.test_whole import AXE, violations
+
+START = time.time() - 7200
+
+
+def event(n: int, **fields: Any) -> dict[str, Any]:
+    view = {"id": n, "at": START + n, "level": "info", "kind": "ready", "message": f"event number {n}", "model": None,
+            "instance": None, "seconds": None}  # fmt: skip
+    return view | fields
+
+
+def kept(page: Page, events: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Have the API page through these, the oldest first; what it was asked."""
+    asked: list[dict[str, str]] = []
+
+    def answer(route: Route) -> None:
+        query = {name: values[-1] for name, values in parse_qs(urlsplit(route.request.url).query).items()}
+        asked.append(query)
+        found = [one for one in events if one["id"] < int(query.get("before", 10**9))]
+        found = [one for one in found if query.get("kind", one["kind"]) == one["kind"]]
+        found = [one for one in found if query.get("model", one["model"]) == one["model"]]
+        found = [one for one in found if one["at"] >= float(query.get("since", 0))]
+        body = json.dumps({"events": found[-int(query["limit"]) :]})
+        route.fulfill(content_type="application/json", body=body)
+
+    page.route(re.compile("/events/history"), answer)
+    return asked
+
+
+def lines(page: Page) -> Any:
+    return page.locator(".event")
+
+
+def choice(page: Page, word: str) -> Any:
+    return page.get_by_role("combobox", name=word, exact=True)
+
+
+def test_what_happened_is_filtered_by_the_address(shoal: ScriptedShoal, page: Page) -> None:
+    shoal.add("org/m", desired=0)
+    kept(page, [
+        event(1, message="org/m failed: too large", level="error", kind="failed", model="org/m", instance="m-1"),
+        event(2, message="it came slowly", level="warning", kind="slow", seconds=83.0),
+        event(3, message="all is well", at=time.time() - 60),
+    ])  # fmt: skip
+    page.goto(shoal.url)
+    page.get_by_role("link", name="All events").click()
+    expect(lines(page)).to_have_count(3)
+    expect(lines(page).first).to_contain_text("all is well")
+    expect(lines(page).nth(1)).to_contain_text("1 min 23 s")
+    expect(lines(page).last.get_by_role("link", name="org/m")).to_have_attribute("href", "#/models/org%2Fm")
+    choice(page, "Level").select_option("warning")
+    expect(lines(page)).to_have_count(2)
+    choice(page, "Level").select_option("error")
+    expect(lines(page)).to_have_count(1)
+    page.reload()
+    expect(choice(page, "Level")).to_have_value("error")
+    expect(lines(page)).to_have_count(1)
+    choice(page, "Level").select_option("")
+    choice(page, "Kind").select_option("slow")
+    expect(lines(page)).to_have_count(1)
+    expect(page.get_by_text("shoal events --kind slow", exact=True)).to_be_visible()
+    choice(page, "Kind").select_option("")
+    choice(page, "Model").select_option("org/m")
+    expect(page.get_by_text("shoal events --model org/m", exact=True)).to_be_visible()
+    expect(lines(page)).to_have_count(1)
+    choice(page, "Model").select_option("")
+    choice(page, "Since").select_option("1h")
+    expect(lines(page)).to_have_count(1)
+    page.goto(f"{shoal.url}/#/events?q=SLOWLY&since=%3Cb%3E")
+    expect(lines(page)).to_have_count(1)
+    page.get_by_role("searchbox").fill("nothing of the kind")
+    page.get_by_role("link", name="Show all events").click()
+    expect(lines(page)).to_have_count(3)
+
+
+def test_older_ones_are_read_on_demand_and_saved_as_json_lines(shoal: ScriptedShoal, page: Page) -> None:
+    asked = kept(page, [event(n, level="error" if n in (3, 4) else "info") for n in range(1, 1201)])
+    page.goto(f"{shoal.url}/#/events")
+    expect(lines(page)).to_have_count(200)
+    expect(lines(page).first).to_contain_text("event number 1200")
+    older = page.get_by_role("button", name="Older")
+    for count in (400, 600):
+        older.click()
+        expect(lines(page)).to_have_count(count)
+    expect(page.get_by_role("status").filter(has_text="1,000 events")).to_be_visible()
+    assert asked[-1]["before"] == "701"
+    # With a filter that matches little, one press reads on until it is found, or all is read.
+    page.goto(f"{shoal.url}/#/events?level=error")
+    page.reload()
+    expect(page.get_by_text("No event matches")).to_be_visible()
+    older.click()
+    expect(lines(page)).to_have_count(2)
+    expect(page.get_by_text("That is all that is kept.")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as JSON lines").click()
+    rows = [json.loads(line) for line in download.value.path().read_text().splitlines()]
+    assert [row["id"] for row in rows] == [3, 4]
+    assert set(rows[0]) == set(event(1))
+
+
+def test_what_comes_waits_above_while_somebody_reads(shoal: ScriptedShoal, page: Page) -> None:
+    kept(page, [event(n) for n in range(1, 301)])
+    page.goto(f"{shoal.url}/#/events")
+    expect(lines(page)).to_have_count(200)
+    shoal.tell("message", event(0, id=None, at=time.time(), message="news at the top"))
+    expect(lines(page).first).to_contain_text("news at the top")
+    page.mouse.wheel(0, 3000)
+    seen = page.get_by_text("event number 260", exact=True)
+    expect(page.get_by_text("event number 295", exact=True)).not_to_be_in_viewport()
+    place = seen.bounding_box()
+    for n in range(3):
+        shoal.tell("message", event(0, id=None, at=time.time() + 1 + n, message=f"later {n}"))
+    news = page.get_by_role("button", name="3 new")
+    expect(news).to_be_visible()
+    expect(page.get_by_text("later 1", exact=True)).to_have_count(0)
+    after = seen.bounding_box()
+    assert place and after
+    assert abs(after["y"] - place["y"]) < 60  # the button itself may take a line
+    news.click()
+    expect(lines(page).first).to_contain_text("later 2")
+    expect(lines(page).first).to_be_in_viewport()
+    expect(news).to_have_count(0)
+
+
+def test_the_same_event_of_stream_and_history_is_one(shoal: ScriptedShoal, page: Page) -> None:
+    at = time.time()
+    kept(page, [event(7, at=at, message="once <b>only</b>")])
+    page.goto(f"{shoal.url}/#/events")
+    expect(lines(page)).to_have_count(1)
+    shoal.tell("message", event(0, id=None, at=at, message="once <b>only</b>"))
+    shoal.tell("message", event(0, id=None, at=at + 1, message="another"))
+    expect(lines(page)).to_have_count(2)
+    expect(lines(page).last).to_contain_text("once <b>only</b>")
+
+
+def test_why_nothing_is_shown_is_told(shoal: ScriptedShoal, page: Page) -> None:
+    page.route(re.compile("/events/history"), lambda route: route.fulfill(status=503, body="{}"))
+    page.goto(f"{shoal.url}/#/events")
+    expect(page.get_by_role("alert").filter(has_text="Shoal answered 503.")).to_be_visible()
+    page.unroute_all()
+    kept(page, [])
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_text("Nothing has happened yet")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_it_fits_and_everybody_can_use_it(shoal: ScriptedShoal, new_page: NewPage, scheme: str, width: int) -> None:
+    if not AXE.exists():
+        pytest.skip("no axe-core here (make page-types)")
+    page = new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    odd = ["<img src=x onerror=alert(1)> 🐟", "שלום-עולם", "w" * 200]
+    levels = ("info", "warning", "error")
+    kept(page, [event(n, level=levels[n], model=odd[n], instance=odd[n], message=odd[n] * 3) for n in range(3)])
+    page.goto(f"{shoal.url}/#/events")
+    expect(lines(page)).to_have_count(3)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("main img").count() == 0
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    assert violations(page) == []
