@@ -56,7 +56,8 @@ function useEvents({ kind, model, since }) {
   const take = (/** @type {HistoryEvent[]} */ list) => {
     const next = new Map(kept.peek());
     for (const event of list) if (!next.get(keyOf(event))?.id) next.set(keyOf(event), event);
-    if (next.size !== kept.peek().size || list.some((event) => event.id)) kept.value = next;
+    // A page that stays open for weeks forgets the oldest.
+    kept.value = next.size > 2 * MOST ? new Map([...next].sort(([, a], [, b]) => b.at - a.at).slice(0, MOST)) : next;
   };
   /** Read pages before the oldest that is known, or the newest one, until `enough` says so. @param {boolean} older @param {() => boolean} enough */
   const read = async (older, enough) => {
@@ -124,7 +125,7 @@ const Line = ({ event }) => html`
         ${event.instance && html`<code>${event.instance}</code>`}
       </p>
     </div>
-    <span class="took">${event.seconds != null && html`<span class="visually-hidden">took </span>${brief(event.seconds)}`}</span>
+    <span class="took" title="how long the state before it took">${event.seconds != null && html`<span class="visually-hidden">took </span>${brief(event.seconds)}`}</span>
   </li>
 `;
 
