@@ -99,7 +99,7 @@ export function refusal(data, status) {
   const said = data?.error?.message ?? data?.error ?? data?.detail ?? data?.message;
   const text = typeof said === "string" && said ? said : `It was answered ${status}.`;
   const unknown = status === 404 && data?.error?.code !== "model_not_found";
-  return unknown ? `${text} Its engine has no chat: it may be a model for something else.` : text;
+  return unknown ? `${text.replace(/[^.!?]$/, "$&.")} Its engine has no chat: it may be a model for something else.` : text;
 }
 
 /** The answer after its end. Without `[DONE]` it is whole only if it said how it finished and all of it was read.
