@@ -2,6 +2,7 @@
 
 import { ApiError, call, modelPath } from "./api.js";
 import { signal } from "./lib.js";
+import { mayAct } from "./session.js";
 import { accept, devices, model as modelOf, moves, onNews } from "./store.js";
 
 /** `dialog`: there is something to choose first, which a dialog of that name asks for.
@@ -17,8 +18,9 @@ export function quote(text) {
   return text.startsWith("-") ? `-- ${word}` : word;
 }
 
-/** What can be done now, the first the most likely. @param {ModelView} model @returns {Action[]} */
+/** What can be done now, the first the most likely; nothing by who may only look. @param {ModelView} model @returns {Action[]} */
 export function actionsOf(model) {
+  if (!mayAct.value) return [];
   const live = model.instances.filter((one) => !ENDED.has(one.state));
   const asleep = live.some((one) => one.state === "sleeping");
   const ready = live.some((one) => one.state === "ready");
@@ -99,8 +101,15 @@ export function say(level, text, command = "") {
 // What went wrong by itself is said once, as it happens. What is wrong with Shoal itself stays above all, by `warnings`.
 onNews(({ level, message, model, instance }) => {
   const about = model ?? instance;
-  if (level === "error") say("error", !about || message.includes(about) || (instance && message.includes(instance)) ? message : `${about}: ${message}`);
+  const named = !about || mentions(message, about) || (instance && mentions(message, instance));
+  if (level === "error") say("error", named ? message : `${about}: ${message}`);
 });
+
+/** Whether a text has a name in it, and not as a part of a word. @param {string} text @param {string} name */
+function mentions(text, name) {
+  const parts = text.split(name);
+  return parts.some((part, n) => n < parts.length - 1 && !/\w$/.test(part) && !/^\w/.test(parts[n + 1] ?? ""));
+}
 
 /** @param {number} id */
 export const dismiss = (id) => (notices.value = notices.value.filter((one) => one.id !== id));

@@ -1,8 +1,13 @@
 // The admin API. Addresses are relative to the page, so that it works behind a path prefix too.
 
+import { signal } from "./lib.js";
+
 const BASE = "api/v1/";
 
 export class ApiError extends Error {}
+
+/** How often Shoal has refused an answer because nobody is signed in. */
+export const refusals = signal(0);
 
 /** Ask the API. Raises ApiError with what to tell people.
  * @param {string} method @param {string} path @param {unknown} [body]
@@ -12,13 +17,15 @@ export async function call(method, path, body) {
   try {
     response = await fetch(BASE + path, {
       method,
-      headers: body === undefined ? {} : { "content-type": "application/json" },
+      // The first is for sessions: no other web page can send it.
+      headers: { "x-shoal-page": "1", ...(body === undefined ? {} : { "content-type": "application/json" }) },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
   } catch {
     throw new ApiError("Shoal does not answer. Is `shoal serve` running?");
   }
   const data = await response.json().catch(() => null);
+  if (data?.error?.code === "sign_in_required") refusals.value++;
   if (!response.ok) throw new ApiError(data?.error?.message ?? `Shoal answered ${response.status}.`);
   return { data, warning: response.headers.get("x-shoal-warning") };
 }
@@ -64,6 +71,7 @@ export function live(handlers, onState) {
 
   connect();
   addEventListener("online", connect);
+  addEventListener("signed-in", connect);
   return again;
 }
 

@@ -2,9 +2,11 @@
 
 import { Ask, Notices } from "./components/dialog.js";
 import { Palette } from "./components/palette.js";
+import { SignIn, Who } from "./components/sign_in.js";
 import { start as startHistory } from "./history.js";
 import { effect, html, render } from "./lib.js";
 import { here, retry, ROUTES, viewOf } from "./routes.js";
+import { start as startSession } from "./session.js";
 import { connection, heardAt, known, now, start as startStore, status } from "./store.js";
 import { ThemeChoice } from "./theme_choice.js";
 import { start as startTraffic } from "./traffic.js";
@@ -53,12 +55,12 @@ const App = () => html`
   <header class="top">
     <a class="skip" href="#/" onClick=${skip}>Skip to the content</a>
     <h1><img src="static/icon.svg" alt="" width="28" height="28" />Shoal</h1>
-    <${Navigation} /><${Connection} /><${About} /><${Palette} /><${ThemeChoice} />
+    <${Navigation} /><${Connection} /><${About} /><${Palette} /><${ThemeChoice} /><${Who} />
   </header>
   <main id="main" tabindex="-1" class=${connection.value === "lost" && known.value ? "old" : ""}>
     <${Warnings} /><${Notices} /><${Place} />
   </main>
-  <${Ask} />
+  <${Ask} /><${SignIn} />
   <footer>
     <a href="api/docs">API</a><a href="metrics">Metrics</a>
     <span>OpenAI endpoint: <code>${new URL("v1", document.baseURI).href}</code></span>
@@ -76,6 +78,7 @@ effect(() => {
 });
 
 startStore();
+startSession();
 startHistory();
 startTraffic();
 const root = /** @type {HTMLElement} */ (document.getElementById("app"));
