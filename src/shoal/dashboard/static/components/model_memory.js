@@ -59,7 +59,7 @@ function Instance({ model, instance }) {
   const notes = [
     instance.failure ? "" : instance.reason,
     instance.outdated ? "Runs with older settings." : "",
-    instance.sleepless_because ? `It cannot sleep: ${instance.sleepless_because}.` : "",
+    instance.sleepless_because && !instance.failure ? `It cannot sleep: ${instance.sleepless_because}.` : "",
     memory.mode === "fixed" && memory.reason ? `KV cache of fixed size: ${memory.reason}.` : "",
   ].filter(Boolean);
   return html`
@@ -77,7 +77,7 @@ function Instance({ model, instance }) {
 export const MemorySection = ({ model }) => html`
   <${Section} id="memory" title="Memory">
     ${model.instances.length > 0
-      ? html`<${Legend} /><ul class="instances">${model.instances.map((one) => html`<${Instance} key=${one.id} model=${model} instance=${one} />`)}</ul>`
+      ? html`<${Legend} /><p class="soft lease-key"><i aria-hidden="true"></i>lease: what the broker lets it keep</p><ul class="instances">${model.instances.map((one) => html`<${Instance} key=${one.id} model=${model} instance=${one} />`)}</ul>`
       : html`<p class="soft">It holds nothing: none of its instances runs. Load it, or send it a request${model.spec.on_request === false ? " once it is loaded" : ""}.</p>`}
   <//>
 `;

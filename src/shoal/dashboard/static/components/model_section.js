@@ -15,3 +15,6 @@ export const Facts = ({ list }) => html`<dl class="facts">${list.map(([word, val
 
 /** Why something could not be read. @param {{error: string}} props */
 export const Unread = ({ error }) => (error ? html`<p class="failure" role="status">This may be old: ${error}</p>` : null);
+
+/** Help with what stands between backticks as code. @param {string} text */
+export const coded = (text) => text.split("`").map((part, at) => (at % 2 ? html`<code>${part}</code>` : part));

@@ -6,7 +6,7 @@ import { html, signal, useSignal } from "../lib.js";
 import { changeCommand, faultsOf, setCommand, settingsOf, textOf, valueOf } from "../settings_text.js";
 import { accept, model as modelOf } from "../store.js";
 import { Field, useAnswer } from "./forms.js";
-import { Section, Unread } from "./model_section.js";
+import { coded, Section, Unread } from "./model_section.js";
 import { Command } from "./small.js";
 
 /** @typedef {import("../settings_text.js").Setting} Setting */
@@ -29,9 +29,6 @@ function put(name, setting, draft) {
   draftsOf(name).value = draft ? { ...others, [setting]: draft } : others;
 }
 
-/** Help with what stands between backticks as code. @param {string} text */
-const coded = (text) => text.split("`").map((part, at) => (at % 2 ? html`<code>${part}</code>` : part));
-
 /** @param {{setting: Setting, text: string, change: (text: string) => void, given: any}} props */
 function Control({ setting: { kind, choices, none, standard }, text, change, given }) {
   const input = (/** @type {any} */ event) => change(event.target.value);
@@ -50,10 +47,9 @@ function One({ model, setting, draft, fault }) {
   const text = draft?.text ?? now;
   const change = (/** @type {string} */ typed) => put(model.name, setting.name, typed === now ? null : { text: typed, base: draft?.base ?? now });
   const overtaken = draft && draft.base !== now;
-  const help = html`${coded(setting.help)} ${!setting.live && html`<b>New start.</b>`}`;
   return html`
     <div class=${`setting ${draft ? "changed" : ""}`} data-setting=${setting.name}>
-      <${Field} word=${setting.name} help=${help} error=${fault}>${(/** @type {any} */ given) => html`<${Control} setting=${setting} text=${text} change=${change} given=${given} />`}<//>
+      <${Field} word=${setting.name} help=${coded(setting.help)} error=${fault}>${(/** @type {any} */ given) => html`<${Control} setting=${setting} text=${text} change=${change} given=${given} />`}<//>
       ${draft && html`<p class="meanwhile" role="status">${overtaken
         ? html`Changed meanwhile by somebody else, to <code>${now || "none"}</code>. Yours is not saved.`
         : html`Was <code>${now || "none"}</code>.`} <button type="button" class="quiet" onClick=${() => put(model.name, setting.name, null)}>${overtaken ? "Take theirs" : "Take back"}</button></p>`}

@@ -56,15 +56,19 @@ function Chart({ name, kind, over }) {
       const last = history.peek()?.at.at(-1) ?? Date.now() / 1000;
       return /** @type {[number, number]} */ ([last - SPANS[over], last]);
     };
+    let flat = false; // nothing but zeros: a scale would be made up
     const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
     const plot = new uPlot(
       {
         width: Math.max(1, element.clientWidth), height: HEIGHT, padding: [8, 8, 0, 0],
         legend: { show: false }, cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
-        scales: { x: { range }, y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ most) => [0, most > 0 ? most * 1.1 : 1] } },
+        scales: { x: { range }, y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ most) => {
+          flat = !(most > 0);
+          return [0, flat ? 1 : most * 1.1];
+        } } },
         axes: [
           { ...axis, size: 26, space: 90, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((at) => clock(at).slice(-8, -3)) },
-          { ...axis, size: 52, space: 34, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((value) => (value === 0 ? "0" : kind.write(value))) },
+          { ...axis, size: 52, space: 34, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((value) => (value === 0 ? "0" : flat ? "" : kind.write(value))) },
         ],
         series: [{}, ...kind.lines.map(({ word }, at) => ({ label: word, stroke: at ? second : first, width: 2, ...(at ? { dash: [6, 4] } : {}), points: { show: false } }))],
         hooks: {

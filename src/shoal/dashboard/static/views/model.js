@@ -1,20 +1,20 @@
 // One model: what it holds, carries and waits for, what it went through, how it is set and how it is called.
 
-import { actionsOf, begin, busy } from "../actions.js";
+import { actionsOf, begin, busy, quote } from "../actions.js";
 import { call, modelPath } from "../api.js";
+import { confirm } from "../components/confirm.js";
 import { CallingSection } from "../components/model_calling.js";
 import { StartsSection, StatesSection } from "../components/model_history.js";
 import { LogSection } from "../components/model_log.js";
 import { MemorySection } from "../components/model_memory.js";
 import { ProfileSection } from "../components/model_profile.js";
 import { RequestsSection } from "../components/model_requests.js";
+import { coded } from "../components/model_section.js";
 import { SettingsSection } from "../components/model_settings.js";
 import { TrafficSection } from "../components/model_traffic.js";
-import { confirm } from "../components/confirm.js";
 import { noteOf } from "../components/row.js";
 import { Badge, Command, Name } from "../components/small.js";
 import { colourOf } from "../components/tin.js";
-import { quote } from "../actions.js";
 import { html, useSignal } from "../lib.js";
 import { connection, known, model as modelOf, names, now } from "../store.js";
 import { lastUseOf } from "../traffic.js";
@@ -58,7 +58,7 @@ function Failed({ instance }) {
   return html`
     <div class="failure" role="alert">
       <p><strong><${Name} text=${failure.message} /></strong></p>
-      ${failure.hint && html`<p><b>What to do: </b><${Name} text=${failure.hint} /></p>`}
+      ${failure.hint && html`<p><b>What to do: </b><bdi>${coded(failure.hint)}</bdi></p>`}
       <p class="by">${instance.id}${again ? `, starts again in ${Math.max(0, Math.round(again - now.value))} s` : ""}. Its log is below.</p>
     </div>
   `;
