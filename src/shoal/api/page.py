@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
-from starlette.middleware.gzip import GZipMiddleware
-from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from fastapi import FastAPI, HTTPException, Request, Response
 
+from shoal.api.page_files import PageFile, PageFiles
 from shoal.dashboard import STATIC
 
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -32,17 +29,27 @@ _HEADERS = {
 }
 
 
-class _Files(StaticFiles):
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers.update(_HEADERS)
-        return response
-
-
 def mount(app: FastAPI) -> None:
     """Serve the page at `/` and its files below `/static`, compressed for browsers that take it so."""
-    app.mount("/static", GZipMiddleware(_Files(directory=STATIC)), name="static")
+    files = PageFiles(STATIC)
 
-    @app.get("/", include_in_schema=False)
-    async def index() -> FileResponse:
-        return FileResponse(STATIC / "index.html", headers=_HEADERS)
+    @app.api_route("/static/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
+    async def static(path: str, request: Request) -> Response:
+        file = files.get(path)
+        if file is None:
+            raise HTTPException(404)
+        return _answer(request, file)
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return _answer(request, files.index())
+
+
+def _answer(request: Request, file: PageFile) -> Response:
+    headers = {**_HEADERS, "etag": file.etag, "vary": "accept-encoding"}
+    if file.etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    body = file.body
+    if file.zipped is not None and "gzip" in request.headers.get("accept-encoding", ""):
+        body, headers["content-encoding"] = file.zipped, "gzip"
+    return Response(body, headers={**headers, "content-type": file.type})
