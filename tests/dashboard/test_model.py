@@ -94,6 +94,38 @@ def test_a_failure_says_what_to_do_and_its_log_is_there(served: Shoal, page: Pag
     expect(section(page, "Starts").locator(".badge").first).to_have_attribute("data-state", "failed")
 
 
+def test_a_log_that_grows_fast_with_binary_and_endless_lines(served: Shoal, page: Page) -> None:
+    anew(served, "loud", "--device-memory", "100MiB", **FIRST)
+    served.load("loud")
+    (running,) = served.wait("loud", "ready")
+    go(page, served, "loud")
+    log = page.get_by_role("log")
+    expect(log).to_contain_text("Application startup complete")
+    lines = b"".join(b"line %d \x1b[31m<i>\xff\x00\n" % n for n in range(30_000))
+    with (served.state / "logs" / running["id"] / "engine.log").open("ab") as file:
+        file.write(lines + b"x" * 2**20 + b"\nthe last one\n")
+    expect(log).to_contain_text("the last one")
+    expect(log).to_contain_text("line 29999 <i>\ufffd\u2400")
+    expect(log.get_by_role("button", name="show all")).to_be_visible()
+    assert log.locator(".log-line").count() < 60
+    expect(page.locator(".log-note")).to_contain_text("older ones are in the download")
+    search = page.get_by_label(f"Search the log of {running['id']}")
+    search.fill("line 29000 ")
+    expect(page.locator(".log-count")).to_have_text("1 of 1")
+    with page.expect_download() as found:
+        page.get_by_role("link", name="Download the whole log").click()
+    assert found.value.suggested_filename == f"{running['id']}.log"
+    whole = found.value.path().read_bytes()
+    assert lines in whole
+    assert b"x" * 2**20 in whole
+
+
+def test_a_name_typed_in_another_unicode_form_is_the_same(served: Shoal, page: Page) -> None:
+    anew(served, "caf\u00e9", **FIRST)
+    page.goto(f"{served.url}/#/models/{quote('cafe' + chr(0x301))}")
+    expect(page.locator(".model-title h2")).to_have_text("caf\u00e9")
+
+
 def test_it_is_acted_on_by_mouse(served: Shoal, page: Page) -> None:
     anew(served, "acted", "--enable-sleep-mode", "--device-memory", "300MiB", **FIRST)
     head = go(page, served, "acted")

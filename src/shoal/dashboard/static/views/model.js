@@ -125,7 +125,8 @@ const Missing = ({ name }) => html`
 `;
 
 /** @param {{word: string}} props */
-export function ModelPage({ word: name }) {
+export function ModelPage({ word }) {
+  const name = word.normalize("NFC"); // the form in which names are kept; some systems type another
   const there = names.value.includes(name);
   const model = there ? modelOf(name)?.value : undefined;
   if (!known.value) return html`<p class="soft loading">${connection.value === "lost" ? "Shoal does not answer." : "Reading what there is…"}</p>`;
