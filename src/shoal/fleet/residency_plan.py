@@ -244,15 +244,20 @@ class _Decision:
         if not fits and (why := self.capacity.why_never(one, devices)):
             self._refuse(one, why)
             return
-        if self.closed:
-            devices = self.open if devices is everywhere else [d for d in devices if d not in self.closed]
-        if (devices is not self.open or (overdue, one.width, need) not in self.hopeless) and (
-            found := self._where(one, need, devices, overdue=overdue)
-        ) is not None:
+        if devices is everywhere:
+            devices = self.open
+            seek = (overdue, one.width, need) not in self.hopeless
+        elif len(devices) == 1:
+            seek = devices[0] not in self.closed and need <= self.ways.could_have(devices[0], busy=overdue)
+            devices = devices if seek or devices[0] not in self.closed else ()
+        else:
+            devices, seek = [d for d in devices if d not in self.closed] if self.closed else devices, True
+        if seek and (found := self._where(one, need, devices, overdue=overdue)) is not None:
             self._come(one, need, found)
             return
         if overdue:
-            self._close(one, need)
+            if self.closings > 0:
+                self._close(one, need)
         else:
             until = (self.now if one.waiting_since is None else one.waiting_since) + self.rules.patience
             if self.now < until < self.next_look:
@@ -283,8 +288,6 @@ class _Decision:
         """Where it goes now and who gives way: free memory first, then what comes free, then others'."""
         if len(devices) < one.width or need > self._bound("overdue" if overdue else "idle"):
             self._hopeless(one, need, devices, overdue=overdue)
-            return None
-        if len(devices) == 1 and need > self.ways.could_have(devices[0], busy=overdue):
             return None
         if need <= self._bound("room"):
             for room in (self.books.free.__getitem__, self.books.room):
@@ -317,10 +320,13 @@ class _Decision:
                 self.bounds[what] = self.ways.most(self.open, busy=what == "overdue")
         return self.bounds[what]
 
-    def _changed(self, devices: Sequence[str]) -> None:
+    def _changed(self, devices: Sequence[str], *, less: bool = False) -> None:
+        """Something comes to `devices` or leaves them. `less`: free memory was taken and no more, so that what was
+        sought in vain is not to be had now either; asking again for each that waits would cost the most of all."""
         self.ways.changed(devices)
         self.bounds.pop("room", None)
-        self.hopeless.clear()
+        if not less:
+            self.hopeless.clear()
         self.stale = True
 
     def _come(self, one: Resident, need: int, way: Way) -> None:
@@ -334,7 +340,7 @@ class _Decision:
         assert after is not None
         self.books.take(need, way.devices)
         self.ways.gone.add(one.name)
-        self._changed(way.devices)
+        self._changed(way.devices, less=not way.options)
         kind = Kind.WAKE if one.place is Residency.HOST else Kind.LOAD
         verb = "wakes" if kind is Kind.WAKE else "loads"
         count = f"{one.waiting} request{'s' if one.waiting != 1 else ''} wait{'s' if one.waiting == 1 else ''}"
@@ -358,8 +364,6 @@ class _Decision:
 
     def _close(self, one: Resident, need: int) -> None:
         """Keep later claims off the devices that this one can have first."""
-        if self.closings <= 0:
-            return
         self.closings -= 1
         asleep = one.place is Residency.HOST
         devices = one.on if asleep else one.usable or self.everywhere
