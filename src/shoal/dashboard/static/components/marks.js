@@ -97,11 +97,12 @@ export function Mark({ device, holding, kind, start, total, colour }) {
     mark.focus();
     put(shown, "pointer");
   };
+  const share = (100 * (start + shown)) / (total || 1);
   const text = value === null ? "no ceiling" : `${bytes(value)} of KV cache`;
   return html`
-    <span class=${`mark ${kind} ${colour} ${mine ? "moving" : ""}`} role="slider" tabindex="0" style=${{ left: `${(100 * (start + shown)) / (total || 1)}%` }}
+    <span class=${`mark ${kind} ${colour} ${mine ? "moving" : ""}`} role="slider" tabindex="0" style=${{ left: `${share}%` }}
       aria-label=${`${kind} of ${model} on ${device}`} aria-valuemin="0" aria-valuemax=${room} aria-valuenow=${shown} aria-valuetext=${text} title=${`${kind} of ${model}: ${text}`}
       onPointerDown=${grab} onPointerMove=${drag} onPointerUp=${finish} onPointerCancel=${giveUp} onKeyDown=${key} onBlur=${() => live()?.by === "keys" && finish()}></span>
-    ${mine && html`<span class=${`mark-value ${kind}`} style=${{ left: `${Math.min(86, Math.max(14, (100 * (start + shown)) / (total || 1)))}%` }}>${kind} ${value === null ? "none" : bytes(value)}${mine.by === "keys" && !mine.sent ? " · Enter sets it" : ""}</span>`}
+    ${mine && html`<span class=${`mark-value ${kind}`} style=${{ left: `${share}%`, transform: `translate(-${share}%, -50%)` }}>${kind} ${value === null ? "none" : bytes(value)}${mine.by === "keys" && !mine.sent ? " · Enter sets it" : ""}</span>`}
   `;
 }

@@ -31,7 +31,8 @@ function One({ move }) {
       busy.value = false;
     }
   };
-  const way = leg?.devices.length ? `${leg.was_on.join(", ")} → ${leg.devices.join(", ")}` : "new settings";
+  const [from, to] = [leg?.was_on.join(", ") ?? "", leg?.devices.join(", ") ?? ""];
+  const way = to && to !== from ? `${from} → ${to}` : "to new settings";
   return html`
     <li>
       <span><strong><${Name} text=${move.model} /></strong> ${way}${move.legs.length > 1 && ` (${at + 1} of ${move.legs.length})`}: ${move.cancelling ? "is being cancelled" : STEPS[leg?.step ?? ""] ?? leg?.step}</span>
@@ -42,5 +43,5 @@ function One({ move }) {
 
 export function MoveStrip() {
   const found = [...moves.value.values()].filter((move) => move.ended_at === null);
-  return html`<ul class="moves" role="status" aria-label="Moves under way" hidden=${!found.length}>${found.map((move) => html`<${One} key=${move.id} move=${move} />`)}</ul>`;
+  return html`<div role="status"><ul class="moves" aria-label="Moves under way" hidden=${!found.length}>${found.map((move) => html`<${One} key=${move.id} move=${move} />`)}</ul></div>`;
 }
