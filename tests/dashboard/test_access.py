@@ -261,3 +261,27 @@ def test_it_fits_and_everybody_can_use_it(served: Shoal, new_page: NewPage, sche
     page.get_by_role("button", name=f"Rotate {odd}").click()
     expect(page.get_by_role("dialog")).to_be_visible()
     assert violations(page) == []
+
+
+def test_who_may_only_look_is_offered_nothing_to_do(served: Shoal, page: Page) -> None:
+    with served.client as client:
+        client.create_key({"name": "bob"})
+        client.put_virtual_model("seen", {"model": "real"})
+        with contextlib.suppress(ShoalError):
+            client.save_preset("seen")
+
+    def answer(route: Route) -> None:
+        route.fulfill(json={"needed": True, "name": "ann", "role": "read-only"})
+
+    page.route("**/api/v1/session", answer)
+    page.goto(f"{served.url}/#/access")
+    expect(row(page, "bob").get_by_role("button")).to_have_text(["Usage"])
+    expect(row(page, "seen").get_by_role("button")).to_have_count(0)
+    expect(page.get_by_role("button", name=re.compile("New key|Add a virtual model"))).to_have_count(0)
+    page.get_by_role("link", name="Presets").click()
+    seen = page.get_by_role("listitem", name="seen", exact=True)
+    expect(seen.get_by_role("button")).to_have_text(["Plan", "Show"])
+    seen.get_by_role("button", name="Plan").click()
+    expect(seen.get_by_role("table", name="Steps to seen")).to_be_visible()
+    expect(seen.get_by_role("button", name=re.compile("^Apply"))).to_have_count(0)
+    expect(page.get_by_role("button", name=re.compile("Save what runs|Import"))).to_have_count(0)

@@ -3,6 +3,7 @@
 import { quote } from "../actions.js";
 import { call } from "../api.js";
 import { html, signal, useSignal } from "../lib.js";
+import { mayAct } from "../session.js";
 import { now } from "../store.js";
 import { ago, clock } from "../units.js";
 import { confirm } from "./confirm.js";
@@ -90,7 +91,7 @@ export function Keys({ keys, all, virtual, reload, onUsage }) {
       key.used === null ? html`<span class="soft" title="The store cannot be read now">?</span>` : key.used.requests.toLocaleString(),
       html`<div class="buttons">
         <button type="button" aria-label=${`Usage of ${key.name}`} onClick=${() => onUsage(key.id)}>Usage</button>
-        ${key.state !== "revoked" && html`
+        ${mayAct.value && key.state !== "revoked" && html`
           <button type="button" aria-label=${`Change ${key.name}`} onClick=${() => (open.value = { one: key })}>Change</button>
           <button type="button" aria-label=${`Rotate ${key.name}`} onClick=${() => void rotate(key, done)}>Rotate…</button>
           <button type="button" aria-label=${`Revoke ${key.name}`} onClick=${() => void revoke(key, shut === 1, reload)}>Revoke…</button>`}
@@ -102,7 +103,7 @@ export function Keys({ keys, all, virtual, reload, onUsage }) {
       <div class="heading">
         <h2 id="keys-title">API keys</h2>
         <label class="choice"><input type="checkbox" checked=${all.value} onChange=${(/** @type {any} */ event) => (all.value = event.target.checked)} /><span>Those that were revoked, too</span></label>
-        <button type="button" class="primary" aria-expanded=${String(open.value !== null && !open.value.one)} onClick=${() => (open.value = open.value && !open.value.one ? null : { one: null })}>New key</button>
+        ${mayAct.value && html`<button type="button" class="primary" aria-expanded=${String(open.value !== null && !open.value.one)} onClick=${() => (open.value = open.value && !open.value.one ? null : { one: null })}>New key</button>`}
       </div>
       ${made.value && html`<${Shown} key=${made.value.key} made=${made.value} onClose=${() => (made.value = null)} />`}
       ${open.value && html`<${KeyForm} key=${open.value.one?.id ?? ""} one=${open.value.one} virtual=${virtual} onDone=${done} onClose=${() => (open.value = null)} />`}

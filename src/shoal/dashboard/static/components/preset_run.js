@@ -4,6 +4,7 @@ import { ApiError, call } from "../api.js";
 import { quote } from "../actions.js";
 import { computed, html, useEffect, useSignal } from "../lib.js";
 import { modelAddress } from "../routes.js";
+import { mayAct } from "../session.js";
 import { connection, events, now, presetRun as run } from "../store.js";
 import { brief, clock } from "../units.js";
 import { confirm } from "./confirm.js";
@@ -71,7 +72,7 @@ export function Run() {
       <div class="heading">
         <h3 id="run-title">${running ? "Applying" : "Applied last:"} <${Name} text=${one.preset} /> <${RunState} state=${one.state} /></h3>
         <span class="soft">${clock(one.started_at)}${one.ended_at ? `, took ${brief(one.ended_at - one.started_at)}` : ""}</span>
-        ${running ? html`<button type="button" class="danger" onClick=${() => void cancelling()}>${one.cancelling ? "Do not wait…" : "Cancel…"}</button>`
+        ${running ? mayAct.value && html`<button type="button" class="danger" onClick=${() => void cancelling()}>${one.cancelling ? "Do not wait…" : "Cancel…"}</button>`
           : html`<button type="button" class="quiet" onClick=${() => (hidden.value = one.started_at)}>Hide</button>`}
       </div>
       <p role="status">${running ? `${one.cancelling ? "Cancelling: " : ""}${ended} of ${steps.length} steps have ended` : `${one.message}.`}</p>
@@ -129,7 +130,7 @@ export function Plan({ name, onClose }) {
       ${plan && steps.some((step) => step.action === "stop") && html`<p class="short">Models that are stopped finish the requests that run; what is in their KV caches is lost.</p>`}
       <div role="alert">${refused.value && html`<p class="failure">${refused.value}</p>`}</div>
       <div class="ends">
-        <button type="button" class="primary" disabled=${busy.value || !plan || plan.in_place} onClick=${() => void apply()}>${plan?.problems.length ? "Apply what can be had" : "Apply"}</button>
+        ${mayAct.value && html`<button type="button" class="primary" disabled=${busy.value || !plan || plan.in_place} onClick=${() => void apply()}>${plan?.problems.length ? "Apply what can be had" : "Apply"}</button>`}
         <button type="button" onClick=${onClose}>Close</button>
         <${Command} text=${`shoal presets apply ${others}--dry-run ${quote(name)}`} />
         <${Command} text=${`shoal presets apply ${others}${quote(name)}`} />

@@ -4,6 +4,7 @@ import { quote } from "../actions.js";
 import { call } from "../api.js";
 import { html, useEffect, useSignal } from "../lib.js";
 import { modelAddress } from "../routes.js";
+import { mayAct } from "../session.js";
 import { names } from "../store.js";
 import { confirm } from "./confirm.js";
 import { option, Panel, Several, Table, TextArea, TextField, useAct } from "./forms.js";
@@ -86,7 +87,7 @@ export function VirtualModels({ views, reload }) {
   return html`
     <section class="section" aria-labelledby="virtual-title">
       <div class="heading"><h2 id="virtual-title">Virtual models</h2>
-        <button type="button" aria-expanded=${String(open.value !== null && !key)} onClick=${() => (open.value = open.value && !key ? null : { one: null })}>Add a virtual model</button></div>
+        ${mayAct.value && html`<button type="button" aria-expanded=${String(open.value !== null && !key)} onClick=${() => (open.value = open.value && !key ? null : { one: null })}>Add a virtual model</button>`}</div>
       ${open.value && html`<${Form} key=${key} one=${open.value.one} onDone=${() => { close(); reload(); }} onClose=${close} />`}
       ${views?.length === 0 && !open.value && html`<div class="empty"><h3>No virtual models yet</h3><p>A name that stands for another model, with requests changed on the way.</p><${Command} text="shoal virtual set --model MODEL NAME" /></div>`}
       ${views && views.length > 0 && html`
@@ -100,7 +101,7 @@ export function VirtualModels({ views, reload }) {
               one.origin === "file" ? html`<span title="Change it in the configuration file, then: shoal reload">file</span>` : one.origin,
               one.origin === "file"
                 ? html`<span class="soft">changed in the configuration file</span>`
-                : html`<div class="buttons"><button type="button" aria-label=${`Change ${one.name}`} onClick=${() => (open.value = { one })}>Change</button>
+                : mayAct.value && html`<div class="buttons"><button type="button" aria-label=${`Change ${one.name}`} onClick=${() => (open.value = { one })}>Change</button>
                     <button type="button" aria-label=${`Remove ${one.name}`} onClick=${() => void remove(one, reload)}>Remove…</button></div>`,
             ],
           }))} />`}

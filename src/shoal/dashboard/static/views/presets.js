@@ -9,6 +9,7 @@ import { news, Plan, Run, RunState } from "../components/preset_run.js";
 import { Command, Name } from "../components/small.js";
 import { html, useEffect, useSignal } from "../lib.js";
 import { modelAddress } from "../routes.js";
+import { mayAct } from "../session.js";
 import { presetRun } from "../store.js";
 import { clock } from "../units.js";
 
@@ -50,11 +51,11 @@ function Preset({ preset, schedules, open, onOpen, reload }) {
       <div class="heading">
         <div class="about-preset"><h3><${Name} text=${name} /></h3>${description && html`<p>${description}</p>`}</div>
         <div class="buttons">
-          <button type="button" class="primary" aria-expanded=${String(open === "plan")} onClick=${toggle("plan")}>Apply…</button>
+          <button type="button" class="primary" aria-expanded=${String(open === "plan")} onClick=${toggle("plan")}>${mayAct.value ? "Apply…" : "Plan"}</button>
           <button type="button" aria-expanded=${String(open === "inside")} onClick=${toggle("inside")}>Show</button>
-          <button type="button" aria-expanded=${String(open === "times")} onClick=${toggle("times")}>Schedule</button>
+          ${mayAct.value && html`<button type="button" aria-expanded=${String(open === "times")} onClick=${toggle("times")}>Schedule</button>`}
           <a class="button" href=${`api/v1/presets/${encodeURIComponent(name)}/export`} download=${`${name}.yaml`}>Export</a>
-          <button type="button" onClick=${() => void remove()}>Remove…</button>
+          ${mayAct.value && html`<button type="button" onClick=${() => void remove()}>Remove…</button>`}
         </div>
       </div>
       <p class="soft">${models.length} ${models.length === 1 ? "model" : "models"} · saved ${clock(preset.changed_at)}${last ? html` · applied ${clock(last.started_at)} <${RunState} state=${last.state} />` : " · never applied"}</p>
@@ -93,8 +94,9 @@ export function Presets() {
     <section aria-labelledby="presets-title">
       <div class="heading">
         <h2 id="presets-title">Presets</h2>
-        <button type="button" class="primary" aria-expanded=${String(form.value === "save")} onClick=${() => (form.value = form.value === "save" ? "" : "save")}>Save what runs</button>
-        <button type="button" aria-expanded=${String(form.value === "import")} onClick=${() => (form.value = form.value === "import" ? "" : "import")}>Import</button>
+        ${mayAct.value && html`
+          <button type="button" class="primary" aria-expanded=${String(form.value === "save")} onClick=${() => (form.value = form.value === "save" ? "" : "save")}>Save what runs</button>
+          <button type="button" aria-expanded=${String(form.value === "import")} onClick=${() => (form.value = form.value === "import" ? "" : "import")}>Import</button>`}
       </div>
       ${form.value === "save" && html`<${Save} known=${known} onDone=${done} onClose=${close} />`}
       ${form.value === "import" && html`<${Import} known=${known} onDone=${done} onClose=${close} />`}

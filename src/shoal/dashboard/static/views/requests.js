@@ -8,6 +8,7 @@ import { Command, Name } from "../components/small.js";
 import { html, useEffect, useRef, useSignal } from "../lib.js";
 import { query } from "../router.js";
 import { modelAddress } from "../routes.js";
+import { mayAct } from "../session.js";
 import { names } from "../store.js";
 import { brief, clock, seconds } from "../units.js";
 
@@ -99,7 +100,7 @@ const row = (one, again) => ({
     brief(one.age),
     one.tokens ? one.tokens.toLocaleString() : html`<span class="soft">–</span>`,
     html`<code class="clip" title=${`${one.id} · ${one.path}${one.instance ? ` · ${one.instance}` : ""}`}>${one.id}</code>`,
-    html`<button type="button" aria-label=${`Cancel ${one.id}`} onClick=${() => void cancel(one, again)}>Cancel</button>`,
+    mayAct.value && html`<button type="button" aria-label=${`Cancel ${one.id}`} onClick=${() => void cancel(one, again)}>Cancel</button>`,
   ],
 });
 
