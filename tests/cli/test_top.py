@@ -267,6 +267,19 @@ async def test_a_lost_connection_is_said_and_taken_up_again(monkeypatch: pytest.
         await pilot_of.__aexit__(None, None, None)
 
 
+async def test_a_relay_that_stops_ends_the_stream_with_its_reason(
+    shoal: ScriptedShoal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shoal.add("a", desired=0)
+    monkeypatch.setattr("shoal.cli.top_feed._FIRST_PAUSE", 3.0)
+    async with running(shoal.url) as pilot:
+        await see(pilot, "live", "> a")
+        shoal.tell("message", {"error": {"message": "The relay is stopping; send the request again."}})
+        await see(pilot, "OLD", "The relay is stopping")
+        await see(pilot, "live")
+        assert shoal.event_connections == 2
+
+
 async def test_a_shoal_that_answers_nothing_in_time_is_lost(
     shoal: ScriptedShoal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

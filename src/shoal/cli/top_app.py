@@ -79,6 +79,8 @@ class Top(App[None]):
         self._level = ""
         self._limited = ""
         """The model whose limit is typed."""
+        self._limit: Act | None = None
+        """What was made of that, and is not answered yet."""
         self._feed = feed or Feed(url)
         self._drawn_at = 0
 
@@ -128,7 +130,7 @@ class Top(App[None]):
             act, answer, before, warnings = data
             self.fleet.accept(answer, before)
             self._say("; ".join([f"done: {act.command}", *(f"warning: {one}" for one in warnings)]))
-            if self.typing in _HINTS and self._limited == act.model:
+            if act is self._limit:
                 self._close_prompt()
         elif kind == "refused":
             act, reason = data
@@ -138,9 +140,17 @@ class Top(App[None]):
 
     # -- what is typed -------------------------------------------------------------------------------------------------
 
-    def on_key(self, event: events.Key) -> None:
-        """A key that no field has taken."""
-        key = event.character if event.is_printable and event.character else event.key
+    async def on_event(self, event: events.Event) -> None:
+        """Take keys here, in the order in which they were typed: widgets would get what is typed fast too late."""
+        if isinstance(event, events.Key) and not event.is_forwarded and not event.key.startswith("ctrl+"):
+            key = event.character if event.is_printable and event.character else event.key
+            if self._press(key):
+                self._draw()
+                return
+        await super().on_event(event)
+
+    def _press(self, key: str) -> bool:
+        """What a key does; False if it is the field's."""
         if self.helping:
             self.helping = False
         elif self.asking is not None:
@@ -151,11 +161,13 @@ class Top(App[None]):
                 self._say(f"{act.model} is left as it is")
         elif key == "escape":
             self._back()
-        elif event.key in _MOVES and (self.typing is None or not event.is_printable):
-            self._select(_MOVES[event.key])
-        elif self.typing is None:
+        elif self.typing is not None and key not in ("up", "down"):
+            return False
+        elif key in _MOVES:
+            self._select(_MOVES[key])
+        else:
             self._command(key)
-        self._draw()
+        return True
 
     def _command(self, key: str) -> None:
         if key == "q":
@@ -198,7 +210,8 @@ class Top(App[None]):
                 self._say(f"{self._limited} was removed meanwhile", "bold red")
             else:
                 try:
-                    self._do(top_acts.limit(model, self.typing, event.value, self.fleet.devices))
+                    self._limit = top_acts.limit(model, self.typing, event.value, self.fleet.devices)
+                    self._do(self._limit)
                 except ValueError as error:
                     self._say(f"refused: {error}", "bold red")
         self._draw()
@@ -220,13 +233,13 @@ class Top(App[None]):
         field = self.query_one("#typed", Input)
         field.disabled = False
         field.value = value
-        field.focus()
+        self.screen.set_focus(field)  # at once: what is typed next is for it
 
     def _close_prompt(self) -> None:
-        self.typing = None
+        self.typing = self._limit = None
         self.query_one("#prompt").display = False
         self.query_one("#typed", Input).disabled = True
-        self.set_focus(None)
+        self.screen.set_focus(None)
 
     def _do(self, act: Act) -> None:
         self._say(f"asked: {act.command}")

@@ -27,7 +27,11 @@ class Watcher(Client):
 
     def follow(self) -> Iterator[Event]:
         """The events, from a snapshot on, until the connection is lost; then it raises ShoalError."""
-        yield from self._events("GET", "/api/v1/events", read_timeout=_SILENCE)
+        for event in self._events("GET", "/api/v1/events", read_timeout=_SILENCE):
+            error = event.data.get("error")
+            if isinstance(error, dict):  # so a relay that stops ends the streams that go through it
+                raise ShoalError(str(error.get("message")), status=503, code="unreachable")
+            yield event
         raise ShoalError("Shoal closed the connection", status=503, code="unreachable")
 
     def traffic(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from shoal.cli.top_tins import Kind, Tin, bar, marks, spans
+from shoal.cli.top_tins import ORDER, Kind, Tin, bar, marks, spans
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
 """Of models, in the terminal's own palette; red is for what is wrong."""
@@ -44,14 +44,15 @@ class Glyphs:
     span: str
     rule: str
     dot: str
+    cut: str
 
 
 _STATES = ("ready", "waking", "starting", "queued", "sleeping", "draining", "stopping", "failed", "unloaded")
 _PARTS: tuple[Kind, ...] = ("weights", "used", "cached", "other", "others", "held", "free")
 SHAPES = Glyphs(dict(zip(_PARTS, "█▓▒░╱╌·", strict=True)), dict(zip(_STATES, "●◐◐○☾▽▽✕–", strict=True)),
-                "▲", "▼", "─", "─", "·")  # fmt: skip
+                "▲", "▼", "─", "─", "·", "…")  # fmt: skip
 ASCII = Glyphs(dict(zip(_PARTS, "#=-o/+.", strict=True)), dict(zip(_STATES, "*>>?zvvX ", strict=True)),
-               "^", "v", "_", "-", "|")  # fmt: skip
+               "^", "v", "_", "-", "|", "~")  # fmt: skip
 """For terminals that have no more."""
 
 
@@ -83,8 +84,9 @@ def marked(tin: Tin, width: int, glyphs: Glyphs, colour: Mapping[str, str], sele
 def legend(tins: Sequence[Tin], glyphs: Glyphs, width: int) -> Text:
     """What the characters mean, of those that are there: in short words if it is narrow, and only what there is room
     for."""
-    kinds: set[Kind] = {kind for tin in tins for one in tin.holdings for kind in one.parts}
-    kinds.add("free")
+    kinds: set[Kind] = {"free"}
+    if any(tin.holdings for tin in tins):
+        kinds.update(ORDER)
     if any(tin.others for tin in tins):
         kinds.add("others")
     if any(tin.held_back for tin in tins):

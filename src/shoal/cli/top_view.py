@@ -151,6 +151,7 @@ def body(fleet: Fleet, looking: Looking, width: int, height: int, now: float) ->
     lines += [*blank, *told[: room.details], *heard[len(heard) - room.events :]]
     for line in lines:
         line.truncate(width)
+        line.plain = line.plain.replace("…", looking.glyphs.cut)
         if fleet.lost:
             line.stylize("dim")
     return lines[:height]
