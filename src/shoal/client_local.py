@@ -7,6 +7,7 @@ in a folder that others may enter, is left alone, whoever names it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -23,22 +24,22 @@ class LocalTransport(httpx2.BaseTransport):
     def __init__(self, public: httpx2.BaseTransport) -> None:
         self._public = public
         self._own: httpx2.BaseTransport | None = None
+        self._socket = Path()
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """The answer, from wherever it comes."""
         if request.url.path.startswith(_INFERENCE) or "authorization" in request.headers:
             return self._public.handle_request(request)
-        if self._own is not None:
-            try:
+        if self._own is not None and is_ours(self._socket):
+            with contextlib.suppress(httpx2.ConnectError):  # the controller is away; the relay says so
                 return self._own.handle_request(_plain(request))
-            except httpx2.ConnectError:  # the controller is away; the relay says so
-                self._leave()
+        self._leave()
         response = self._public.handle_request(request)
         path = response.headers.get(SOCKET_HEADER)
         if response.status_code != 401 or path is None or not is_ours(Path(path)):
             return response
         response.close()
-        self._own = httpx2.HTTPTransport(uds=path, trust_env=False)
+        self._own, self._socket = httpx2.HTTPTransport(uds=path, trust_env=False), Path(path)
         return self._own.handle_request(_plain(request))
 
     def close(self) -> None:
