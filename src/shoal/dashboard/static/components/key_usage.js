@@ -16,7 +16,8 @@ export function Usage({ keys }) {
   const by = (BY.some(([value]) => value === asked) ? asked : "day").split(",");
   const days = Math.min(400, Math.max(1, Number(query.value.get("days")) || 30));
   const from = new Date(Date.now() - (days - 1) * 86_400_000).toISOString().slice(0, 10);
-  const words = new URLSearchParams([["from", from], ...by.map((word) => ["by", word]), ...(key ? [["key", key === "-" ? "" : key]] : [])]);
+  const words = new URLSearchParams({ from, ...(key && { key: key === "-" ? "" : key }) });
+  for (const word of by) words.append("by", word);
   const { data, error } = useAnswer(`usage?${words}`);
   /** @type {UsageRow[]} */
   const rows = [...(data.value?.usage ?? [])];

@@ -91,7 +91,7 @@ export function VirtualModels({ views, reload }) {
       ${open.value && html`<${Form} key=${key} one=${open.value.one} onDone=${() => { close(); reload(); }} onClose=${close} />`}
       ${views?.length === 0 && !open.value && html`<div class="empty"><h3>No virtual models yet</h3><p>A name that stands for another model, with requests changed on the way.</p><${Command} text="shoal virtual set --model MODEL NAME" /></div>`}
       ${views && views.length > 0 && html`
-        <${Table} label="Virtual models" columns=${["name", "served by", "changes", "from", ""]}
+        <${Table} label="Virtual models" columns=${["name", "served by", "changes", "origin", ""]}
           rows=${views.map((one) => ({
             key: one.name,
             cells: [
