@@ -158,6 +158,28 @@ def test_a_prompt_is_asked_again_and_edited(served: Shoal, page: Page) -> None:
     expect(prompt(page)).to_have_value("A draft that stays")
 
 
+def test_columns_come_and_go_and_their_answers_are_asked_about(served: Shoal, page: Page) -> None:
+    go(page, served, "one")
+    say(page, "Hello")
+    expect(answer(page, "one")).to_have_attribute("data-state", "done")
+    for count in (2, 3, 4):
+        page.get_by_role("button", name="Compare with another model").click()
+        expect(page.get_by_role("combobox", name="Model")).to_have_count(count)
+    expect(page.get_by_role("button", name="Compare with another model")).to_have_count(0)
+    chosen = [one.input_value() for one in page.get_by_role("combobox", name="Model").all()]
+    assert len(set(chosen)) == 4
+    assert "bge" not in chosen
+    page.get_by_role("button", name=f"Remove the column of {chosen[3]}").click()
+    expect(page.get_by_role("combobox", name="Model")).to_have_count(3)
+    page.get_by_role("button", name="Remove the column of one").press("Enter")
+    expect(page.get_by_text("Its answers are lost.")).to_be_visible()
+    expect(page.get_by_role("button", name="Keep it")).to_be_focused()
+    page.get_by_role("button", name="Remove it").click()
+    expect(page.get_by_role("article", name="Answer of one")).to_have_count(0)
+    page.get_by_role("button", name=f"Ask {chosen[1]}", exact=True).click()
+    expect(answer(page, chosen[1])).to_have_attribute("data-state", "done")
+
+
 def test_stop_ends_the_request_in_the_engine(served: Shoal, page: Page) -> None:
     go(page, served, "slow", "one")
     say(page, "Count the waves")
@@ -317,14 +339,16 @@ def test_sessions_are_listed_named_opened_and_deleted(served: Shoal, page: Page)
     say(page, "The second")
     expect(answer(page, "one")).to_have_attribute("data-state", "done")
     page.get_by_role("button", name="Sessions", exact=True).click()
-    page.get_by_role("button", name="Rename The first of all").click()
+    page.get_by_role("button", name="Rename The first of all").press("Enter")
+    expect(page.get_by_label("Name of the session")).to_be_focused()
     page.get_by_label("Name of the session").fill("Fish 🐟")
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Fish 🐟", exact=True).click()
     expect(page.locator(".bubble")).to_have_text([re.compile("The first of all")])
-    page.get_by_role("button", name="Delete The second").click()
+    page.get_by_role("button", name="Delete The second").press("Enter")
     expect(page.get_by_text("Its prompts and answers are lost.")).to_be_visible()
-    page.get_by_role("button", name="Keep it").click()
+    expect(page.get_by_role("button", name="Keep it")).to_be_focused()
+    page.keyboard.press("Enter")
     page.get_by_role("button", name="Delete The second").click()
     page.get_by_role("button", name="Delete it").click()
     expect(page.get_by_role("button", name="The second", exact=True)).to_have_count(0)

@@ -1,6 +1,6 @@
 // One answer of one model: its text, how it ended, and what it took.
 
-import { html } from "../lib.js";
+import { html, useRef } from "../lib.js";
 import { speed, underWay } from "../playground.js";
 import { model as modelOf, names } from "../store.js";
 import { brief, rate } from "../units.js";
@@ -38,8 +38,19 @@ export function figures(answer) {
 
 const ENDS = /** @type {const} */ ({ stopped: "Stopped", cut: "Incomplete", refused: "No answer" });
 
-/** @param {{answer: PlayAnswer | undefined, column: PlayColumn, turn: PlayTurn, last: boolean, plain: boolean}} props */
-export function Answer({ answer, column, turn, last, plain }) {
+/** @typedef {{answer: PlayAnswer | undefined, column: PlayColumn, turn: PlayTurn, last: boolean, plain: boolean}} Props */
+
+/** One that has ended is drawn once, however fast others come. @param {Props} props */
+export function Answer(props) {
+  const kept = useRef(/** @type {{of: unknown[], made: any} | null} */ (null));
+  const of = [props.answer, props.column.model, props.turn, props.last, props.plain];
+  const same = kept.current?.of.every((one, at) => one === of[at]);
+  if (!same || (props.answer && underWay(props.answer))) kept.current = { of, made: html`<${One} ...${props} />` };
+  return kept.current?.made;
+}
+
+/** @param {Props} props */
+function One({ answer, column, turn, last, plain }) {
   const name = answer?.model ?? column.model;
   const going = Boolean(answer && underWay(answer));
   const end = answer && answer.state in ENDS ? ENDS[/** @type {keyof typeof ENDS} */ (answer.state)] : "";

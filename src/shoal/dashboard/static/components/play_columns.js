@@ -1,6 +1,6 @@
 // The models that are compared: which, how they are, and settings of their own.
 
-import { html, signal } from "../lib.js";
+import { html, signal, useSignal } from "../lib.js";
 import { COLUMNS, newSession, otherTask } from "../playground.js";
 import { model as modelOf, names } from "../store.js";
 import { change, changeColumn, session } from "./play_session.js";
@@ -46,11 +46,22 @@ function State({ name }) {
   return html`<p class="column-state"><${Badge} state=${one.state} /><span class="soft">${text}</span></p>`;
 }
 
-/** @param {string} id */
-function remove(id) {
-  stop(id);
-  change({ columns: session.peek().columns.filter((one) => one.id !== id) });
+/** Takes a column out; asks once if it has answers. @param {{column: PlayColumn}} props */
+function Remove({ column }) {
+  const sure = useSignal(false);
+  const name = column.model || "no model";
+  const remove = () => {
+    stop(column.id);
+    change({ columns: session.peek().columns.filter((one) => one.id !== column.id) });
+  };
+  const asked = () => (Object.keys(column.answers).length ? (sure.value = true) : remove());
+  if (!sure.value) return html`<button type="button" class="quiet" aria-label=${`Remove the column of ${name}`} title="Remove this column" onClick=${asked}>✕</button>`;
+  return html`<p class="sure" role="group" aria-label=${`Remove the column of ${name}?`}>Its answers are lost.
+    <button type="button" class="danger" onClick=${remove}>Remove it</button><button type="button" ref=${focused} onClick=${() => (sure.value = false)}>Keep it</button></p>`;
 }
+
+/** The keyboard goes on at what took the place of a button that was pressed. @param {HTMLElement | null} element */
+export const focused = (element) => element && document.activeElement === document.body && element.focus();
 
 function add() {
   const { columns } = session.peek();
@@ -68,9 +79,7 @@ export function Columns() {
       <div class="side-by-side" data-columns=${columns.length}>
         ${columns.map((column) => html`
           <div class="play-column" key=${column.id} role="group" aria-label=${`Column: ${column.model || "no model"}`}>
-            <div class="pick"><${Choice} column=${column} />
-              ${columns.length > 1 && html`<button type="button" class="quiet" aria-label=${`Remove the column of ${column.model || "no model"}; its answers are lost`} title="Remove this column; its answers are lost" onClick=${() => remove(column.id)}>✕</button>`}
-            </div>
+            <div class="pick"><${Choice} column=${column} />${columns.length > 1 && html`<${Remove} column=${column} />`}</div>
             <${State} name=${column.model} />
             <div class="own">
               ${columns.length > 1 && html`<label class="choice"><input type="checkbox" checked=${!column.muted} onChange=${(/** @type {any} */ event) => changeColumn(column.id, { muted: !event.target.checked })} /> gets prompts</label>`}

@@ -7,6 +7,7 @@ import { query, setQuery } from "../router.js";
 import { dropSessions, keepSession, readLines, readSession } from "./play_kept.js";
 
 const FORM = "shoal.play.form";
+const LAST = "shoal.play.last";
 const KEY = "shoal.play.key";
 const SOON = 1000;
 
@@ -134,8 +135,10 @@ async function leave() {
 /** Open a session that is kept. @param {string} id @returns {Promise<boolean>} whether there is one */
 export async function openSession(id) {
   await leave();
-  const found = await readSession(id).catch(() => undefined);
+  const kept = await readSession(id).catch(() => undefined);
+  const last = read(taken(LAST));
   const form = read(taken(FORM));
+  const found = last?.id === id && last.changedAt > (kept?.changedAt ?? 0) ? last : kept;
   if (!found && form?.id !== id) return false;
   let next = revived(found ?? newSession(id, form.models, Date.now()));
   // What was typed last, should the store not have got it.
@@ -193,4 +196,9 @@ export async function remove(id) {
   lines.value = await readLines();
 }
 
-addEventListener("pagehide", () => void (timer && keep()));
+addEventListener("pagehide", () => {
+  if (!timer) return;
+  // The store may not get to it any more; this one takes it at once, unless there are too many pictures in it.
+  put(LAST, JSON.stringify(session.peek()));
+  void keep();
+});

@@ -3,6 +3,7 @@
 import { html, useSignal } from "../lib.js";
 import { asMarkdown, titleOf } from "../playground.js";
 import { clock } from "../units.js";
+import { focused } from "./play_columns.js";
 import { lines, openSession, remove, rename, session } from "./play_session.js";
 import { Name } from "./small.js";
 
@@ -18,7 +19,7 @@ function Line({ line }) {
   };
   if (naming.value) {
     return html`<li><form class="naming" onSubmit=${(/** @type {Event} */ event) => (event.preventDefault(), named())}>
-      <input type="text" aria-label="Name of the session" maxlength="120" value=${title.value} onInput=${(/** @type {any} */ event) => (title.value = event.target.value)} ref=${(/** @type {HTMLInputElement | null} */ input) => input && document.activeElement === document.body && input.focus()} />
+      <input type="text" aria-label="Name of the session" maxlength="120" value=${title.value} onInput=${(/** @type {any} */ event) => (title.value = event.target.value)} ref=${focused} />
       <button class="primary">Rename</button><button type="button" onClick=${() => (naming.value = false)}>Cancel</button></form></li>`;
   }
   return html`
@@ -27,7 +28,7 @@ function Line({ line }) {
       <span class="soft">${clock(line.changedAt / 1000)} · ${line.turns} ${line.turns === 1 ? "turn" : "turns"}</span>
       ${sure.value
         ? html`<span class="sure" role="group" aria-label=${`Delete ${line.title}?`}>Its prompts and answers are lost.
-            <button type="button" class="danger" onClick=${() => remove(line.id)}>Delete it</button><button type="button" onClick=${() => (sure.value = false)}>Keep it</button></span>`
+            <button type="button" class="danger" onClick=${() => remove(line.id)}>Delete it</button><button type="button" ref=${focused} onClick=${() => (sure.value = false)}>Keep it</button></span>`
         : html`<span class="buttons"><button type="button" class="quiet" aria-label=${`Rename ${line.title}`} onClick=${() => ((title.value = line.title), (naming.value = true))}>Rename</button>
             <button type="button" class="quiet" aria-label=${`Delete ${line.title}`} onClick=${() => (sure.value = true)}>Delete</button></span>`}
     </li>

@@ -8,7 +8,7 @@ import { arrive, begin, busyNow, change, key, keyWanted, said, session, setKey }
 import { Sessions } from "../components/play_sessions.js";
 import { Fields } from "../components/play_settings.js";
 import { Copy } from "../components/play_text.js";
-import { effect, html, signal, useEffect, useLayoutEffect, useRef } from "../lib.js";
+import { computed, effect, html, signal, useEffect, useRef } from "../lib.js";
 import { curlOf, requestOf, titleOf, underWay } from "../playground.js";
 import { path, query } from "../router.js";
 import { connection, known, names } from "../store.js";
@@ -17,9 +17,12 @@ import { connection, known, names } from "../store.js";
 const panel = signal("");
 const plain = signal(false);
 
+/** Which is shown: one for the key where it is wanted. */
+const shown = computed(() => panel.value || (keyWanted.value ? "key" : ""));
+
 /** @param {{name: string, word: string}} props */
 const Toggle = ({ name, word }) => html`
-  <button type="button" aria-expanded=${String(panel.value === name)} onClick=${() => (panel.value = panel.value === name ? "" : name)}>${word}</button>
+  <button type="button" aria-expanded=${String(shown.value === name)} onClick=${() => (panel.value = panel.value === name ? "" : name)}>${word}</button>
 `;
 
 const Key = () => html`
@@ -89,13 +92,25 @@ function Follow() {
     addEventListener("scroll", look, { passive: true });
     return () => removeEventListener("scroll", look);
   }, []);
-  useLayoutEffect(() => {
+  const busy = busyNow.value;
+  const before = useRef(false);
+  useEffect(() => {
     atEnd.current = true;
   }, [turns.length]);
-  useLayoutEffect(() => {
-    if (atEnd.current && busyNow.peek()) scrollTo(0, document.documentElement.scrollHeight);
+  // After all of it is drawn, and once more when the last has ended.
+  useEffect(() => {
+    if (atEnd.current && (busy || before.current)) scrollTo(0, document.documentElement.scrollHeight);
+    before.current = busy;
   });
   return null;
+}
+
+async function learnNames() {
+  try {
+    others.value = (await readNames()).map(({ id }) => id);
+  } catch {
+    // The models are known by the page's own stream; virtual ones and adapters are missing until it is live again.
+  }
 }
 
 export function Playground() {
@@ -103,7 +118,8 @@ export function Playground() {
     if (query.value && path.peek() === "/playground") void arrive();
   }), []);
   useEffect(() => effect(() => {
-    if (connection.value === "live") void [key.value, readNames().then((found) => (others.value = found.map(({ id }) => id))).catch(() => {})];
+    key.value; // another key may see other names
+    if (connection.value === "live") void learnNames();
   }), []);
   useEffect(() => {
     const press = (/** @type {KeyboardEvent} */ event) => {
@@ -113,7 +129,7 @@ export function Playground() {
     return () => removeEventListener("keydown", press);
   }, []);
   const { turns } = session.value;
-  const Panel = PANELS[keyWanted.value ? panel.value || "key" : panel.value];
+  const Panel = PANELS[shown.value];
   return html`
     <div class="playground">
       <div class="heading">
