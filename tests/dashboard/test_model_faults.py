@@ -96,6 +96,32 @@ def test_parts_that_cannot_be_read_say_so_and_leave_the_rest(shoal: ScriptedShoa
     expect(page.get_by_role("button", name="Unload", exact=True)).to_be_enabled()
 
 
+def test_who_may_only_look_is_offered_nothing_to_change(shoal: ScriptedShoal, known: Page) -> None:
+    serve(known, "**/api/v1/session", json.dumps({"needed": True, "name": "bob", "role": "read-only"}))
+    asked = {
+        "id": "req-1",
+        "model": "m",
+        "tenant": "t",
+        "key": None,
+        "priority": "normal",
+        "phase": "answering",
+        "age": 1.0,
+        "tokens": 3,
+        "instance": "m-1",
+        "position": None,
+        "path": "/v1/chat/completions",
+    }
+    serve(known, "**/api/v1/requests?model=m", json.dumps({"requests": [asked], "silent": []}))
+    shoal.add("m", instance("m-1", "m", "ready"))
+    go(known, shoal.url, "m")
+    expect(known.locator("[data-request]")).to_have_count(1)
+    expect(field(known, "priority")).to_be_disabled()
+    expect(known.get_by_text("to change them takes an admin")).to_be_visible()
+    for name in ("Unload", "Remove…", "Cancel the request req-1", "Save"):
+        expect(known.get_by_role("button", name=name, exact=True)).to_have_count(0)
+    expect(known.get_by_label("Search the log of m-1")).to_be_enabled()
+
+
 def test_memory_is_drawn_to_the_scale_of_what_it_may_hold(shoal: ScriptedShoal, known: Page) -> None:
     lease = {"device": "cuda:0", "rank": 0, "lease": 9 * GIB, "backed": 8 * GIB, "used": 5 * GIB, "cached": 3 * GIB,
              "floor": 2 * GIB, "ceiling": 23 * GIB, "missing": GIB, "waiting": 2, "recalled": None}  # fmt: skip

@@ -3,6 +3,7 @@
 import { html, useEffect } from "../lib.js";
 import { call } from "../api.js";
 import { quote } from "../actions.js";
+import { mayAct } from "../session.js";
 import { connection } from "../store.js";
 import { brief } from "../units.js";
 import { confirm } from "./confirm.js";
@@ -48,7 +49,7 @@ export function RequestsSection({ name }) {
       html`${PHASES[one.phase] ?? one.phase}${one.position ? html` <b>#${one.position}</b>` : ""}${one.instance && html`<small>${one.instance}</small>`}`,
       brief(one.age), one.tokens || "–",
       html`<${Name} text=${one.key ?? one.tenant} /><small>${one.priority}</small>`,
-      html`<button type="button" aria-label=${`Cancel the request ${one.id}`} onClick=${() => cancel(one, load)}>Cancel…</button>`,
+      mayAct.value && html`<button type="button" aria-label=${`Cancel the request ${one.id}`} onClick=${() => cancel(one, load)}>Cancel…</button>`,
     ],
   }));
   return html`

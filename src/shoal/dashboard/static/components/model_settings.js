@@ -3,6 +3,7 @@
 import { say } from "../actions.js";
 import { ApiError, call, modelPath } from "../api.js";
 import { html, signal, useSignal } from "../lib.js";
+import { mayAct } from "../session.js";
 import { changeCommand, faultsOf, setCommand, settingsOf, textOf, valueOf } from "../settings_text.js";
 import { accept, model as modelOf } from "../store.js";
 import { Field, useAnswer } from "./forms.js";
@@ -49,7 +50,7 @@ function One({ model, setting, draft, fault }) {
   const overtaken = draft && draft.base !== now;
   return html`
     <div class=${`setting ${draft ? "changed" : ""}`} data-setting=${setting.name}>
-      <${Field} word=${setting.name} help=${coded(setting.help)} error=${fault}>${(/** @type {any} */ given) => html`<${Control} setting=${setting} text=${text} change=${change} given=${given} />`}<//>
+      <${Field} word=${setting.name} help=${coded(setting.help)} error=${fault}>${(/** @type {any} */ given) => html`<${Control} setting=${setting} text=${text} change=${change} given=${{ ...given, disabled: !mayAct.value }} />`}<//>
       ${draft && html`<p class="meanwhile" role="status">${overtaken
         ? html`Changed meanwhile by somebody else, to <code>${now || "none"}</code>. Yours is not saved.`
         : html`Was <code>${now || "none"}</code>.`} <button type="button" class="quiet" onClick=${() => put(model.name, setting.name, null)}>${overtaken ? "Take theirs" : "Take back"}</button></p>`}
@@ -111,6 +112,7 @@ export function SettingsSection({ model }) {
       ${!schema && !error.value && html`<p class="soft">Reading what can be set…</p>`}
       ${schema && html`
         <form class="settings" onSubmit=${submit} aria-labelledby="model-settings">
+          ${!mayAct.value && html`<p class="soft">You may look at them; to change them takes an admin.</p>`}
           <h4>In force at once</h4>
           <div class="fields">${group(true).map((one) => html`<${One} key=${one.name} model=${model} setting=${one} draft=${drafts[one.name]} fault=${faults.value[one.name]} />`)}</div>
           <h4>In force with a new start</h4>

@@ -16,6 +16,7 @@ import { noteOf } from "../components/row.js";
 import { Badge, Command, Name } from "../components/small.js";
 import { colourOf } from "../components/tin.js";
 import { html, useSignal } from "../lib.js";
+import { mayAct } from "../session.js";
 import { connection, known, model as modelOf, names, now } from "../store.js";
 import { lastUseOf } from "../traffic.js";
 import { ago } from "../units.js";
@@ -86,7 +87,7 @@ function Actions({ model }) {
           <button type="button" class=${at === 0 && (action.id === "load" || action.id === "wake") ? "primary" : ""} disabled=${busy.value.has(name)} onClick=${() => begin(name, action)}>${action.label}</button>
           <${Command} text=${action.command} />
         </li>`)}
-      <li key="remove"><button type="button" class="removes" disabled=${gone.value} onClick=${remove}>Remove…</button><${Command} text=${`shoal models rm --unload ${quote(name)}`} /></li>
+      ${mayAct.value && html`<li key="remove"><button type="button" class="removes" disabled=${gone.value} onClick=${remove}>Remove…</button><${Command} text=${`shoal models rm --unload ${quote(name)}`} /></li>`}
     </ul>
   `;
 }
