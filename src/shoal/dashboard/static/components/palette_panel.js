@@ -112,7 +112,9 @@ const KEYS = [
   ["Tab, Shift Tab", "to the next or the former control; the first one skips to the content"],
   ["Enter, Space", "press what has the focus"],
   ["↑ ↓, Page ↑ ↓", "choose, in the palette"],
-  ["Esc", "close what is open; nothing is done"],
+  ["← →, Page ↑ ↓", "move the mark of a floor or a ceiling that has the focus; Enter sets it, Esc gives it up"],
+  ["Enter, Shift Enter", "to the next or the former match, in the search of a log"],
+  ["Esc", "close what is open, and nothing is done; in the playground, stop the answers"],
 ];
 
 /** @param {{onClose: () => void}} props */
