@@ -47,9 +47,12 @@ class NoCopies:
 
 
 def copy_size(fleet: Fleet, instance: Instance) -> int:
-    """Bytes of the host's memory for a whole copy of an instance's weights; 0 if that is not known, or if it runs on
-    the host itself."""
+    """Bytes of the host's memory for a whole copy of an instance's weights, as measured, else by its files; 0 if that
+    is not known, or if it runs on the host itself."""
     apart = [device for device in fleet.devices if device.kind != "host" and device.id in instance.devices]
+    found = fleet.measured.get(instance.id)
+    if apart and found is not None and found.host_copy is not None:
+        return found.host_copy
     return (fleet.weights.get(instance.id) or 0) * len(apart)
 
 

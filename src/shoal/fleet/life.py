@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from shoal.errors import NotFoundError
-from shoal.fleet import facts
+from shoal.fleet import facts, rests
 from shoal.fleet.drains import Drains
 from shoal.fleet.effects import Effects
 from shoal.fleet.endings import ending
@@ -122,6 +122,7 @@ class Life:
             return
         if fact.failure is None:
             self.fleet.weights[instance.id] = fact.weights
+            rests.recall(self.fleet, instance)
             self._room.prepared(instance.id, fact.needs, fact.kinds, fact.kv)
             if instance.state is not S.QUEUED:  # it was found running
                 self._room.known(instance)
@@ -257,6 +258,7 @@ class Life:
         instance = self.fleet.instances.pop(instance_id)
         self._room.forget(instance_id)
         self.fleet.weights.pop(instance_id, None)
+        self.fleet.measured.pop(instance_id, None)
         self.fleet.metrics.pop(instance_id, None)
         self._starts.forget(instance_id)
         self.fleet.after.pop(instance_id, None)

@@ -27,7 +27,8 @@ class Profile:
 
     Bytes are on one device. `overheads`: beside weights and KV cache, of the last loads, oldest first; empty where it
     could not be told apart. `kv_token`: of a token of the KV cache. `phases`: seconds of the last load. Seconds of
-    sleep and wake, and bytes that stay on a device asleep, are those of the last time; None: not seen yet.
+    sleep and wake, bytes that stay on a device asleep, and the bytes of the host's memory that the weights of an
+    instance have then, are those of the last time (level 1); None: not seen yet.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Profile:
     sleep_seconds: float | None = None
     wake_seconds: float | None = None
     asleep: int | None = None
+    host_copy: int | None = None
 
     @property
     def id(self) -> str:
@@ -143,4 +145,5 @@ def merged(before: Profile | None, now: Profile) -> Profile:
         sleep_seconds=before.sleep_seconds if now.sleep_seconds is None else now.sleep_seconds,
         wake_seconds=before.wake_seconds if now.wake_seconds is None else now.wake_seconds,
         asleep=before.asleep if now.asleep is None else now.asleep,
+        host_copy=before.host_copy if now.host_copy is None else now.host_copy,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from shoal.fleet.host_room import copy_size
-from shoal.fleet.profiles import find_profile
+from shoal.fleet.profiles import Profile, find_profile
 from shoal.fleet.residency import Motion, Residency, Resident
 from shoal.fleet.residing_use import Use, Uses
 from shoal.fleet.room import Room, Wants
@@ -23,6 +23,7 @@ from shoal.fleet.state import InstanceState as S
 
 _GPU, _HOST, _DISK = Residency.GPU, Residency.HOST, Residency.DISK
 _PLAIN = Resident("")
+_UNSEEN = Profile("", "", "", None, 0.0)
 
 
 @dataclass(slots=True)
@@ -179,8 +180,13 @@ class View:
         return max(sizes, default=0)
 
     def _took(self, instance: Instance, kind: NapKind, unknown: float) -> float:
+        """Seconds on average since the controller began, else the last time, as the model's profile has it."""
         count, seconds = self._fleet.naps.get((instance.model, kind), (0, 0.0))
-        return seconds / count if count else unknown
+        if count:
+            return seconds / count
+        found = self._fleet.measured.get(instance.id, _UNSEEN)
+        last = found.wake_seconds if kind == "woke" else found.sleep_seconds
+        return unknown if last is None else last
 
     def _load(self, instance: Instance) -> float:
         if (seconds := self._learned.loads.get(instance.model)) is not None:

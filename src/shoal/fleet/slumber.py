@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from shoal.errors import ConflictError
-from shoal.fleet import facts
+from shoal.fleet import facts, rests
 from shoal.fleet.drains import Drains
 from shoal.fleet.effects import Effects
 from shoal.fleet.host_room import copy_size, promised
 from shoal.fleet.lifecycle import Effect, Event, step
+from shoal.fleet.profiles import Profile
 from shoal.fleet.room import Room
 from shoal.fleet.snapshot import Fleet, NapKind
 from shoal.fleet.state import Failure, Instance
@@ -68,6 +69,7 @@ class Slumber:
         """Why an instance that sleeps cannot wake whoever gives way to it."""
         self.copied: Callable[[str], int] = lambda _: 0
         """Bytes of an instance's weights that the host holds already."""
+        self._found: set[str] = set()  # taken back midway: how long that takes in all is not known
         self._suspending: set[str] = set()  # drained, and between the canary and the proof that memory came back
 
     # -- what is asked for --------------------------------------------------------------------------------------------
@@ -211,6 +213,7 @@ class Slumber:
     def quiet(self, instance: Instance, reason: str) -> None:
         """No request runs on it any more: put it to sleep now."""
         self._suspending.add(instance.id)
+        self._found.discard(instance.id)
         self._began[instance.id] = self._effects.now()
         instance = dataclasses.replace(instance, reason=f"falls asleep: {reason}")
         self._put(instance)
@@ -254,6 +257,7 @@ class Slumber:
     def adopt(self, instance: Instance) -> None:
         """Go on with an instance that an earlier controller left; whether it sleeps, the engine knows."""
         self._began[instance.id] = self._effects.now()
+        self._found.add(instance.id)
         if instance.sleeps or instance.state is S.WAKING or (instance.state is S.READY and instance.can_sleep):
             self._effects.look(instance)
         if instance.state is S.WAKING:
@@ -267,6 +271,7 @@ class Slumber:
         self._asked.pop(instance_id, None)
         self.sleepless.pop(instance_id, None)
         self._suspending.discard(instance_id)
+        self._found.discard(instance_id)
         self._began.pop(instance_id, None)
 
     # -- facts --------------------------------------------------------------------------------------------------------
@@ -313,6 +318,9 @@ class Slumber:
         self._firm.discard(instance.id)
         self.sleepless.pop(instance.id, None)
         took = self._count(instance, "slept")
+        now, held = self._effects.now(), instance.rest.held
+        if instance.id not in self._found:
+            self._keep(rests.slept(self._fleet, instance, took, held, fact.freed, now))
         rest = dataclasses.replace(instance.rest, freed=max(0, fact.freed - fact.kv))
         self._room.ended(instance)  # readings of the devices still show what it held
         self._effects.read_devices()
@@ -330,6 +338,9 @@ class Slumber:
 
     def _woke(self, instance: Instance) -> None:
         took = self._count(instance, "woke")
+        copy = self.copied(instance.id)
+        if instance.id not in self._found:
+            self._keep(rests.woke(self._fleet, instance, took, copy, self._effects.now()))
         rest = dataclasses.replace(instance.rest, level=None, freed=0)
         checked = " and answers as before" if rest.canary else ""
         text = f"awake after {format_seconds(took)}{checked}"
@@ -362,8 +373,13 @@ class Slumber:
         self._fleet.rouse.discard(instance.id)
         self._fleet.stuck.discard(instance.id)
         self._asked.pop(instance.id, None)
+        self._found.discard(instance.id)
         self._began[instance.id] = self._effects.now()
         self._apply(instance, Event.WAKE, f"is woken: {why}", level=level)
+
+    def _keep(self, profile: Profile | None) -> None:
+        if profile is not None:
+            self._effects.save_profile(profile)
 
     def _count(self, instance: Instance, kind: NapKind) -> float:
         """Count one, with the seconds that it took."""

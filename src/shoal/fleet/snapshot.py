@@ -10,7 +10,7 @@ from shoal.engines.base import Engine, EngineMetrics
 from shoal.fleet.lifecycle import Event
 from shoal.fleet.memory import Ledger, MemoryView, PoolView
 from shoal.fleet.observed import Observed
-from shoal.fleet.profiles import Profiles
+from shoal.fleet.profiles import Profile, Profiles
 from shoal.fleet.spec import LIVE, ModelSpec
 from shoal.fleet.state import Device, Failure, Instance, InstanceState, Model, Progress
 from shoal.messages import Key, RelayReport, Route, Target, VirtualModel
@@ -114,7 +114,9 @@ class Fleet:
     needs: dict[str, int | None] = field(default_factory=dict)
     weights: dict[str, int | None] = field(default_factory=dict)
     profiles: Profiles = field(default_factory=dict)
-    """What loads have shown of models."""
+    """What loads, sleeps and wakes have shown of models."""
+    measured: dict[str, Profile] = field(default_factory=dict)
+    """The profile of an instance's model with its settings, as of its preparation or its last sleep or wake."""
     observed: Observed = field(default_factory=Observed)
     ledger: Ledger = field(default_factory=Ledger)
     leaseless: set[str] = field(default_factory=set)
