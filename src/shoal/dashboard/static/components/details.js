@@ -3,6 +3,7 @@
 import { actionsOf, begin, busy } from "../actions.js";
 import { html, useEffect, useRef, useSignal } from "../lib.js";
 import { LogPanel } from "../log.js";
+import { mayAct } from "../session.js";
 import { now } from "../store.js";
 import { bytes, seconds } from "../units.js";
 import { Terms } from "./marks_terms.js";
@@ -70,7 +71,7 @@ export function Details({ model, id }) {
     <div class="details" id=${id}>
       <p class="soft">Source <code class="source"><${Name} text=${model.spec.source} /></code></p>
       ${model.instances.length > 0 && html`<ul class="instances">${model.instances.map((one) => html`<${Instance} key=${one.id} instance=${one} />`)}</ul>`}
-      <${Terms} model=${model} />
+      ${mayAct.value && html`<${Terms} model=${model} />`}
       <ul class="actions" aria-label=${`What can be done with ${model.name}`}>
         ${actions.map((action) => html`
           <li key=${action.id}>

@@ -1,6 +1,7 @@
 // The devices: each a tin with its readings and its last ten minutes.
 
 import { computed, html } from "../lib.js";
+import { mayAct } from "../session.js";
 import { all, devices } from "../store.js";
 import { scale, tinOf } from "../tins.js";
 import { bytes } from "../units.js";
@@ -48,7 +49,7 @@ function Device({ device, tin, scale: width }) {
         <strong class="share">${tin.total ? Math.round((100 * used) / tin.total) : 0}<small> %</small></strong>
       </header>
       <div style=${{ width: `${100 * width}%` }}>
-        <${TinBar} id=${device.id} tin=${tin} steer />
+        <${TinBar} id=${device.id} tin=${tin} steer=${mayAct.value} />
         <${Spark} device=${device.id} />
       </div>
       <p class="line"><span class="soft">${bytes(used)} of ${bytes(device.memory_total)} in use</span>

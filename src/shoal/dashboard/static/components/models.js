@@ -2,6 +2,7 @@
 
 import { computed, html, useLayoutEffect, useRef } from "../lib.js";
 import { query, setQuery } from "../router.js";
+import { mayAct } from "../session.js";
 import { all } from "../store.js";
 import { lastUseOf, ratesOf } from "../traffic.js";
 import { MoveStrip } from "./move_strip.js";
@@ -88,8 +89,7 @@ const Empty = () => html`
   <div class="empty">
     <h3>No models yet</h3>
     <p>Declare one and load it. The source is a local folder or a Hugging Face hub id.</p>
-    <a class="button primary" href="#/add">Add a model</a>
-    <p>The same on the command line:</p>
+    ${mayAct.value && html`<a class="button primary" href="#/add">Add a model</a><p>The same on the command line:</p>`}
     <${Command} text="shoal models add my-model --source ./my-model" />
     <${Command} text="shoal load my-model" />
     <p>No engine at hand? A simulated one needs neither GPU nor weights:</p>
@@ -111,7 +111,7 @@ export function Models() {
           <${Choice} word="State" name="state" kept="" options=${[["", "all"], ...states.map(([word, title, count]) => [word, `${title} (${count})`])]} />
           <${Choice} word="Sort" name="sort" kept="name" options=${Object.keys(SORTS).map((word) => [word, word])} />
           <${Choice} word="Group" name="group" kept="state" options=${[["state", "by state"], ["device", "by device"], ["none", "none"]]} />
-          <a class="button" href="#/add">Add a model</a>
+          ${mayAct.value && html`<a class="button" href="#/add">Add a model</a>`}
         `}
       </div>
       <${MoveStrip} />

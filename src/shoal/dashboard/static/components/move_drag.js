@@ -3,6 +3,7 @@
 
 import { movesOf, openMove, targetsOf, widthOf } from "../actions.js";
 import { signal } from "../lib.js";
+import { mayAct } from "../session.js";
 import { model as modelOf } from "../store.js";
 
 /** Pixels from which on it is meant. */
@@ -14,7 +15,7 @@ export const carried = signal(/** @type {any} */ (null));
 /** Where a model could be carried to; nowhere if it cannot move now. @param {string} name */
 export function places(name) {
   const model = modelOf(name)?.value;
-  const targets = model ? targetsOf(model) : [];
+  const targets = model && mayAct.value ? targetsOf(model) : [];
   return model && targets.length >= widthOf(model) && !movesOf(name).length ? targets : [];
 }
 

@@ -3,6 +3,7 @@
 import { say } from "../actions.js";
 import { ApiError, call } from "../api.js";
 import { html, useSignal } from "../lib.js";
+import { mayAct } from "../session.js";
 import { moves } from "../store.js";
 import { Command, Name } from "./small.js";
 
@@ -36,7 +37,7 @@ function One({ move }) {
   return html`
     <li>
       <span><strong><${Name} text=${move.model} /></strong> ${way}${move.legs.length > 1 && ` (${at + 1} of ${move.legs.length})`}: ${move.cancelling ? "is being cancelled" : STEPS[leg?.step ?? ""] ?? leg?.step}</span>
-      ${leg && CANCELLABLE.has(leg.step) && !move.cancelling && html`<span class="line"><${Command} text=${command} /><button type="button" disabled=${busy.value} aria-label=${`Cancel the move of ${move.model}`} onClick=${cancel}>Cancel</button></span>`}
+      ${leg && mayAct.value && CANCELLABLE.has(leg.step) && !move.cancelling && html`<span class="line"><${Command} text=${command} /><button type="button" disabled=${busy.value} aria-label=${`Cancel the move of ${move.model}`} onClick=${cancel}>Cancel</button></span>`}
     </li>
   `;
 }
