@@ -96,7 +96,7 @@ def _hurried(route: Route, spacing: int) -> None:
 def first_row(page: Page, url: str) -> float:
     """Milliseconds until the first model is drawn, of a page that is gone to, or opened again."""
     page.goto(url)
-    page.wait_for_function("window.bench.row !== null")
+    page.wait_for_function("() => window.bench.row !== null")
     return float(page.evaluate("window.bench.row"))
 
 
