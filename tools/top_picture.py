@@ -7,6 +7,7 @@ python tools/top_picture.py [FOLDER]      writes docs/images/top-80x24.svg, or i
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import threading
 from pathlib import Path
@@ -30,7 +31,8 @@ async def watch(url: str, size: tuple[int, int]) -> str:
         await pilot.pause(WATCHED)
         await pilot.press("down", "down")
         await pilot.pause(1)
-        return app.export_screenshot(title=f"shoal top, {size[0]}x{size[1]}")
+        picture = app.export_screenshot(title=f"shoal top, {size[0]}x{size[1]}")
+    return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)  # they would be fetched from the network
 
 
 async def pictures(url: str, sizes: list[tuple[int, int]]) -> list[str]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from shoal.cli.top_tins import ORDER, Kind, Tin, bar, marks, spans
 
-COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
+COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_blue", "bright_green")
 """Of models, in the terminal's own palette; red is for what is wrong."""
 
 WORDS: Mapping[Kind, str] = {

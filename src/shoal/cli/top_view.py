@@ -145,7 +145,7 @@ def body(fleet: Fleet, looking: Looking, width: int, height: int, now: float) ->
     lines = _devices(fleet, tins, looking, width, room)
     if room.legend and tins:
         hidden = f"+{len(tins) - room.devices} devices  " if len(tins) > room.devices else ""
-        lines.append(Text(hidden, style="bold").append_text(legend(tins, looking.glyphs, width - len(hidden))))
+        lines.append(Text.assemble((hidden, "bold"), legend(tins, looking.glyphs, width - len(hidden))))
     lines += _table(models, fleet, looking, width, room.models, now)
     blank = [Text()] * (height - len(lines) - room.details - room.events)
     lines += [*blank, *told[: room.details], *heard[len(heard) - room.events :]]
