@@ -204,6 +204,29 @@ def test_an_unload_ends_one_that_sleeps(shoal: Shoal) -> None:
     until(lambda: not shoal.fleet_processes(), "the processes' end")
 
 
+def test_what_a_sleep_and_a_wake_took_is_known_after_the_controller_was_killed(shoal: Shoal) -> None:
+    shoal.add("m", *SLEEPS, "--sleep-seconds", "0.3")
+    shoal.load("m")
+
+    def measured() -> tuple[float, float] | None:
+        with shoal.http() as http:
+            found = http.get("/api/v1/profiles", params={"model": "m"}).json()["profiles"]
+        times = [(one["sleep_seconds"], one["wake_seconds"]) for one in found]
+        return times[0] if times and None not in times[0] else None
+
+    with shoal.client as client:
+        client.sleep("m")
+        shoal.wait("m", "sleeping")
+        client.wake("m")
+        shoal.wait("m", "ready")
+        before = until(measured, "what they took")
+        assert before is not None
+        assert min(before) >= 0.3
+        until(lambda: client.status()["store"]["unsaved"] == 0, "all saved")
+        kill_controller(shoal)
+    assert measured() == before
+
+
 def test_models_take_turns_on_a_device_that_holds_one_of_them() -> None:
     with a_shoal(simulated_devices=["1GiB"], min_awake=0) as shoal:
         shoal.start()
