@@ -14,6 +14,7 @@ from shoal.api.folders import browse, roots
 from shoal.errors import ShoalError
 from shoal.fleet.spec import ModelSpec
 from tests.api.fitting import app, world
+from tests.api.test_guard import Admin
 
 Json = dict[str, Any]
 
@@ -135,6 +136,20 @@ async def test_links_may_lead_about_but_not_out(home: Path, tmp_path: Path) -> N
     assert (await ask(tmp_path, 403, path=str(links / "out")))["code"] == "folder_not_allowed"
     assert (await ask(tmp_path, 403, path=str(links / "out" / "..")))["code"] == "folder_not_allowed"
     assert (await ask(tmp_path, 403, path=str(links / "loop")))["code"] == "folder_not_allowed"
+
+
+async def test_who_may_only_look_sees_no_folders(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    admin = Admin()
+    monkeypatch.setattr(admin, "manager", world().manager, raising=False)
+    await admin.user()
+    await admin.user("bob", "read-only")
+    try:
+        answer = await (await admin.signed_in(name="bob")).get("/api/v1/folders")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "read_only")
+        assert "bob may look at all of Shoal, but" in answer.json()["error"]["message"]
+        assert (await (await admin.signed_in(name="ann")).get("/api/v1/folders")).status_code == 200
+    finally:
+        admin.sign_in.close()
 
 
 def test_a_declared_model_opens_the_folder_that_it_lies_in(home: Path, tmp_path: Path) -> None:

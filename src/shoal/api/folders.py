@@ -7,14 +7,17 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
 from shoal.api.context import Context
 from shoal.errors import NotFoundError, ShoalError
 from shoal.fleet.spec import MAX_SOURCE, ModelSpec
+
+if TYPE_CHECKING:
+    from shoal.api.guard import Caller
 
 router = APIRouter(prefix="/api/v1", tags=["models"])
 MOST_SHOWN = 500
@@ -53,10 +56,19 @@ class FolderList(BaseModel):
 @router.get("/folders")
 async def list_folders(
     controller: Context,
+    request: Request,
     path: Annotated[str | None, Query(max_length=MAX_SOURCE, description="Default: where one can begin.")] = None,
 ) -> FolderList:
     """Folders below the user's home, the hub's cache, and where declared models lie; nowhere else (403
-    `folder_not_allowed`), also not by links. Hidden folders are left out; repositories of the cache are hub ids."""
+    `folder_not_allowed`), also not by links. Hidden folders are left out; repositories of the cache are hub ids.
+    For admins only: what lies there is not all Shoal's."""
+    caller: Caller = request.scope["shoal.caller"]
+    if caller.admitted is not None and caller.admitted.user.role != "admin":
+        raise ShoalError(
+            f"{caller.admitted.user.name} may look at all of Shoal, but not at folders of its machine; an admin may",
+            status=403,
+            code="read_only",
+        )
     specs = [model.spec for model in controller.manager.fleet.models.values()]
     return await asyncio.to_thread(_list, path, specs)
 
