@@ -31,7 +31,9 @@ async def stream_events(
     controller: Context, last_event_id: Annotated[str | None, Header()] = None
 ) -> StreamingResponse:
     """Server-sent events: `snapshot` first, then `model`, `model_removed`, `devices`, `memory`, `message`, `move`
-    and `preset_run`."""
+    and `preset_run`. Told at most four times a second: of a model, the devices or the memory that changed twice
+    meanwhile, only the last. Who comes back with `Last-Event-ID` gets what they missed, or a new snapshot; so does who
+    falls behind."""
     return StreamingResponse(
         controller.hub.stream(last_event_id),
         media_type="text/event-stream",
