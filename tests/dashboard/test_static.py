@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +21,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 MODULES = sorted(STATIC.rglob("*.js"))
 OWN = [file for file in MODULES if "vendor" not in file.parts]
 LIMIT = 150 * 1024
+VIEW_LIMIT = 30 * 1024
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +57,33 @@ def test_every_route_has_its_style() -> None:
         assert (STATIC / name).is_file(), name
 
 
-def test_all_of_it_together_is_small() -> None:
-    sent = [*MODULES, *STATIC.rglob("*.css"), STATIC / "index.html", STATIC / "icon.svg"]
-    assert sum(len(gzip.compress(file.read_bytes())) for file in sent) <= LIMIT
+def closure(*names: str) -> set[Path]:
+    """Modules and all that they import at once."""
+    found: set[Path] = set()
+    todo = [STATIC / name for name in names]
+    while todo:
+        file = todo.pop().resolve()
+        if file not in found:
+            found.add(file)
+            text = file.read_text(encoding="utf-8")
+            todo += [file.parent / name for name in re.findall(r'(?:\bfrom|^import)\s*"(\.[^"]+)"', text, re.MULTILINE)]
+    return found
+
+
+def sent(files: Iterable[Path]) -> int:
+    return sum(len(gzip.compress(file.read_bytes())) for file in files)
+
+
+def test_what_opening_the_page_takes_is_small_and_so_is_each_view() -> None:
+    html = (STATIC / "index.html").read_text(encoding="utf-8")
+    styles = {STATIC / name for name in re.findall(r'href="static/([^"]+\.(?:css|svg))"', html)}
+    first = closure("app.js")
+    assert sent({*first, *styles, STATIC / "index.html", STATIC / "theme.js"}) <= LIMIT
+    asked = re.compile(r'(?:await |=> |\[)import\("(\.[^"]+)"\)')
+    later = {(file.parent / name).resolve() for file in OWN for name in asked.findall(file.read_text(encoding="utf-8"))}
+    assert {STATIC / "views" / f"{name}.js" for name in ("model", "playground", "events")} <= later
+    for file in later:
+        assert sent(closure(str(file)) - first) <= VIEW_LIMIT, file
 
 
 def test_the_vendored_files_are_those_of_the_lock(vendor: ModuleType) -> None:
