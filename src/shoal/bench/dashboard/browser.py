@@ -131,12 +131,16 @@ def busy(page: Page, seconds: float) -> Busy:
 def held(page: Page) -> Held:
     """What the page holds now. `count_updates` was called before."""
     session = page.context.new_cdp_session(page)
-    for _ in range(2):
-        session.send("HeapProfiler.collectGarbage")
-    heap = int(session.send("Runtime.getHeapUsage")["usedSize"])
+    heap = min(_collected(page, session) for _ in range(3))  # an update that is under way is not what is held
     nodes = int(session.send("Memory.getDOMCounters")["nodes"])
     session.detach()
     return Held(heap, nodes, int(_counted(page)[0]))
+
+
+def _collected(page: Page, session: CDPSession) -> int:
+    page.wait_for_timeout(30)
+    session.send("HeapProfiler.collectGarbage")
+    return int(session.send("Runtime.getHeapUsage")["usedSize"])
 
 
 def _counted(page: Page) -> tuple[float, float]:
