@@ -23,6 +23,8 @@ from shoal.fleet.schedules import Planned, Schedule
 from shoal.store import Saved, Store
 
 _log = logging.getLogger(__name__)
+LOOK, LOOKS = 0.25, 24
+"""Seconds between two looks at the room on the devices, and how many; they are read every other second."""
 _EVENT_OF = {"done": "info", "cancelled": "warning", "failed": "error"}
 
 
@@ -174,11 +176,24 @@ class PresetControl:
                     faults[entry.spec.name] = error.message
         return compare(preset, fleet, exclusive=exclusive, faults=faults, beside=beside)
 
+    async def _room(self) -> dict[str, int]:
+        """The room on the devices, once readings show who has just come or gone; too little if that takes long."""
+        room, lags = self._controller.manager.moves.room()
+        for _ in range(LOOKS):
+            if not lags:
+                break
+            await asyncio.sleep(LOOK)
+            room, lags = self._controller.manager.moves.room()
+        return room
+
     async def _beside(self, preset: Preset, exclusive: bool) -> frozenset[str]:
         """The models that a move can bring to where the preset has them, because old and new fit side by side."""
         fleet, moves = self._controller.manager.fleet, self._controller.manager.moves
-        entries, found, room = {entry.spec.name: entry for entry in preset.models}, set(), moves.room()
+        entries, found = {entry.spec.name: entry for entry in preset.models}, set()
+        room: dict[str, int] | None = None
         for step in compare(preset, fleet, exclusive=exclusive, beside=entries.keys()).steps:
+            if room is None and replaces(step):
+                room = await self._room()
             if not replaces(step) or step.model not in fleet.models:
                 continue
             if is_moved(moves, step.model):  # both are there already, or will be
@@ -190,7 +205,7 @@ class PresetControl:
                 continue  # then it is stopped and started
             engine, profiles = self._controller.engines[spec.engine], dict(fleet.profiles)
             asked = await asyncio.to_thread(asked_by, move, spec, engine, fleet.devices, profiles)
-            left = room_after(move, asked, room, fleet.needs)
+            left = room_after(move, asked, room or {}, fleet.needs)
             if left is not None and {leg.source for leg in move.legs} == set(step.instances):
                 room = left
                 found.add(step.model)

@@ -121,8 +121,9 @@ class Moves:
                 hint = f"; {STOP_FIRST}" if beside else ""
                 raise ConflictError(f"{why}{hint}", code="too_little_memory", param="to")
 
-    def room(self) -> dict[str, int]:
-        """Bytes by device that one more instance could have now, without anybody giving way."""
+    def room(self) -> tuple[dict[str, int], bool]:
+        """Bytes by device for one more instance, without anybody giving way, and whether the next readings may show
+        more."""
         return self._life.residing.room()
 
     def cancel(self, id: str) -> Move:

@@ -162,9 +162,10 @@ class Residing:
         one = Resident(model, usable=wants.usable, width=wants.width, awake=wants.needs)
         return Capacity(dataclasses.replace(snapshot, residents=residents)).why_never(one, wants.usable)
 
-    def room(self) -> dict[str, int]:
-        """Bytes by device that one more instance could have now, without anybody giving way."""
-        return self._room.now()
+    def room(self) -> tuple[dict[str, int], bool]:
+        """Bytes by device that one more instance could have now, without anybody giving way, and whether the next
+        readings may show more."""
+        return self._room.now(), self._room.lags
 
     # -- a look -------------------------------------------------------------------------------------------------------
 

@@ -130,6 +130,11 @@ class Room:
         """Whether readings may not show yet what ended instances gave back, or it is not known what was found."""
         return bool(self._readings_to_wait or self._unknown)
 
+    @property
+    def lags(self) -> bool:
+        """Whether the next readings will show more room for certain, or may: somebody came or went a moment ago."""
+        return self.in_doubt or any(map(self._is_new, self._fleet.instances.values()))
+
     def now(self) -> dict[str, int]:
         """Bytes by device that one more instance could have."""
         promised = self._promised()
