@@ -104,7 +104,7 @@ async def asked(client: httpx2.AsyncClient, method: str = "GET", path: str = "/a
     return code(await client.request(method, path))
 
 
-# -- names --------------------------------------------------------------------------------------------------------------
+# -- names -------------------------------------------------------------------------------------------------------------
 
 
 async def test_under_a_published_name_one_has_to_sign_in() -> None:

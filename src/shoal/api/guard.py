@@ -114,8 +114,8 @@ class Guard:
         name = _host_of(host)
         if is_loopback(settings.host) and not _is_here(name) and name not in map(str.lower, settings.hosts):
             raise ShoalError(
-                f"this Shoal answers on loopback only, not as {name}; if a proxy publishes it so, name it in the setting "
-                "`hosts`",
+                f"this Shoal answers on loopback only, not as {name}; if a proxy publishes it so, name it in the "
+                "setting `hosts`",
                 status=403,
                 code="wrong_host",
             )
