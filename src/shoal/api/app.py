@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from shoal import __version__
 from shoal.api import (
+    environments,
     events,
     fit,
     folders,
@@ -68,6 +69,7 @@ def make_app(controller: Controller) -> FastAPI:
         traffic,
         history,
         system,
+        environments,
         events,
     ):
         app.include_router(module.router)

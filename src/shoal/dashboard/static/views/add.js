@@ -45,7 +45,7 @@ function Setting({ name, schema, off = "" }) {
           </select>`
         : LISTS.has(name)
           ? html`<textarea ...${given} rows="3" spellcheck=${false} placeholder=${name === "env" ? "NAME=VALUE, one a line" : "one word a line"} value=${value} onInput=${put}></textarea>`
-          : html`<input ...${given} type="text" autocomplete="off" spellcheck=${false} disabled=${Boolean(off)} placeholder=${shown} value=${value} onInput=${put} />`}<//>
+          : html`<input ...${given} type="text" autocomplete="off" spellcheck=${false} list=${name === "environment" ? "environments" : undefined} disabled=${Boolean(off)} placeholder=${shown} value=${value} onInput=${put} />`}<//>
   `;
 }
 
@@ -84,8 +84,8 @@ function Places() {
   `;
 }
 
-/** @param {{schema: Record<string, Schema>, problem: string}} props */
-function Form({ schema, problem }) {
+/** @param {{schema: Record<string, Schema>, problem: string, installed: {name: string, kind: string, version: string}[]}} props */
+function Form({ schema, problem, installed }) {
   const { typed, load, sent, failed } = kept.value;
   const settings = settingsOf(typed, schema);
   const name = nameOf(typed);
@@ -126,6 +126,7 @@ function Form({ schema, problem }) {
   const open = useSignal(advanced.some((one) => typed[one]));
   return html`
     <form class="add" onSubmit=${(/** @type {Event} */ event) => { event.preventDefault(); void act(); }}>
+      <datalist id="environments">${installed.map((one) => html`<option key=${one.name} value=${one.name}>${one.kind} ${one.version}</option>`)}</datalist>
       <div class="heading"><h2>Add a model</h2><button type="button" onClick=${() => keep({ typed: FIRST, failed: {}, sent: "" })}>Empty the form</button></div>
       <div class="add-columns">
         <div class="add-fields">
@@ -176,6 +177,7 @@ const schemaIn = (document) => document?.paths?.["/api/v1/models"]?.post?.reques
 export function AddModel() {
   const { data, error } = useAnswer("../openapi.json");
   const inForce = useAnswer("settings").data.value?.settings;
+  const installed = useAnswer("environments").data.value?.environments ?? [];
   const { sent, going } = kept.value;
   if (sent && going) {
     return html`<${AddProgress} key=${sent} name=${sent} onBack=${() => keep({ going: false })} onAnother=${() => keep({ going: false, sent: "", typed: FIRST })} />`;
@@ -184,5 +186,5 @@ export function AddModel() {
   // What is taken if nothing is said is a setting of Shoal's, and no constant.
   const schema = described?.engine && inForce ? { ...described, engine: { ...described.engine, default: inForce.engine } } : described;
   if (!schema && !error.value) return html`<p class="soft loading">Asking what there is to set…</p>`;
-  return html`<${Form} schema=${schema ?? NONE} problem=${schema ? "" : error.value || "Shoal does not say what can be set."} />`;
+  return html`<${Form} schema=${schema ?? NONE} installed=${installed} problem=${schema ? "" : error.value || "Shoal does not say what can be set."} />`;
 }
