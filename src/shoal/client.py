@@ -255,6 +255,9 @@ class Client(Fitting, MoveCalls, OrphanCalls, PresetCalls, UserCalls):
                     "GET", f"{_API}/events", headers={"last-event-id": last_id} if last_id else None, read_timeout=90
                 ):
                     last_id = event.id or last_id
+                    if event.kind == "message" and isinstance(event.data.get("error"), dict):
+                        # So a relay that stops ends the streams that go through it.
+                        raise UnreachableError(str(event.data["error"].get("message")))
                     deadline = time.monotonic() + patience
                     pause = 0.1
                     yield event

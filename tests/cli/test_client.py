@@ -118,6 +118,21 @@ def test_resuming_names_the_last_event() -> None:
     assert asked == [None, "e-1", "e-2"]
 
 
+def test_what_a_relay_says_when_it_stops_is_no_event() -> None:
+    frames = ['id: e-1\nevent: snapshot\ndata: {}\n\ndata: {"error": {"message": "Shoal is stopping"}}\n\n',
+              'id: e-2\nevent: snapshot\ndata: {}\n\n']  # fmt: skip
+
+    def handle(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, text=frames.pop(0), headers={"content-type": "text/event-stream"})
+
+    with Client(DEFAULT_URL, transport=httpx2.MockTransport(handle)) as client:
+        events = client.events(patience=10)
+        assert [next(events).id for _ in range(2)] == ["e-1", "e-2"]
+        frames.append('data: {"error": {"message": "Shoal is stopping"}}\n\n')
+        with pytest.raises(UnreachableError, match="is stopping"):
+            next(client.events())
+
+
 @pytest.fixture
 def dripping() -> Iterator[str]:
     """A server that answers one byte at a time and never comes to an end."""

@@ -69,6 +69,7 @@ const take = {
   move: putMove,
   preset_run: (/** @type {RunView} */ one) => (presetRun.value = one),
   message(/** @type {EventView} */ event) {
+    if (!event.kind) return; // so a relay that stops ends the streams that go through it
     if (remember(event)) for (const hear of listeners) hear(event);
   },
 };
