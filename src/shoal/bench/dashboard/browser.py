@@ -12,11 +12,17 @@ from playwright.sync_api import Browser, CDPSession, Page, Route, ViewportSize
 VIEWPORT = ViewportSize(width=1440, height=900)
 MIB = 2**20
 # In the page from before its first script. `row`: when the first model was drawn, in milliseconds from the start of the
-# navigation: after the frame in which it is there. `shift`: the sum of layout shifts that no input caused.
+# navigation: after the frame in which it is there. `shift`: the sum of layout shifts that no input caused. `moved`: the
+# elements that were shifted, but for the parts of a tin, which are to move; text in a box that stays is no element.
 _FIRST = """
-window.bench = { row: null, shift: 0, delays: [], updates: 0 };
+window.bench = { row: null, shift: 0, moved: 0, delays: [], updates: 0 };
 new PerformanceObserver((list) => {
-  for (const one of list.getEntries()) if (!one.hadRecentInput) window.bench.shift += one.value;
+  for (const one of list.getEntries()) {
+    if (one.hadRecentInput) continue;
+    window.bench.shift += one.value;
+    const beside = ({ node }) => node instanceof Element && !node.closest(".tin-frame");
+    window.bench.moved += one.sources.filter(beside).length;
+  }
 }).observe({ type: "layout-shift", buffered: true });
 const drawn = (then) => requestAnimationFrame(() => {
   const { port1, port2 } = new MessageChannel();
@@ -54,12 +60,13 @@ _UPDATES = """async () => {
 @dataclass(frozen=True, slots=True)
 class Busy:
     """A stretch of `seconds`: the part of it that the page's main thread worked, how often it took updates in, and the
-    sum of layout shifts."""
+    sum of layout shifts. `moved`: elements beside the parts of tins that were shifted."""
 
     seconds: float
     part: float
     updates: int
     shift: float
+    moved: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +130,9 @@ def busy(page: Page, seconds: float) -> Busy:
     before, counted, began = _work(session), _counted(page), time.monotonic()
     page.wait_for_timeout(1000 * seconds)
     after, ended = _work(session), time.monotonic()
-    updates, shift = (now - then for now, then in zip(_counted(page), counted, strict=True))
+    updates, shift, moved = (now - then for now, then in zip(_counted(page), counted, strict=True))
     session.detach()
-    return Busy(ended - began, (after - before) / (ended - began), int(updates), shift)
+    return Busy(ended - began, (after - before) / (ended - began), int(updates), shift, int(moved))
 
 
 def held(page: Page) -> Held:
@@ -143,9 +150,9 @@ def _collected(page: Page, session: CDPSession) -> int:
     return int(session.send("Runtime.getHeapUsage")["usedSize"])
 
 
-def _counted(page: Page) -> tuple[float, float]:
-    updates, shift = page.evaluate("[window.bench.updates, window.bench.shift]")
-    return float(updates), float(shift)
+def _counted(page: Page) -> tuple[float, float, float]:
+    updates, shift, moved = page.evaluate("[window.bench.updates, window.bench.shift, window.bench.moved]")
+    return float(updates), float(shift), float(moved)
 
 
 def _work(session: CDPSession) -> float:

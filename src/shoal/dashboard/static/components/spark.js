@@ -65,5 +65,6 @@ export function Spark({ device }) {
       plot.destroy();
     };
   }, [device, theme]);
-  return html`<div class="spark" ref=${place} role="img" aria-label=${`Memory of ${device} in the last ten minutes`}></div>`;
+  // The canvas has the width of its place, and must not hold that open when the window becomes narrower.
+  return html`<div class="spark" style=${{ contain: "inline-size" }} ref=${place} role="img" aria-label=${`Memory of ${device} in the last ten minutes`}></div>`;
 }
