@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Make the pictures of the page for the documentation: a real `shoal serve` with simulated engines under load.
 
-python tools/screenshots.py       writes docs/images/overview-{light,dark}-{1440,390}.png
+python tools/screenshots.py             writes docs/images/VIEW-{light,dark}-{1440,390}.png for every view
+python tools/screenshots.py model add   for these
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -20,7 +24,8 @@ from tests.dashboard.conftest import CHROMIUM, FLAGS  # noqa: E402
 from tests.system.harness import Shoal, a_shoal  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
-WATCHED = 45_000  # milliseconds: enough for rates, and for something to be seen of the last ten minutes
+WATCHED = 45  # seconds: enough for something to be seen of the last ten minutes
+SETTLING = 7_000  # milliseconds: two readings of the traffic
 KV = ("--simulated-block-bytes", "16MiB", "--tokens-per-second", "40")
 
 
@@ -41,8 +46,17 @@ def furnish(shoal: Shoal) -> None:
         client.sleep("mistral-small", level=1)
         client.load("deepseek-r1-70b")
         client.load("phi-4")
+        client.put_virtual_model("assistant", {"model": "qwen3-8b", "system": "Answer briefly."})
+        client.save_preset("day", description="Chat by day")
     shoal.wait("mistral-small", "sleeping")
     shoal.wait("phi-4", "starting")
+
+
+def make_keys(shoal: Shoal) -> None:
+    """Keys of a chat and of a nightly job."""
+    with shoal.client as client:
+        client.create_key({"name": "open-webui"})
+        client.create_key({"name": "nightly-batch", "priority": "low", "models": ["qwen3-8b"], "concurrent": 4})
 
 
 def ask(shoal: Shoal, ended: threading.Event, turn: int) -> None:
@@ -55,8 +69,41 @@ def ask(shoal: Shoal, ended: threading.Event, turn: int) -> None:
         shoal.chat(model, messages=[{"role": "user", "content": text}], max_tokens=60 + 40 * (number % 3))
 
 
+def asked_of_three(page: Page) -> None:
+    """The playground after a question."""
+    prompt = page.get_by_role("textbox", name="Prompt", exact=True)
+    prompt.fill("Name three fish that swim in shoals, and say why they do.")
+    prompt.press("Enter")
+    expect(page.locator(".play-answer[data-state=done]")).to_have_count(3, timeout=90_000)
+
+
+def filled_in(page: Page) -> None:
+    """The form with a model that fits if another sleeps."""
+    page.get_by_label("Source", exact=True).fill("Qwen/Qwen3-8B")
+
+
+PREPARED: dict[str, Callable[[Page], None]] = {
+    "overview": lambda page: expect(page.locator(".model")).to_have_count(8),
+    "add": filled_in,
+    "playground": asked_of_three,
+}
+VIEWS = {
+    "overview": "",
+    "model": "#/models/qwen3-8b",
+    "add": "#/add",
+    "playground": "#/playground?models=qwen3-8b&models=llama-3.1-8b&models=gemma-3-12b",
+    "requests": "#/requests",
+    "presets": "#/presets",
+    "events": "#/events",
+    "access": "#/access",
+}
+"""Where they are. Keys are made for the last: from then on requests need one."""
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+
+
 def main() -> None:
     """The command."""
+    views = sys.argv[1:] or list(VIEWS)
     IMAGES.mkdir(exist_ok=True)
     ended = threading.Event()
     with a_shoal(simulated_devices=["80GiB", "80GiB", "40GiB"]) as shoal, sync_playwright() as playwright:
@@ -64,18 +111,22 @@ def main() -> None:
         askers = [threading.Thread(target=ask, args=(shoal, ended, turn)) for turn in range(6)]
         for asker in askers:
             asker.start()
+        time.sleep(WATCHED)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        pages = {}
-        for scheme, width in itertools.product(("light", "dark"), (1440, 390)):
+        for view, scheme, width in itertools.product(views, SCHEMES, (1440, 390)):
+            if view == "access" and not ended.is_set():
+                ended.set()
+                for asker in askers:
+                    asker.join()
+                make_keys(shoal)
             page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            page.goto(shoal.url)
-            expect(page.locator(".model")).to_have_count(8)
-            pages[IMAGES / f"overview-{scheme}-{width}.png"] = page
-        page.wait_for_timeout(WATCHED)
-        for file, page in pages.items():
-            page.bring_to_front()
-            page.wait_for_timeout(4000)
-            page.screenshot(path=file, full_page=True)
+            page.goto(f"{shoal.url}/{VIEWS[view]}")
+            expect(page.locator("#connection")).to_have_text("Live")
+            if view in PREPARED:
+                PREPARED[view](page)
+            page.wait_for_timeout(SETTLING)
+            page.screenshot(path=IMAGES / f"{view}-{scheme}-{width}.png", full_page=True)
+            page.close()
         browser.close()
         ended.set()
         for asker in askers:

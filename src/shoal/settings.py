@@ -39,8 +39,8 @@ class Settings(BaseSettings):
     insecure: bool = Field(False, description="Allow an address beyond loopback although nothing asks for a key.")
     hosts: tuple[str, ...] = Field(
         (),
-        description="Names by which a proxy on this machine publishes Shoal, such as shoal.example. Under them nobody gets "
-        "to the admin side without signing in.",
+        description="Names by which a proxy on this machine publishes Shoal, such as shoal.example. Under them nobody "
+        "gets to the admin side without signing in.",
     )
     state_dir: Path = Field(
         default_factory=lambda: user_data_path("shoal"), description="Folder of the database and the logs."

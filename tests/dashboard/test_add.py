@@ -160,7 +160,8 @@ def test_a_start_that_fails_is_explained_and_tried_again_with_other_settings(ser
     expect(field(page, "Name")).to_have_value("breaks")
     arguments(page, "--device-memory\n100MiB")
     expect(page.locator(COMMAND)).to_have_text(
-        "shoal models rm --unload breaks && shoal models add breaks --source toy -- --device-memory 100MiB && shoal load breaks"
+        "shoal models rm --unload breaks && shoal models add breaks --source toy -- --device-memory 100MiB "
+        "&& shoal load breaks"
     )
     page.get_by_role("button", name="Add and load").click()
     expect(page.get_by_text(re.compile(r"It serves on simulated:\d"))).to_be_visible()
