@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import FloatRect, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -25,6 +25,7 @@ from tests.system.harness import Shoal, a_shoal  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 WATCHED = 45  # seconds: enough for something to be seen of the last ten minutes
+TALLEST = 2_000  # pixels: what is below says nothing new
 SETTLING = 7_000  # milliseconds: two readings of the traffic
 KV = ("--simulated-block-bytes", "16MiB", "--tokens-per-second", "40")
 
@@ -40,6 +41,7 @@ def furnish(shoal: Shoal) -> None:
     shoal.add("phi-4", "--device-memory", "9GiB", "--start-seconds", "400", **third)
     shoal.add("deepseek-r1-70b", "--fail", "oom", **third)
     shoal.add("whisper-large-v3", "--task", "transcription")
+    shoal.add("qwen2.5-coder-32b", "--device-memory", "61GiB", sleep_after="30m")
     for name in ("qwen3-8b", "llama-3.1-8b", "gemma-3-12b", "bge-m3", "mistral-small"):
         shoal.load(name)
     with shoal.client as client:
@@ -48,6 +50,7 @@ def furnish(shoal: Shoal) -> None:
         client.load("phi-4")
         client.put_virtual_model("assistant", {"model": "qwen3-8b", "system": "Answer briefly."})
         client.save_preset("day", description="Chat by day")
+        client.load("whisper-large-v3")
     shoal.wait("mistral-small", "sleeping")
     shoal.wait("phi-4", "starting")
 
@@ -79,13 +82,21 @@ def asked_of_three(page: Page) -> None:
 
 def filled_in(page: Page) -> None:
     """The form with a model that fits if another sleeps."""
-    page.get_by_label("Source", exact=True).fill("Qwen/Qwen3-8B")
+    page.get_by_label("Source", exact=True).fill("Qwen/Qwen3-32B")
+    page.get_by_text("Advanced settings", exact=True).click()
+    page.get_by_label("args", exact=False).first.fill("--device-memory\n61GiB")
+
+
+def planned(page: Page) -> None:
+    """What applying a preset would do."""
+    page.get_by_role("button", name="Apply", exact=False).first.click()
 
 
 PREPARED: dict[str, Callable[[Page], None]] = {
-    "overview": lambda page: expect(page.locator(".model")).to_have_count(8),
+    "overview": lambda page: expect(page.locator(".model")).to_have_count(9),
     "add": filled_in,
     "playground": asked_of_three,
+    "presets": planned,
 }
 VIEWS = {
     "overview": "",
@@ -125,7 +136,9 @@ def main() -> None:
             if view in PREPARED:
                 PREPARED[view](page)
             page.wait_for_timeout(SETTLING)
-            page.screenshot(path=IMAGES / f"{view}-{scheme}-{width}.png", full_page=True)
+            height = min(TALLEST, page.evaluate("document.documentElement.scrollHeight"))
+            clip: FloatRect = {"x": 0, "y": 0, "width": width, "height": height}
+            page.screenshot(path=IMAGES / f"{view}-{scheme}-{width}.png", full_page=True, clip=clip)
             page.close()
         browser.close()
         ended.set()

@@ -52,3 +52,5 @@ interface VirtualSpec {
   system: string | null; fallback: string[];
 }
 interface VirtualView { name: string; origin: string; created_at: number; spec: VirtualSpec }
+
+interface UserView { name: string; role: "admin" | "read-only"; created_at: number; changed_at: number; sessions: number }

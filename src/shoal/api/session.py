@@ -108,7 +108,7 @@ async def list_users(controller: Context) -> Users:
     return Users(users=[_shown(controller, records[name]) for name in sorted(records)])
 
 
-@router.put("/users/{name}")
+@router.put("/users/{name:path}")
 async def set_user(controller: Context, name: str, given: UserRequest, response: Response) -> UserView:
     """Make a user, or change role or password of one, whose sessions end then."""
     service = controller.sign_in
@@ -118,7 +118,7 @@ async def set_user(controller: Context, name: str, given: UserRequest, response:
     return _shown(controller, user)
 
 
-@router.delete("/users/{name}", status_code=204)
+@router.delete("/users/{name:path}", status_code=204)
 async def remove_user(controller: Context, name: str) -> None:
     """Forget a user; their sessions end. Once there is none, nobody is asked, and only this machine is answered."""
     await controller.do(lambda: controller.sign_in.remove_user(name))

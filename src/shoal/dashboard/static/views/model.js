@@ -16,6 +16,7 @@ import { noteOf } from "../components/row.js";
 import { Badge, Command, Name } from "../components/small.js";
 import { colourOf } from "../components/tin.js";
 import { html, useSignal } from "../lib.js";
+import { playgroundAddress } from "../playground.js";
 import { mayAct } from "../session.js";
 import { connection, known, model as modelOf, names, now } from "../store.js";
 import { lastUseOf } from "../traffic.js";
@@ -105,6 +106,7 @@ function Head({ model }) {
         <${Badge} state=${model.state} />${model.spec.pin && html`<span class="pin">pinned</span>`}
       </div>
       <p class="soft">${summary(model, lastUseOf(model.name).value)}</p>
+      <p><a href=${playgroundAddress([model.name])}>Open it in the playground</a></p>
       <p class="soft">Source <code class="source"><${Name} text=${model.spec.source} /></code></p>
       ${note && !failed.length && html`<p class="model-note"><${Name} text=${note} /></p>`}
       ${starting?.progress && html`<progress max="100" value=${starting.progress.percent} aria-label=${`Progress of ${model.name}: ${starting.progress.phase}`}></progress>`}
