@@ -1,8 +1,9 @@
 """The way to a Shoal on this machine that asks for a sign-in: its controller's own socket, for who may open that.
 
 Shoal tells a client on this machine where the socket is when it refuses one that is not signed in. So nothing has to be
-found, and nothing secret is stored or sent: whose socket it is says the file system. A socket that is not this user's,
-in a folder that others may enter, is left alone, whoever names it.
+found, and nothing that opens anything is sent: whose socket it is says the file system. A socket that is not this
+user's, in a folder that others may enter, is left alone, whoever names it; and so is one of another Shoal than the one
+that was asked, which may be on another machine behind a forwarded port (`introduction.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import httpx2
 
-SOCKET_HEADER = "x-shoal-socket"
+from shoal.introduction import SOCKET_HEADER, Introduction
+
 _INFERENCE = "/v1/"
 
 
@@ -35,11 +37,11 @@ class LocalTransport(httpx2.BaseTransport):
                 return self._own.handle_request(_plain(request))
         self._leave()
         response = self._public.handle_request(request)
-        path = response.headers.get(SOCKET_HEADER)
-        if response.status_code != 401 or path is None or not is_ours(Path(path)):
+        told = Introduction.parse(response.headers.get(SOCKET_HEADER, ""))
+        if response.status_code != 401 or told is None or not is_ours(told.socket) or not told.is_kept():
             return response
         response.close()
-        self._own, self._socket = httpx2.HTTPTransport(uds=path, trust_env=False), Path(path)
+        self._own, self._socket = httpx2.HTTPTransport(uds=str(told.socket), trust_env=False), told.socket
         return self._own.handle_request(_plain(request))
 
     def close(self) -> None:

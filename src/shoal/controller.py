@@ -44,6 +44,7 @@ from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
 from shoal.gateway.measures import BOUNDS
+from shoal.introduction import Introduction
 from shoal.memory.sizes import Amount
 from shoal.messages import UsageReport
 from shoal.orphans import OrphanControl
@@ -91,12 +92,15 @@ class Controller:
     orphans: OrphanControl = field(init=False)
     copies: Copies = field(init=False)
     history: History = field(init=False)
+    introduction: Introduction = field(init=False)
+    """What a client on this machine knows this controller's socket by."""
     _reloads: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     _changes: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.hub = Hub(self.snapshot)
         self.history = History(BOUNDS["first_byte"])
+        self.introduction = Introduction.of(self.paths.controller_socket)
         self.relays = Relays(self.paths.relay_socket, self._tell, self.store_usage)
         self.effects = LiveEffects(
             self.settings,

@@ -19,6 +19,7 @@ from shoal.fleet.hub import Hub
 from shoal.fleet.records import Event
 from shoal.fleet.sessions import IDLE, digest_of
 from shoal.fleet.users import Cost, PasswordHash
+from shoal.introduction import Introduction
 from shoal.settings import Settings
 from shoal.sign_in import WAITING, SignIn
 from shoal.store import Saved
@@ -61,7 +62,7 @@ class Admin:
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(**settings)
         self.store = Stored()
-        self.paths = SimpleNamespace(controller_socket=Path("/run/shoal/controller.sock"))
+        self.introduction = Introduction(Path("/run/shoal/controller.sock"), "token")
         self.hub = Hub(dict)
         self.now = 1e9
         self.clock = 1000.0
@@ -182,7 +183,7 @@ async def test_only_a_client_of_this_machine_is_told_of_the_socket(admin: Admin)
     await admin.user()
     asking = (HERE, ELSEWHERE, {**HERE, "x-forwarded-for": "10.1.1.1"})
     told = [(await admin.client(headers).get("/api/v1/users")).headers.get("x-shoal-socket") for headers in asking]
-    assert told == ["/run/shoal/controller.sock", None, None]
+    assert told == ["token /run/shoal/controller.sock", None, None]
 
 
 async def test_a_session_from_sign_in_to_sign_out(admin: Admin) -> None:

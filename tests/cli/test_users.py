@@ -25,6 +25,7 @@ from shoal.config import load_settings
 from shoal.errors import ShoalError
 from shoal.fleet.sessions import Session
 from shoal.fleet.users import User
+from shoal.introduction import Introduction
 from shoal.paths import find_paths, hold, make_runtime
 from tests.cli.conftest import Run
 
@@ -131,9 +132,12 @@ class _UnixServer(socketserver.ThreadingUnixStreamServer):
 
 
 @contextmanager
-def served(socket: Path, *, named: Path | None = None) -> Iterator[tuple[str, list[tuple[str, str, str | None]]]]:
-    """A port that refuses everybody and names a socket, and that socket, which answers. What each was asked: `port` or
-    `socket`, the path, and the header Authorization."""
+def served(socket: Path, *, told: str | None = None) -> Iterator[tuple[str, list[tuple[str, str, str | None]]]]:
+    """A port that refuses everybody and names a socket, and that socket, which answers. `told`: what the port says in
+    place of the words of the socket's own Shoal. What each was asked: `port` or `socket`, the path, and the header
+    Authorization."""
+    introduction = Introduction.of(socket)
+    introduction.keep()
     asked: list[tuple[str, str, str | None]] = []
 
     def handler(where: str) -> type[BaseHTTPRequestHandler]:
@@ -152,7 +156,7 @@ def served(socket: Path, *, named: Path | None = None) -> Iterator[tuple[str, li
                 body = json.dumps({"users": []} if inside else error).encode()
                 self.send_response(200 if inside else 401)
                 if not inside:
-                    self.send_header("x-shoal-socket", str(named or socket))
+                    self.send_header("x-shoal-socket", introduction.header if told is None else told)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
@@ -245,3 +249,45 @@ def test_what_a_port_names_is_looked_at_before_it_is_used(folder: Path) -> None:
         with pytest.raises(ShoalError, match="sign in first"):
             client.users()
         assert [where for where, _, _ in asked] == ["port"]
+
+
+def test_the_shoal_of_another_machine_is_not_taken_for_that_of_this_one(folder: Path) -> None:
+    socket = folder / "controller.sock"
+    elsewhere = Introduction.of(socket).header  # the same user with the same folders, behind a forwarded port
+    for told in (elsewhere, str(socket), f" {socket}", "token", f"tök\xe9n {socket}", ""):
+        with served(socket, told=told) as (url, asked), Client(url) as client:
+            with pytest.raises(ShoalError, match="sign in first"):
+                client.set_user("ann", role="admin", password=GOOD)
+            assert [where for where, _, _ in asked] == ["port"], told
+        socket.unlink()
+
+
+@pytest.mark.parametrize("name", ["s", "with a space", "naïve-日本", "percent%20"])
+def test_a_controller_is_known_by_the_token_of_its_start(folder: Path, name: str) -> None:
+    first, second = (Introduction.of(folder / name / "controller.sock") for _ in range(2))
+    assert not first.is_kept()
+    (folder / name).mkdir()
+    first.keep()
+    assert first.file.stat().st_mode & 0o777 == 0o600
+    told = Introduction.parse(first.header.encode("latin-1").decode("latin-1"))
+    assert told == first
+    assert told.is_kept()
+    second.keep()
+    assert (first.is_kept(), second.is_kept()) == (False, True)
+    second.forget()
+    second.forget()
+    assert not second.is_kept()
+    assert list((folder / name).iterdir()) == []
+
+
+def test_what_lies_in_the_place_of_a_token_is_no_token(folder: Path) -> None:
+    told = Introduction.of(folder / "controller.sock")
+    (folder / "elsewhere").write_text(told.token)
+    told.file.symlink_to(folder / "elsewhere")
+    assert not told.is_kept()
+    told.file.unlink()
+    os.mkfifo(told.file)
+    assert not told.is_kept()
+    told.file.unlink()
+    told.file.write_text("")
+    assert not Introduction(told.socket, "").is_kept()

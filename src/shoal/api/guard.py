@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
 from shoal.fleet.users import Peer, Way, peer_of, refusal
+from shoal.introduction import SOCKET_HEADER
 from shoal.settings import is_loopback
 from shoal.sign_in import Admitted
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 PAGE_HEADER = b"x-shoal-page"
 """What the page sends with each change. A web page elsewhere cannot: the browser would ask first, and be refused."""
-SOCKET_HEADER = "x-shoal-socket"
-"""Where a client on this machine that is not signed in finds the controller's own socket, if it may open it."""
 SESSION = "/api/v1/session"
 READING = ("GET", "HEAD", "OPTIONS")
 
@@ -161,7 +160,7 @@ class Guard:
     def _refused(self, error: ShoalError, head: _Head) -> JSONResponse:
         headers = dict(error.headers)
         if error.status == 401 and head.peer.way is Way.LOCAL and not head.peer.forwarded:
-            headers[SOCKET_HEADER] = str(self._controller.paths.controller_socket)
+            headers[SOCKET_HEADER] = self._controller.introduction.header
         return JSONResponse(error.body(), error.status, headers=headers)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, head: _Head, admitted: Admitted | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from shoal.api.app import make_app
 
 if TYPE_CHECKING:
     from shoal.controller import Controller
+
+_log = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
@@ -30,6 +33,10 @@ async def serve_api(controller: Controller) -> AsyncIterator[None]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     path.chmod(0o600)
+    try:
+        controller.introduction.keep()
+    except OSError as error:  # a full disk must not stop the start
+        _log.warning("the command line on this machine has to sign in: %s: %s", controller.introduction.file, error)
     config = uvicorn.Config(
         make_app(controller),
         log_config=None,
@@ -49,4 +56,5 @@ async def serve_api(controller: Controller) -> AsyncIterator[None]:
     finally:
         server.should_exit = True
         await task
+        controller.introduction.forget()
         path.unlink(missing_ok=True)
