@@ -69,6 +69,30 @@ def test_a_mark_is_dragged_and_says_where_it_is(tinned: ScriptedShoal, page: Pag
     assert changes(tinned) == [{"ceiling": 100 * GIB}]
 
 
+def test_a_click_on_a_mark_changes_nothing(tinned: ScriptedShoal, page: Page) -> None:
+    follow(tinned, floor=16 * GIB + 300 * 2**20, ceiling=64 * GIB - 123)  # between two steps
+    page.goto(tinned.url)
+    for kind, value in (("floor", 16 * GIB + 300 * 2**20), ("ceiling", 64 * GIB - 123)):
+        at = mark(page, kind).bounding_box()
+        assert at
+        page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(at["x"] + at["width"] / 2 + 1, at["y"] + at["height"] / 2)  # a hand is never still
+        expect(page.locator(".mark-value")).to_contain_text(kind)
+        expect(mark(page, kind)).to_have_attribute("aria-valuenow", str(value))
+        page.mouse.up()
+        expect(page.locator(".mark-value")).to_have_count(0)
+        expect(mark(page, kind)).to_have_attribute("aria-valuenow", str(value))
+    floor = mark(page, "floor")
+    floor.press("ArrowRight")
+    expect(floor).to_have_attribute("aria-valuenow", str(17 * GIB))
+    floor.click()  # what the keys did stays, and waits
+    expect(page.locator(".mark-value")).to_contain_text("Enter sets it")
+    expect(floor).to_have_attribute("aria-valuenow", str(17 * GIB))
+    assert changes(tinned) == []
+    floor.press("Escape")
+
+
 def test_a_ceiling_at_the_end_is_none_and_a_floor_stays_below_it(tinned: ScriptedShoal, page: Page) -> None:
     page.goto(tinned.url)
     drag(page, "floor", 90 * GIB, drop=False)

@@ -8,14 +8,18 @@ import { bytes } from "../units.js";
 
 /** @typedef {"floor" | "ceiling"} Kind */
 /** A mark that is being moved, and where it would be: bytes of KV cache on the device; null is no ceiling. `by` is what
- * moves it; once it is `sent` it stays there until the broker's numbers have followed.
- * @typedef {{model: string, device: string, kind: Kind, value: number | null, by: "pointer" | "keys", sent: boolean}} Draft */
+ * moves it; once it is `sent` it stays there until the broker's numbers have followed. A `grip` is there as long as it is held
+ * and not moved: where on the screen, and what the keys had made of the mark before.
+ * @typedef {{x: number, before: Draft | null}} Grip
+ * @typedef {{model: string, device: string, kind: Kind, value: number | null, by: "pointer" | "keys", sent: boolean, grip?: Grip}} Draft */
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
 /** Milliseconds after which what the stream says counts again. */
 const SETTLING = 2500;
 const PAGE = 8;
+/** Pixels from which on a mark is meant to move. */
+const MEANT = 3;
 const draft = signal(/** @type {Draft | null} */ (null));
 
 /** The step of a tin's marks: a power of two, about a hundredth of it. @param {number} total */
@@ -67,7 +71,8 @@ export function Mark({ device, holding, kind, start, total, colour }) {
   const finish = () => {
     const last = live();
     if (!last) return;
-    if (last.value === holding[kind]) draft.value = null;
+    if (last.grip) draft.value = last.grip.before; // a click moves nothing
+    else if (last.value === holding[kind]) draft.value = null;
     else void send(last, Math.max(1, leases));
   };
   const giveUp = () => live() && (draft.value = null);
@@ -87,7 +92,9 @@ export function Mark({ device, holding, kind, start, total, colour }) {
   };
   const drag = (/** @type {PointerEvent} */ event) => {
     const frame = /** @type {HTMLElement} */ (event.currentTarget).parentElement?.getBoundingClientRect();
-    if (live()?.by === "pointer" && frame) put(((event.clientX - frame.left) / (frame.width || 1)) * total - start, "pointer");
+    const held = live();
+    if (held?.by !== "pointer" || !frame || (held.grip && Math.abs(event.clientX - held.grip.x) < MEANT)) return;
+    put(((event.clientX - frame.left) / (frame.width || 1)) * total - start, "pointer");
   };
   const grab = (/** @type {PointerEvent} */ event) => {
     if (event.button !== 0) return;
@@ -95,7 +102,8 @@ export function Mark({ device, holding, kind, start, total, colour }) {
     event.preventDefault();
     mark.setPointerCapture(event.pointerId);
     mark.focus();
-    put(shown, "pointer");
+    // As it is, not rounded to a step: it has not moved yet.
+    draft.value = { model, device, kind, value, by: "pointer", sent: false, grip: { x: event.clientX, before: live() } };
   };
   const share = (100 * (start + shown)) / (total || 1);
   const text = value === null ? "no ceiling" : `${bytes(value)} of KV cache`;
