@@ -306,3 +306,16 @@ def test_parts_are_of_the_smallest_device_that_a_model_is_on() -> None:
     for text in ("", "much", "-1", "101%", "none"):
         with pytest.raises(ValueError, match=r"size|most"):
             top_acts.limit(on_both, "floor", text, devices)
+
+
+def test_readings_renew_the_status_and_make_nothing_of_a_lost_stream_younger() -> None:
+    fleet = Fleet()
+    fleet.take("snapshot", {"status": {"warnings": []}, "devices": [], "models": []}, 1000.0)
+    fleet.take("status", {"warnings": ["the disk is full"]}, 1001.0)
+    assert fleet.status == {"warnings": ["the disk is full"]}
+    assert fleet.heard_at == 1001.0
+    fleet.take("lost", "Shoal closed the connection", 1002.0)
+    fleet.take("status", {"warnings": []}, 1600.0)
+    assert (fleet.lost, fleet.heard_at) == ("Shoal closed the connection", 1001.0)
+    fleet.take("devices", {"devices": []}, 1700.0)
+    assert (fleet.lost, fleet.heard_at) == ("", 1700.0)

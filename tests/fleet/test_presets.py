@@ -286,6 +286,20 @@ def test_another_sleep_level_goes_through_waking() -> None:
     ]
 
 
+def test_what_may_run_anywhere_stays_where_it_serves() -> None:
+    fixed, free = spec("a", devices=("cuda:0",)), spec("a")
+    there = fleet(fixed, instances=[instance(fixed)])
+    wanted = preset(PresetEntry(spec=free))
+    for beside in ((), ("a",)):
+        (step,) = compare(wanted, there, beside=beside).steps
+        assert (step.action, step.reason) == ("change", "devices: as saved, without a new start")
+    carry_out(compare(wanted, there), wanted, there)
+    assert compare(wanted, there).in_place
+    elsewhere = preset(PresetEntry(spec=spec("a", devices=("cuda:1",)), devices=(("cuda:1",),)))
+    (step,) = compare(elsewhere, there, beside=("a",)).steps
+    assert (step.action, step.reason) == ("move", "from cuda:0 to cuda:1, while it serves")
+
+
 def test_different_devices_are_apart_and_the_same_one_in_order() -> None:
     a, b, c, d = (spec(name) for name in "abcd")
     there = fleet(a, b, c, d, instances=[instance(a), instance(b, devices=("cuda:1",))])

@@ -96,6 +96,7 @@ class Feed:
                 try:
                     if fresh:
                         self.inbox.put(("history", client.history(limit=EVENTS_KEPT)))
+                    self.inbox.put(("status", client.status()))
                     self.inbox.put(("traffic", client.traffic()))
                     if fresh or readings % _USE_EVERY == 0:
                         self.inbox.put(("usage", client.usage(by=["model"])["usage"]))

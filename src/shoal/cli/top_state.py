@@ -10,7 +10,8 @@ from shoal.cli.top_rates import NONE, Rates, Traffic, keep, rates
 
 View = Mapping[str, Any]
 EVENTS_KEPT = 50
-MESSAGES = ("snapshot", "model", "model_removed", "devices", "memory", "message", "history", "traffic", "usage")
+READINGS = ("status", "history", "traffic", "usage")
+MESSAGES = ("snapshot", "model", "model_removed", "devices", "memory", "message", *READINGS)
 """What `Fleet.take` takes in: events of the stream, and what was asked for besides."""
 
 
@@ -41,6 +42,8 @@ class Fleet:
             case "snapshot":
                 self.status, self.devices, self.known = data["status"], data["devices"], True
                 self.models = {one["name"]: one for one in data["models"]}
+            case "status":
+                self.status = data
             case "model":
                 self.models[data["name"]] = data
             case "model_removed":
@@ -64,11 +67,12 @@ class Fleet:
             case "unread":
                 self._reading = data
         if kind in MESSAGES:
-            if kind in ("traffic", "usage", "history"):
+            if kind in READINGS:
                 self._reading = ""
             else:
                 self._stream = ""
-            self.heard_at = now
+            if not self._stream:  # what a reading tells makes models of a lost stream no younger
+                self.heard_at = now
         self.lost = self._stream or self._reading
 
     def accept(self, answer: View, before: View | None) -> None:

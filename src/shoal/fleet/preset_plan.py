@@ -115,8 +115,7 @@ def _steps(entry: PresetEntry, fleet: Fleet, beside: bool) -> list[Step]:
     if model is None:
         return _anew(entry, "it is not declared; it is added with the settings of the preset")
     settings = differing(model.spec, entry.spec)
-    if any(running_spec(one, entry.spec) != entry.spec for one in there):
-        what = sorted({s for one in there for s in differing(running_spec(one, entry.spec), entry.spec)})
+    if what := sorted({s for one in there for s in _apart(one, entry.spec)}):
         if beside and _can_be_replaced(entry, fleet, there):
             return [_replace(entry, there, what, settings)]
         why = f"it runs with another {_words(what)}, which needs a new start"
@@ -132,6 +131,11 @@ def _steps(entry: PresetEntry, fleet: Fleet, beside: bool) -> list[Step]:
     return steps or [_keep(entry, there)]
 
 
+def _apart(one: Instance, spec: ModelSpec) -> set[str]:
+    """The settings with which an instance does not run as a preset has it. What may run anywhere may stay."""
+    return set(differing(running_spec(one, spec), spec)) - ({"devices"} if spec.devices == "auto" else set())
+
+
 def _can_be_replaced(entry: PresetEntry, fleet: Fleet, there: Sequence[Instance]) -> bool:
     """Whether a move does what the entry asks for: as many serve as are to, and nothing else is under way with them."""
     port = entry.spec.port
@@ -142,7 +146,7 @@ def _can_be_replaced(entry: PresetEntry, fleet: Fleet, there: Sequence[Instance]
 
 def _replace(entry: PresetEntry, there: Sequence[Instance], what: Sequence[str], settings: tuple[str, ...]) -> Step:
     """Another instance takes each one's place, elsewhere or with other settings."""
-    old = [one for one in there if running_spec(one, entry.spec) != entry.spec]
+    old = [one for one in there if _apart(one, entry.spec)]
     devices = tuple(dict.fromkeys((*_on(old), *_wanted_devices(entry))))
     ids = tuple(one.id for one in old)
     if what == ["devices"]:

@@ -156,7 +156,10 @@ def _entry(fleet: Fleet, name: str, fix_devices: bool) -> PresetEntry | None:
     if not instances:
         return None
     sleepers = [i for i in instances if asleep(fleet, i)]
-    spec = running_spec(instances[-1], fleet.models[name].spec)
+    model = fleet.models[name].spec
+    spec = running_spec(instances[-1], model)
+    if model.devices == "auto":  # where it is now, a move may have put it
+        spec = spec.model_copy(update={"devices": "auto"})
     placed = tuple(i.devices for i in instances)
     if fix_devices and spec.devices == "auto":
         if not all(placed) or len(set(placed)) > 1:
