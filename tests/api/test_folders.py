@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,61 @@ async def test_the_cache_lists_hub_ids(home: Path, tmp_path: Path) -> None:
     found = await ask(tmp_path, path=str(hub))
     assert [(one["name"], one["source"]) for one in found["folders"]] == [("org/half", None), ("org/tiny", "org/tiny")]
     assert found["parent"] is None
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zero", "folder", "long", "no text"])
+def test_a_revision_that_is_no_small_file_is_none(home: Path, kind: str) -> None:
+    hub = home / ".cache/huggingface/hub"
+    main = hub / "models--org--tiny" / "refs" / "main"
+    main.unlink()
+    match kind:
+        case "fifo":
+            os.mkfifo(main)
+        case "zero":
+            main.symlink_to("/dev/zero")
+        case "folder":
+            main.mkdir()
+        case "long":
+            main.write_text(" " * folders.MOST_REVISION + "abc")
+        case _:
+            main.write_bytes(b"\xff")
+    found: list[list[str | None]] = []
+    look = threading.Thread(target=lambda: found.append([one.source for one in browse(str(hub), [hub]).folders]))
+    look.daemon = True
+    look.start()
+    look.join(20)
+    assert found == [[None]]
+
+
+async def test_a_share_that_hangs_takes_two_threads_and_no_more(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, hung = threading.Event(), []
+    real = Path.resolve
+
+    def resolve(path: Path, strict: bool = False) -> Path:
+        if path.name == "share":
+            hung.append(path)
+            release.wait()
+        return real(path, strict)
+
+    monkeypatch.setattr(Path, "resolve", resolve)
+    monkeypatch.setattr(folders, "PATIENCE", 0.05)
+    application = app(world(), tmp_path)
+    transport = httpx2.ASGITransport(application)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        for _ in range(4):
+            answer = await client.get("/api/v1/folders", params={"path": "~/share"})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"], "network share" in error["message"]) == (
+                503,
+                "folders_hang",
+                True,
+            )
+        assert len(hung) == folders.THREADS
+        application.state.folder_threads.patience = 30
+        release.set()
+        assert (await client.get("/api/v1/folders")).status_code == 200
 
 
 async def test_hidden_folders_and_files_are_left_out(home: Path, tmp_path: Path) -> None:

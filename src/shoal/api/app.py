@@ -33,6 +33,7 @@ from shoal.api import (
     virtual_models,
 )
 from shoal.api.guard import Guard
+from shoal.api.threads import Threads
 from shoal.errors import ShoalError, error_body
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def make_app(controller: Controller) -> FastAPI:
         openapi_url="/api/openapi.json",
     )
     app.state.controller = controller
+    app.state.folder_threads = Threads(folders.THREADS, folders.PATIENCE)
     for module in (
         models,
         moves,

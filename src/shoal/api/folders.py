@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import stat
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
 from shoal.api.context import Context
+from shoal.api.threads import NoAnswerError, Threads
 from shoal.errors import NotFoundError, ShoalError
 from shoal.fleet.spec import MAX_SOURCE, ModelSpec
 
@@ -25,6 +27,11 @@ MOST_READ = 50_000
 """Entries of a folder that are looked at; of one that has more, what comes after is not known."""
 MOST_INSIDE = 2000
 """Entries of each shown folder that are looked at to tell whether it holds a model."""
+MOST_REVISION = 256
+"""Bytes that are read of the file that names a cached repository's main revision."""
+THREADS = 2
+PATIENCE = 10.0
+"""Seconds that folders may take to read."""
 _CONFIGS = frozenset({"config.json", "params.json"})
 _WEIGHTS = {".safetensors": "safetensors", ".gguf": "gguf", ".bin": "bin"}
 _REPOSITORY = "models--"
@@ -70,7 +77,17 @@ async def list_folders(
             code="read_only",
         )
     specs = [model.spec for model in controller.manager.fleet.models.values()]
-    return await asyncio.to_thread(_list, path, specs)
+    threads: Threads = request.app.state.folder_threads
+    try:
+        return await threads.run(partial(_list, path, specs))
+    except NoAnswerError:
+        raise ShoalError(
+            f"the folders did not answer within {PATIENCE:g} s: this one, or a declared model's, may be on a "
+            "network share that is away. See that its server answers and try again, or type a path as the source",
+            status=503,
+            code="folders_hang",
+            param="path",
+        ) from None
 
 
 def _list(path: str | None, specs: Iterable[ModelSpec]) -> FolderList:
@@ -196,7 +213,12 @@ def _weights(folder: Path) -> str | None:
 def _snapshot(repository: Path) -> Path | None:
     """The folder of a cached repository's main revision, if it was downloaded."""
     try:
-        revision = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+        # Whatever lies there must not be waited for, nor fill the memory.
+        fd = os.open(repository / "refs" / "main", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            revision = (file.read(MOST_REVISION) or b"").decode().strip()
     except (OSError, ValueError):
         return None
     folder = repository / "snapshots" / revision
