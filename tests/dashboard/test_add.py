@@ -168,6 +168,42 @@ def test_a_start_that_fails_is_explained_and_tried_again_with_other_settings(ser
     gone(served, "breaks")
 
 
+def test_a_model_that_has_served_is_not_replaced(served: Shoal, page: Page) -> None:
+    gone(served, "has-served")
+    opened(page, served)
+    field(page, "Source").fill("toy")
+    field(page, "Name").fill("has-served")
+    arguments(page, "--device-memory\n100MiB\n--enable-sleep-mode\n--start-seconds\n600")
+    page.get_by_role("button", name="Add and load").click()
+    page.get_by_role("button", name="Back to the settings").click()
+    replaces = page.get_by_text("This replaces")
+    expect(replaces).to_contain_text("has-served")
+    expect(page.locator(COMMAND)).to_contain_text("shoal models rm --unload has-served && ")
+    arguments(page, "--device-memory\n100MiB\n--enable-sleep-mode\n--start-seconds\n1")
+    page.get_by_role("button", name="Add and load").click()
+    page.get_by_role("button", name="Back to the settings").click()
+    served.wait("has-served", "ready")
+    expect(replaces).to_have_count(0)
+    with served.client as client:
+        client.sleep("has-served")
+        served.wait("has-served", "sleeping")
+        expect(page.get_by_text("There is a model of this name already")).to_be_visible()
+        expect(page.locator(COMMAND)).to_have_text(re.compile("^shoal models add has-served "))
+        client.unload("has-served")
+    until(lambda: served.model("has-served")["state"] == "unloaded", "its end")
+    page.reload()
+    field(page, "Name").fill("another")
+    expect(page.locator(COMMAND)).to_have_text(re.compile("^shoal models add another "))
+    expect(replaces).to_have_count(0)
+    # Nor is one that was there before it was asked for here, with the same settings.
+    field(page, "Name").fill("has-served")
+    page.get_by_role("checkbox", name="Load it at once").uncheck()
+    page.get_by_role("button", name="Add", exact=True).click()
+    page.get_by_role("button", name="Back to the settings").click()
+    expect(page.locator(COMMAND)).to_have_text(re.compile("^shoal models add has-served "))
+    gone(served, "has-served")
+
+
 def test_a_name_that_is_taken_is_said_and_refused(served: Shoal, page: Page) -> None:
     opened(page, served)
     field(page, "Source").fill("toy")

@@ -7,8 +7,8 @@ import { signal } from "../lib.js";
 /** What is in the form, by setting; "" and what is not there are left to Shoal. `concurrency` and `tokens` are what the
  * model is asked for, which is no setting.
  * @typedef {Record<string, string>} Typed
- * @typedef {{typed: Typed, load: boolean, sent: string, going: boolean, failed: Record<string, string>}} Kept `sent`:
- *   the model that was made of it; `going`: its start is shown, not the form */
+ * @typedef {{typed: Typed, load: boolean, sent: string, shown: string, failed: Record<string, string>}} Kept `sent`:
+ *   the model that was made of it, as long as the next attempt replaces it; `shown`: the one whose start is shown, not the form */
 
 const PLACE = "shoal-add";
 /** Settings of one line each, by what they are about; what is in no group is advanced. @type {[string, string[]][]} */
@@ -24,7 +24,7 @@ export const LISTS = new Set(["args", "env"]);
 
 /** @type {Typed} */
 export const FIRST = { concurrency: "4", tokens: "2000" };
-export const kept = signal(/** @type {Kept} */ ({ typed: FIRST, load: true, sent: "", going: false, failed: {} }));
+export const kept = signal(/** @type {Kept} */ ({ typed: FIRST, load: true, sent: "", shown: "", failed: {} }));
 try {
   const found = JSON.parse(sessionStorage.getItem(PLACE) ?? "null");
   if (found && typeof found.typed === "object") kept.value = { ...kept.value, ...found };

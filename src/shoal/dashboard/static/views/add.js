@@ -9,12 +9,21 @@ import { useFit } from "../components/fit_ask.js";
 import { FitView } from "../components/fit_view.js";
 import { Field, useAct, useAnswer } from "../components/forms.js";
 import { Command, Name } from "../components/small.js";
-import { computed, html, useRef, useSignal } from "../lib.js";
+import { computed, effect, html, useRef, useSignal } from "../lib.js";
 import { devices, model as modelOf, names } from "../store.js";
 import { bytes } from "../units.js";
 
 /** The fit is asked anew when what lies in the devices has changed much, not with every byte. */
 const lying = computed(() => devices.value.map((device) => `${device.id} ${device.instances.join(" ")}`).join("\n"));
+/** States in which nobody has been served yet by a model that was just added. */
+const UNSERVED = new Set(["unloaded", "queued", "starting", "failed"]);
+/** One that has served is a model like any other, and not replaced by what is typed next; also while another view is open. */
+effect(() => {
+  void names.value;
+  const { sent } = kept.value;
+  const state = sent && modelOf(sent)?.value.state;
+  if (state && !UNSERVED.has(state)) keep({ sent: "" });
+});
 /** @type {Record<string, Schema>} */
 const NONE = {};
 /** @type {Record<string, string>} */
@@ -91,8 +100,7 @@ function Form({ schema, problem, installed }) {
   const name = nameOf(typed);
   const taken = name !== sent && names.value.includes(name);
   const before = sent && names.value.includes(sent) ? sent : "";
-  const state = before ? modelOf(before)?.value.state : "";
-  const unload = state !== "unloaded" && state !== "ready"; // one that serves by now is not taken away from its clients
+  const unload = before !== "" && modelOf(before)?.value.state !== "unloaded";
   const command = commandOf(settings, load, before && { name: before, unload });
   const fit = useFit(fitOf(typed, schema), lying.value);
   const fitFaults = fit.error.value ? blame(fit.error.value, typed, Object.keys(schema)) : NOTHING;
@@ -119,7 +127,7 @@ function Form({ schema, problem, installed }) {
       if (!(fault instanceof ApiError)) throw fault;
       say("error", fault.message, `shoal load ${quote(name)}`);
     }
-    return keep({ sent: name, failed: {}, going: true });
+    return keep({ sent: taken ? "" : name, shown: name, failed: {} });
   });
   const first = new Set(GROUPS.flatMap(([, group]) => group));
   const advanced = Object.keys(schema).filter((one) => !first.has(one) && !APART.has(one));
@@ -178,9 +186,9 @@ export function AddModel() {
   const { data, error } = useAnswer("../openapi.json");
   const inForce = useAnswer("settings").data.value?.settings;
   const installed = useAnswer("environments").data.value?.environments ?? [];
-  const { sent, going } = kept.value;
-  if (sent && going) {
-    return html`<${AddProgress} key=${sent} name=${sent} onBack=${() => keep({ going: false })} onAnother=${() => keep({ going: false, sent: "", typed: FIRST })} />`;
+  const { shown } = kept.value;
+  if (shown) {
+    return html`<${AddProgress} key=${shown} name=${shown} onBack=${() => keep({ shown: "" })} onAnother=${() => keep({ shown: "", sent: "", typed: FIRST })} />`;
   }
   const described = schemaIn(data.value);
   // What is taken if nothing is said is a setting of Shoal's, and no constant.
