@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from shoal.errors import ShoalError
+from shoal.fleet import users
 from shoal.fleet.attempts import BURST, PERIOD_OF_NAME, Attempts, Buckets
-from shoal.fleet.sessions import IDLE, LONGEST, MOST, NOTED, Session, SessionBook, digest_of
+from shoal.fleet.sessions import AHEAD, IDLE, LONGEST, MOST, NOTED, Session, SessionBook, digest_of
 from shoal.fleet.users import (
     MAX_PASSWORD,
     MIN_PASSWORD,
@@ -109,7 +110,7 @@ def test_a_password_may_have_blanks_and_any_script() -> None:
 # -- the book ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", " ann", "ann ", "a:b", "a/b", "a\nb", "x" * 101, "a\0"])
+@pytest.mark.parametrize("name", ["", " ann", "ann ", "a:b", "a/b", "a\nb", "x" * 101, "\ufb2c" * 100, "a\0"])
 def test_names_that_are_refused(name: str) -> None:
     with pytest.raises(ShoalError) as caught:
         check_user_name(name)
@@ -146,6 +147,23 @@ def test_there_are_two_roles() -> None:
         check_role("root")
 
 
+def test_what_is_too_long_is_not_composed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes time by the square of the length, where marks follow marks."""
+    composed: list[int] = []
+    monkeypatch.setattr(users.unicodedata, "normalize", lambda _, text: composed.append(len(text)) or text)
+    name = "a" + "\u0323\u0307" * MAX_USER_NAME
+    for act in (
+        check_user_name,
+        UserBook().find,
+        UserBook().remove,
+        lambda name: UserBook().put(name, None, None, 1.0),
+    ):
+        with pytest.raises(ShoalError) as caught:
+            act(name)
+        assert len(caught.value.message) < 2 * MAX_USER_NAME
+    assert composed == []
+
+
 # -- who asks ----------------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +190,12 @@ def test_there_are_two_roles() -> None:
 )
 def test_what_the_relay_says_of_a_client(said: list[str], forwarded: str, peer: Peer) -> None:
     assert peer_of(said, forwarded) == peer
+
+
+def test_a_proxy_may_say_what_it_is_in_other_ways() -> None:
+    assert peer_of(["127.0.0.1"], forwarded=True) == Peer(Way.LOCAL, "127.0.0.1", True)
+    assert peer_of(["10.0.0.9"], forwarded=True) == Peer(Way.REMOTE, "10.0.0.9")
+    assert peer_of([], forwarded=True) == Peer(Way.OWN)
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=3), st.text(max_size=40))
@@ -236,6 +260,16 @@ def test_it_ends_by_idleness_and_by_age() -> None:
         book.note(found, now)
     assert book.find("t", LONGEST - 1) is not None
     assert book.find("t", LONGEST) is None
+
+
+@pytest.mark.parametrize("moment", ["created_at", "seen_at"])
+def test_a_session_of_a_clock_that_was_ahead_has_ended(moment: str) -> None:
+    now = 1e9
+    for ahead, over in ((AHEAD, False), (AHEAD + 1, True), (10 * LONGEST, True)):
+        session = Session(digest_of("t"), "ann", **{"created_at": now, "seen_at": now, moment: now + ahead})
+        book = SessionBook([session])
+        assert (book.find("t", now) is None) == over, ahead
+        assert book.sweep(now, ["ann"]) == [session] * over
 
 
 def test_its_use_is_written_down_now_and_then() -> None:

@@ -15,6 +15,9 @@ IDLE = 12 * 3600.0
 """Seconds without a request after which a session has ended."""
 LONGEST = 7 * 86_400.0
 """Seconds after which it has ended in any case."""
+AHEAD = 300.0
+"""Seconds that its times may lie ahead of the clock, which is set now and then. One whose times lie further ahead began
+while the clock was wrong: it has ended, as its end by the right clock is not known."""
 NOTED = 60.0
 """Seconds between two notes of its use: not each request is to be written down."""
 MOST = 32
@@ -32,7 +35,8 @@ class Session:
 
     def over(self, now: float) -> bool:
         """Whether it has ended by time."""
-        return now - self.created_at >= LONGEST or now - self.seen_at >= IDLE
+        ages = now - self.created_at, now - self.seen_at
+        return ages[0] >= LONGEST or ages[1] >= IDLE or min(ages) < -AHEAD
 
 
 class SessionBook:
