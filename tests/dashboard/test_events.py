@@ -113,6 +113,68 @@ def test_older_ones_are_read_on_demand_and_saved_as_json_lines(shoal: ScriptedSh
     assert set(rows[0]) == set(event(1))
 
 
+def saved(page: Page) -> list[int]:
+    """The ids of what is saved; of an event that only the stream told, 0."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as JSON lines").click()
+    return [json.loads(line)["id"] or 0 for line in download.value.path().read_text().splitlines()]
+
+
+def test_a_change_of_filter_leaves_no_gap(shoal: ScriptedShoal, page: Page) -> None:
+    asked = kept(page, [event(n, kind="failed" if n % 300 == 0 else "ready") for n in range(1, 3001)])
+    page.goto(f"{shoal.url}/#/events")
+    expect(lines(page)).to_have_count(200)
+    choice(page, "Kind").select_option("failed")
+    expect(lines(page)).to_have_count(10)
+    expect(page.get_by_text("That is all that is kept.")).to_be_visible()
+    choice(page, "Kind").select_option("")
+    expect(page.get_by_role("status").filter(has_text="500 events")).to_be_visible()
+    for count in (400, 600):
+        page.get_by_role("button", name="Older").click()
+        expect(lines(page)).to_have_count(count)
+    assert asked[-1].get("before") == "2501"
+    assert saved(page) == list(range(2001, 3001))
+    # What was read with all of them is known of one kind too.
+    choice(page, "Kind").select_option("ready")
+    expect(page.get_by_role("status").filter(has_text="996 events")).to_be_visible()
+
+
+@pytest.mark.parametrize("missed", [300, 1700])
+def test_what_was_missed_while_the_connection_was_lost_is_read(shoal: ScriptedShoal, page: Page, missed: int) -> None:
+    events = [event(n) for n in range(1, 2001)]
+    kept(page, events)
+    shoal.drop_events_after = 2
+    page.goto(f"{shoal.url}/#/events")
+    expect(lines(page)).to_have_count(200)
+    last = 2001 + missed
+    events += [event(n) for n in range(2001, last + 1)]
+    shoal.tell("message", events[2000] | {"id": None})
+    expect(lines(page).first).to_contain_text(f"event number {last}")
+    expect(page.get_by_text("Reading…")).to_have_count(0)
+    ids = saved(page)
+    assert ids == list(range(ids[0], last + 1))
+    assert ids[0] <= 1501
+    expect(page.get_by_text("the list ends at this gap")).to_have_count(0)
+
+
+def test_a_gap_that_is_too_long_to_read_at_once_is_told(shoal: ScriptedShoal, page: Page) -> None:
+    events = [event(n) for n in range(1, 601)]
+    kept(page, events)
+    shoal.drop_events_after = 2
+    page.goto(f"{shoal.url}/#/events?level=error")
+    expect(page.get_by_text("No event matches")).to_be_visible()
+    events += [event(n, level="error" if n == 700 else "info") for n in range(601, 5601)]
+    shoal.tell("message", events[600] | {"id": None})
+    expect(page.get_by_text("the list ends at this gap")).to_be_visible()
+    expect(page.get_by_text("That is all that is kept.")).to_have_count(0)
+    page.get_by_role("button", name="Older").click()
+    expect(lines(page)).to_have_count(1)
+    expect(page.get_by_text("the list ends at this gap")).to_have_count(0)
+    page.goto(f"{shoal.url}/#/events")
+    expect(page.get_by_role("status").filter(has_text="5,600 events")).to_be_visible()
+    assert saved(page) == list(range(1, 5601))
+
+
 def test_what_comes_waits_above_while_somebody_reads(shoal: ScriptedShoal, page: Page) -> None:
     kept(page, [event(n) for n in range(1, 301)])
     page.goto(f"{shoal.url}/#/events")

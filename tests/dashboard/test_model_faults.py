@@ -192,6 +192,33 @@ def test_older_events_come_on_demand(shoal: ScriptedShoal, known: Page) -> None:
     assert sum("before=" in url for url in asked) == 2
 
 
+def test_what_a_model_went_through_unseen_is_read(shoal: ScriptedShoal, known: Page) -> None:
+    last = 100
+
+    def one(n: int) -> dict[str, Any]:
+        return {"id": n, "at": 1000.0 + n, "level": "info", "kind": "ready", "model": "m", "instance": "m-1",
+                "seconds": None, "message": f"event {n}"}  # fmt: skip
+
+    def answer(route: Route) -> None:
+        before = route.request.url.partition("before=")[2]
+        until = int(before) if before else last + 1
+        found = [one(n) for n in range(max(1, until - 40), until)]
+        route.fulfill(status=200, content_type="application/json", body=json.dumps({"events": found}))
+
+    known.route("**/events/history?model=m*", answer)
+    shoal.add("m", desired=0)
+    shoal.drop_events_after = 2
+    go(known, shoal.url, "m")
+    states = known.get_by_role("region", name="What it went through", exact=True)
+    expect(states.locator("time")).to_have_count(40)
+    last = 240
+    shoal.tell("message", one(101) | {"id": None})
+    expect(states.locator("li").first).to_contain_text("event 240")
+    expect(states.locator("time")).to_have_count(180)
+    told = states.locator(".what").all_inner_texts()
+    assert [text.split()[1] for text in told] == [str(n) for n in range(240, 60, -1)]
+
+
 def test_what_was_measured_is_shown(shoal: ScriptedShoal, known: Page) -> None:
     profile = {
         "model": "m",

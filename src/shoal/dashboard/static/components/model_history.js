@@ -1,6 +1,7 @@
 // What a model went through, with reasons and how long each state lasted; and how long its starts took, phase by phase.
 
 import { ApiError, call } from "../api.js";
+import { NOTHING, reach, withPage } from "../event_reads.js";
 import { html, useEffect, useSignal } from "../lib.js";
 import { connection, events } from "../store.js";
 import { brief, clock } from "../units.js";
@@ -9,12 +10,16 @@ import { Facts, Section, Unread } from "./model_section.js";
 import { Badge, Name } from "./small.js";
 
 const PAGE = 40;
+/** Pages that are read at most after the connection was lost. */
+const PAGES = 8;
 const STATES = new Set(["queued", "starting", "ready", "draining", "sleeping", "waking", "stopping", "stopped", "failed"]);
+
+/** What an event says: one of the stream has no id yet. @param {ModelEvent} one */
+const same = (one) => `${one.at} ${one.kind} ${one.instance ?? ""} ${one.message}`;
 
 /** Two lists of events as one, the newest first; what stands in both once, as it was saved.
  * @param {ModelEvent[]} saved @param {ModelEvent[]} heard @returns {ModelEvent[]} */
 export function merged(saved, heard) {
-  const same = (/** @type {ModelEvent} */ one) => `${one.at} ${one.kind} ${one.instance ?? ""} ${one.message}`;
   const all = new Map([...heard, ...saved].map((one) => [same(one), one]));
   return [...all.values()].sort((a, b) => b.at - a.at || (b.id ?? 0) - (a.id ?? 0));
 }
@@ -23,16 +28,23 @@ export function merged(saved, heard) {
 export function StatesSection({ name }) {
   const saved = useSignal(/** @type {ModelEvent[]} */ ([]));
   const error = useSignal("");
-  const end = useSignal(false);
+  const reads = useSignal(NOTHING);
   const busy = useSignal(false);
-  const read = async (/** @type {number | null} */ before) => {
+  /** The newest page, or the one before `oldest`; and on until no event is missing above what was read before. @param {number} [oldest] */
+  const read = async (oldest) => {
     busy.value = true;
+    const heard = new Set(events.peek().filter((one) => !one.id).map(same));
     try {
-      const path = `events/history?model=${encodeURIComponent(name)}&limit=${PAGE}${before === null ? "" : `&before=${before}`}`;
-      const found = (await call("GET", path)).data.events;
-      saved.value = merged([...saved.peek(), ...found], []);
+      let before = oldest;
+      for (let pages = 0; pages < PAGES; pages++) {
+        const path = `events/history?model=${encodeURIComponent(name)}&limit=${PAGE}${before === undefined ? "" : `&before=${before}`}`;
+        const found = /** @type {ModelEvent[]} */ ((await call("GET", path)).data.events);
+        reads.value = withPage(reads.peek(), found, { newest: before === undefined, limit: PAGE, heard: (one) => heard.has(same(one)) });
+        saved.value = merged([...saved.peek(), ...found], []);
+        if (reads.peek().runs.length < 2) break;
+        before = reads.peek().runs[0]?.oldest;
+      }
       error.value = "";
-      if (before !== null || !end.peek()) end.value = found.length < PAGE;
     } catch (fault) {
       if (!(fault instanceof ApiError)) throw fault;
       error.value = fault.message;
@@ -42,10 +54,11 @@ export function StatesSection({ name }) {
   };
   const live = connection.value !== "lost";
   useEffect(() => {
-    if (live) void read(null);
+    if (live) void read();
   }, [name, live]);
-  const list = merged(saved.value, events.value.filter((one) => one.model === name));
-  const oldest = saved.value.reduce((least, one) => Math.min(least, one.id ?? Infinity), Infinity);
+  const oldest = reach(reads.value, []);
+  const list = merged(saved.value, events.value.filter((one) => one.model === name)).filter(({ id }) => !id || id >= oldest);
+  const gap = reads.value.runs.length > 1 && !busy.value;
   return html`
     <${Section} id="states" title="What it went through">
       <${Unread} error=${error.value} />
@@ -58,7 +71,8 @@ export function StatesSection({ name }) {
             <span class="what">${one.level !== "info" && html`<strong class="level">${one.level}: </strong>`}<${Name} text=${one.message} />
               ${one.seconds != null && html` <small>the state before lasted ${brief(one.seconds)}</small>`}</span>
           </li>`)}
-        ${!end.value && Number.isFinite(oldest) && html`<li class="older"><button type="button" disabled=${busy.value} onClick=${() => read(oldest)}>Older ones</button></li>`}
+        ${gap && html`<li class="soft" role="status">More happened while the connection was lost than was read so far: the list ends at this gap.</li>`}
+        ${oldest > 0 && Number.isFinite(oldest) && html`<li class="older"><button type="button" disabled=${busy.value} onClick=${() => read(oldest)}>Older ones</button></li>`}
       </ol>
     <//>
   `;

@@ -3,11 +3,14 @@
 import { option, QueryChoice, QuerySearch, download } from "../components/forms.js";
 import { Command, Name } from "../components/small.js";
 import { ApiError, call } from "../api.js";
+import { forgotten, NOTHING, reach, withPage } from "../event_reads.js";
 import { effect, html, useEffect, useRef, useSignal } from "../lib.js";
 import { query, setQuery } from "../router.js";
 import { modelAddress } from "../routes.js";
 import { connection, events, names } from "../store.js";
 import { brief, clock } from "../units.js";
+
+/** @typedef {import("../event_reads.js").Reads} Reads */
 
 const PAGE = 500;
 /** Pages that one press on "Older" reads at most: a filter may match little. */
@@ -48,47 +51,70 @@ function commandOf({ kind, model, since }) {
   return ["shoal events", model && option("--model", model), kind && option("--kind", kind), since && `--since ${since}`].filter(Boolean).join(" ");
 }
 
+/** Reads are kept by what was asked for. @param {{kind: string, model: string, since: string}} filter */
+const asked = ({ kind, model, since }) => JSON.stringify([kind, model, since]);
+
 /** The events that are known, and how older ones are asked for. @param {ReturnType<typeof wanted>} filter */
 function useEvents({ kind, model, since }) {
   const kept = useSignal(/** @type {ReadonlyMap<string, HistoryEvent>} */ (new Map()));
-  const state = useSignal({ busy: false, error: "", ended: false });
+  const reads = useSignal(/** @type {ReadonlyMap<string, Reads>} */ (new Map()));
+  const state = useSignal({ busy: false, error: "" });
   const turn = useRef(0);
+  const own = asked({ kind, model, since });
+  const wider = [...new Set([kind, ""])].flatMap((one) => [...new Set([model, ""])].map((other) => asked({ kind: one, model: other, since: "" }))).filter((one) => one !== own);
+  const reached = () => reach(reads.value.get(own), wider.flatMap((one) => reads.value.get(one) ?? []));
+  /** From the newest back to where an event may be missing. */
+  const known = () => {
+    const least = reached();
+    return [...kept.value.values()].filter(({ id }) => !id || id >= least);
+  };
+  const gap = () => reached() > (reads.value.get(own)?.runs[1]?.newest ?? Infinity);
   const take = (/** @type {HistoryEvent[]} */ list) => {
     const next = new Map(kept.peek());
     for (const event of list) if (!next.get(keyOf(event))?.id) next.set(keyOf(event), event);
+    kept.value = next;
+    if (next.size <= 2 * MOST) return;
     // A page that stays open for weeks forgets the oldest.
-    kept.value = next.size > 2 * MOST ? new Map([...next].sort(([, a], [, b]) => b.at - a.at).slice(0, MOST)) : next;
+    const stays = [...next].sort(([, a], [, b]) => b.at - a.at).slice(0, MOST);
+    const least = stays.reduce((least, [, { id }]) => Math.min(least, id ?? Infinity), Infinity);
+    kept.value = new Map(stays);
+    reads.value = new Map([...reads.peek()].map(([one, found]) => [one, forgotten(found, least)]));
   };
-  /** Read pages before the oldest that is known, or the newest one, until `enough` says so. @param {boolean} older @param {() => boolean} enough */
+  /** Read pages before the oldest that is known, or the newest ones until they meet what is known, until `enough` says so.
+   * @param {boolean} older @param {(known: HistoryEvent[]) => boolean} enough */
   const read = async (older, enough) => {
     const mine = ++turn.current;
     const from = since ? Date.now() / 1000 - span(since) : 0;
-    state.value = { ...state.peek(), busy: true, error: "" };
+    state.value = { busy: true, error: "" };
     try {
-      const ids = [...kept.peek().values()].flatMap((event) => (event.id && (!kind || event.kind === kind) && (!model || event.model === model) ? event.id : []));
-      let before = older && ids.length ? Math.min(...ids) : 0;
-      let ended = older ? state.peek().ended : false;
-      for (let pages = 0; pages < PAGES && !ended; pages++) {
+      const oldest = reached();
+      let before = older && Number.isFinite(oldest) ? oldest : 0;
+      let newest = !before;
+      const had = kept.peek();
+      const heard = (/** @type {HistoryEvent} */ event) => had.has(keyOf(event)) && !had.get(keyOf(event))?.id;
+      for (let pages = 0; pages < PAGES; pages++) {
         const words = new URLSearchParams({ limit: String(PAGE), ...(before && { before: String(before) }), ...(kind && { kind }), ...(model && { model }), ...(from && { since: String(from) }) });
         const { data } = await call("GET", `events/history?${words}`);
         if (mine !== turn.current) return; // the filter is another one by now
+        reads.value = new Map(reads.peek()).set(own, withPage(reads.peek().get(own) ?? NOTHING, data.events, { newest, limit: PAGE, heard }));
         take(data.events);
-        ended = data.events.length < PAGE || kept.peek().size > MOST;
-        before = data.events[0]?.id ?? 0;
-        if (!before || enough()) break;
+        newest = false;
+        before = reached();
+        if (!before || kept.peek().size > MOST || (enough(known()) && !gap())) break;
       }
-      state.value = { busy: false, error: "", ended };
+      state.value = { busy: false, error: "" };
     } catch (fault) {
       if (!(fault instanceof ApiError)) throw fault;
-      if (mine === turn.current) state.value = { ...state.peek(), busy: false, error: fault.message };
+      if (mine === turn.current) state.value = { busy: false, error: fault.message };
     }
   };
+  const refresh = () => read(false, () => true);
   const live = connection.value !== "lost";
   useEffect(() => {
-    if (live) void read(false, () => true);
+    if (live) void refresh();
   }, [kind, model, since, live]);
   useEffect(() => effect(() => take(events.value)), []);
-  return { kept, state, read };
+  return { known: known(), ended: reached() === 0, gap: gap(), full: kept.value.size > MOST, state, read, refresh };
 }
 
 /** While somebody reads further down, or is in the list by keyboard, what comes waits above and is counted.
@@ -131,11 +157,11 @@ const Line = ({ event }) => html`
 
 export function Events() {
   const filter = wanted();
-  const { kept, state, read } = useEvents(filter);
+  const { known, ended, gap, full, state, read, refresh } = useEvents(filter);
   const shown = useSignal(SHOWN);
   const until = useSignal(Infinity);
   const from = filter.since ? Date.now() / 1000 - span(filter.since) : 0;
-  const all = [...kept.value.values()].sort((a, b) => b.at - a.at || (b.id ?? Infinity) - (a.id ?? Infinity));
+  const all = known.sort((a, b) => b.at - a.at || (b.id ?? Infinity) - (a.id ?? Infinity));
   const newest = useRef(0);
   newest.current = all[0]?.at ?? 0;
   const list = useReading(until, () => newest.current);
@@ -149,14 +175,14 @@ export function Events() {
     const enough = lines.length + SHOWN;
     shown.value = above + enough;
     if (found.length >= above + enough) return;
-    void read(true, () => [...kept.peek().values()].filter((event) => fits(event, filter, from)).length >= enough);
+    void read(true, (known) => known.filter((event) => fits(event, filter, from)).length >= enough);
   };
   const top = () => {
     until.value = Infinity;
     /** @type {HTMLElement | null} */ (document.activeElement)?.blur?.();
     scrollTo({ top: 0 });
   };
-  const { busy, error, ended } = state.value;
+  const { busy, error } = state.value;
   return html`
     <section aria-labelledby="events-title">
       <div class="heading">
@@ -173,13 +199,14 @@ export function Events() {
         <button type="button" disabled=${!found.length} onClick=${() => download("shoal-events.jsonl", found.toReversed().map((event) => `${JSON.stringify({ ...event, key: undefined })}\n`).join(""), "application/jsonl")}>Save as JSON lines</button>
       </div>
       ${above > 0 && html`<button type="button" class="primary news" onClick=${top}>↑ ${above} new</button>`}
-      ${error && html`<p class="failure" role="alert">${error} <button type="button" onClick=${() => void read(false, () => true)}>Try again</button></p>`}
+      ${error && html`<p class="failure" role="alert">${error} <button type="button" onClick=${() => void refresh()}>Try again</button></p>`}
       ${found.length > 0 && html`<ol class="event-list" ref=${list} aria-label="Events, the newest first">${lines.map((event) => html`<${Line} key=${keyOf(event)} event=${event} />`)}</ol>`}
       ${!found.length && !busy && html`<div class="empty"><h3>${filtered ? "No event matches" : "Nothing has happened yet"}</h3>
         ${filtered ? html`<p><a href="#/events">Show all events</a></p>` : html`<p>Loads, failures and restarts appear here.</p>`}</div>`}
+      ${gap && !busy && html`<p class="soft" role="status">More happened while the connection was lost than was read so far: the list ends at this gap.</p>`}
       <p class="older">
         ${busy ? html`<span class="soft" role="status">Reading…</span>`
-          : ended && above + lines.length >= found.length ? html`<span class="soft">${all.length > MOST ? "That is as far back as this page reads; the command reads on." : "That is all that is kept."}</span>`
+          : (ended || full) && above + lines.length >= found.length ? html`<span class="soft">${full && !ended ? "That is as far back as this page reads; the command reads on." : "That is all that is kept."}</span>`
           : html`<button type="button" onClick=${older}>Older</button>`}
       </p>
     </section>
