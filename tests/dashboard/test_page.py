@@ -213,6 +213,49 @@ def test_a_lost_connection_marks_what_is_shown_as_old_and_comes_back(page: Page)
         expect(page.get_by_role("searchbox")).to_have_value("e")
 
 
+TIMEOUTS = """
+  window.timeouts = [];
+  AbortSignal.timeout = (ms) => {
+    const controller = new AbortController();
+    window.timeouts.push({ ms, end: () => controller.abort(new DOMException("it took too long", "TimeoutError")) });
+    return controller.signal;
+  };
+"""
+
+
+def test_a_connection_that_died_silently_is_lost(shoal: ScriptedShoal, page: Page) -> None:
+    page.add_init_script(TIMEOUTS)
+    page.clock.install()
+    page.goto(shoal.url)
+    expect(page.locator("#connection")).to_have_text("Live")
+    held: list[Route] = []
+    page.route("**/api/v1/status", lambda route: held.append(route))
+    page.route("**/api/v1/events", lambda route: held.append(route))
+    with page.expect_request("**/api/v1/status"):
+        page.clock.fast_forward(10_000)
+    expect(page.locator("#connection")).to_have_text("Live")
+    page.evaluate("timeouts.filter((one) => one.ms === 8000).forEach((one) => one.end())")
+    expect(page.locator("#connection")).to_contain_text("Disconnected")
+    page.unroute_all(behavior="ignoreErrors")
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator("#connection")).to_have_text("Live")
+
+
+def test_what_was_asked_and_is_not_answered_may_still_happen(shoal: ScriptedShoal, page: Page) -> None:
+    shoal.add("m", desired=0)
+    page.add_init_script(TIMEOUTS)
+    page.goto(shoal.url)
+    held: list[Route] = []
+    page.route("**/m/load", lambda route: held.append(route))
+    with page.expect_request("**/m/load"):
+        page.get_by_role("button", name="Load m", exact=True).click()
+    page.evaluate("timeouts.filter((one) => one.ms === 60_000).forEach((one) => one.end())")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("Shoal has not answered for 60 s. What was asked may still happen")
+    expect(alert).to_contain_text("shoal load m")
+    expect(page.get_by_role("button", name="Load m", exact=True)).to_be_enabled()
+
+
 def test_the_chosen_theme_is_kept(shoal: ScriptedShoal, new_page: NewPage) -> None:
     page = new_page(color_scheme="light")
     page.goto(shoal.url)

@@ -9,25 +9,44 @@ export class ApiError extends Error {}
 /** How often Shoal has refused an answer because nobody is signed in. */
 export const refusals = signal(0);
 
+/** Milliseconds after which nobody answers any more: a connection that died silently, as that of a tunnel does, tells nobody.
+ * Reading is quick; what changes something may wait for others. */
+const PATIENCE = { read: 8000, change: 60_000 };
+
 /** Ask the API. Raises ApiError with what to tell people.
  * @param {string} method @param {string} path @param {unknown} [body]
  * @returns {Promise<{data: any, warning: string | null}>} */
 export async function call(method, path, body) {
-  let response;
+  const reads = method === "GET";
+  const signal = AbortSignal.timeout(reads ? PATIENCE.read : PATIENCE.change);
+  let response, text;
   try {
     response = await fetch(BASE + path, {
       method,
+      signal,
       // The first is for sessions: no other web page can send it.
       headers: { "x-shoal-page": "1", ...(body === undefined ? {} : { "content-type": "application/json" }) },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     });
+    text = await response.text();
   } catch {
-    throw new ApiError("Shoal does not answer. Is `shoal serve` running?");
+    if (!signal.aborted) throw new ApiError("Shoal does not answer. Is `shoal serve` running?");
+    const after = `${(reads ? PATIENCE.read : PATIENCE.change) / 1000} s`;
+    throw new ApiError(reads ? `Shoal does not answer: nothing came for ${after}.` : `Shoal has not answered for ${after}. What was asked may still happen: see how it is before you ask again.`);
   }
-  const data = await response.json().catch(() => null);
+  const data = parsed(text);
   if (data?.error?.code === "sign_in_required") refusals.value++;
   if (!response.ok) throw new ApiError(data?.error?.message ?? `Shoal answered ${response.status}.`);
   return { data, warning: response.headers.get("x-shoal-warning") };
+}
+
+/** What a text says; null if it is no JSON, as that of a proxy may be. @param {string} text @returns {any} */
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
 }
 
 /** @param {string} name @param {string} [action] */
