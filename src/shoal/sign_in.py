@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from shoal.access import new_store
 from shoal.errors import ConflictError, ShoalError
@@ -32,6 +32,7 @@ from shoal.fleet.users import (
     check_user_name,
     hash_password,
     normal_name,
+    too_long,
 )
 from shoal.paths import Paths, hold, make_runtime
 from shoal.settings import Settings
@@ -48,13 +49,12 @@ WAITING = 16
 SWEEP = 15.0
 """Seconds between two looks for sessions that are over."""
 REMEMBERED = 300.0
-"""Seconds for which a password that HTTP Basic brought need not be checked by scrypt again."""
+"""Seconds after its last use for which a password that HTTP Basic brought need not be checked by scrypt again."""
 MOST_REMEMBERED = 64
 TOLD = 60.0
 """Seconds between two events about attempts that were refused."""
 SAVING = 30.0
 """Seconds that saving a user may take where no Shoal runs."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +137,10 @@ class SignIn:
     # -- users --------------------------------------------------------------------------------------------------------
 
     async def hash(self, password: str) -> PasswordHash:
-        """What to keep of a new password. Raises ShoalError if it cannot be one, or too many are being checked."""
-        return await self._in_thread(partial(hash_password, check_password(password), os.urandom(SALT), self._cost))
+        """What to keep of a new password. Raises ShoalError if it cannot be one. Never refused for those that are being
+        checked: who sets passwords has signed in or runs Shoal, and must get through when others flood it."""
+        work = partial(hash_password, check_password(password), os.urandom(SALT), self._cost)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def set_user(self, name: str, role: Role | None, password: PasswordHash | None) -> tuple[User, bool]:
         """Make a user, or change one, whose sessions end if the password or the role is another; whether it is new."""
@@ -166,8 +168,18 @@ class SignIn:
     async def check(self, name: str, password: str, address: str) -> User:
         """The user with this name and password. Raises ShoalError 401, or 429 for too many attempts.
 
-        A name that nobody has costs the same time as a wrong password.
+        A name that nobody has costs the same time as a wrong password. What is too long to be anybody's costs none:
+        that tells nothing of who there is.
         """
+        if too_long(name, password):
+            raise _wrong()
+        if self._checking >= THREADS + WAITING:  # before the attempt counts: it is a flood's fault, not theirs
+            raise ShoalError(
+                "too many passwords are being checked; try again in a moment",
+                status=429,
+                code="too_many_attempts",
+                headers={"Retry-After": "2"},
+            )
         name = normal_name(name)
         wait = self._attempts.begin(name, address, self._clock())
         if wait > 0:
@@ -180,23 +192,28 @@ class SignIn:
             )
         user = self.users.records.get(name)
         kept = self._decoy if user is None else user.password
-        right = await self._in_thread(partial(kept.matches, password))
+        self._checking += 1
+        try:
+            right = await asyncio.get_running_loop().run_in_executor(self._threads, kept.matches, password)
+        finally:
+            self._checking -= 1
         if user is None or not right or self.users.records.get(user.name) is not user:
-            raise ShoalError("the name or the password is wrong", status=401, code="wrong_password")
+            raise _wrong()
         self._attempts.succeeded(name, address, self._clock())
         return user
 
     async def check_again(self, name: str, password: str, address: str) -> User:
-        """As `check`, for a password that comes with every request: one that was right is remembered for a while, by a
-        keyed hash that nothing outside this process can compare."""
+        """As `check`, for a password that comes with every request: one that was right is remembered for a while after
+        each use, by a keyed hash that nothing outside this process can compare."""
+        if too_long(name, password):
+            raise _wrong()
         now = self._clock()
         key = hmac.digest(self._secret, f"{name}\0{password}".encode("utf-8", "replace"), hashlib.sha256)
-        user, until = self._remembered.get(key, (None, 0.0))
-        if user is not None and now < until and self.users.records.get(user.name) is user:
-            return user
-        user = await self.check(name, password, address)
-        if len(self._remembered) >= MOST_REMEMBERED:
-            self._remembered.clear()
+        user, until = self._remembered.pop(key, (None, 0.0))
+        if user is None or now >= until or self.users.records.get(user.name) is not user:
+            user = await self.check(name, password, address)
+        while len(self._remembered) >= MOST_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]  # that whose last use is longest ago
         self._remembered[key] = user, now + REMEMBERED
         return user
 
@@ -228,10 +245,13 @@ class SignIn:
 
     def open_stream(self, task: asyncio.Task[Any], admitted: Admitted | None) -> Stream:
         """`task` answers without end: it is cancelled when they may no longer listen. None: nobody was asked who they
-        are. To be followed by `close_stream`."""
+        are. If that is so already, as something was changed since they were let in, it is cancelled at once. To be
+        followed by `close_stream`."""
         user, session = (None, None) if admitted is None else (admitted.user.name, admitted.session)
         stream = Stream(task, user, None if session is None else session.id)
         self._streams.add(stream)
+        if not self._still(admitted):
+            self._cancel(lambda one: one is stream)
         return stream
 
     def close_stream(self, stream: Stream) -> None:
@@ -240,19 +260,13 @@ class SignIn:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        if self._checking >= THREADS + WAITING:
-            raise ShoalError(
-                "too many passwords are being checked; try again in a moment",
-                status=429,
-                code="too_many_attempts",
-                headers={"Retry-After": "2"},
-            )
-        self._checking += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        finally:
-            self._checking -= 1
+    def _still(self, admitted: Admitted | None) -> bool:
+        """Whether who was let in would be now. None: nobody was asked who they are."""
+        if admitted is None:
+            return not self.needed
+        session = admitted.session
+        known = self.users.records.get(admitted.user.name) is admitted.user
+        return known and (session is None or session.id in self.sessions.records)
 
     def _end_of(self, name: str) -> None:
         self._forget(self.sessions.end_of(name))
@@ -283,6 +297,10 @@ class SignIn:
     def _tell(self, event: Event) -> None:
         self._effects.add_event(event)
         self._effects.publish("message", event)
+
+
+def _wrong() -> ShoalError:
+    return ShoalError("the name or the password is wrong", status=401, code="wrong_password")
 
 
 def changed_event(user: User, what: Literal["made", "changed", "removed"], now: float) -> Event:

@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from shoal.bench.relay.nginx import binary, command
+from tests.dashboard.test_sign_in import ANN, sign_in
 from tests.system.harness import Shoal, a_shoal, until
 
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -81,13 +82,17 @@ def test_the_page_and_the_endpoint_work_behind_a_prefix(page: Page, tmp_path: Pa
         shoal.start()
         shoal.add("toy", "--device-memory", "1GiB", "--enable-sleep-mode")
         with proxied(shoal, tmp_path) as address:
+            assert httpx2.get(f"{address}/api/v1/models").status_code == 403, "a proxy lets others in"
+            with shoal.client as client:
+                client.set_user("ann", role="admin", password=ANN)
             page.goto(f"{address}/")
+            sign_in(page, "ann", ANN)
             badge = page.locator(".row .badge")
             page.get_by_role("button", name="Load toy", exact=True).click()
             expect(badge).to_have_attribute("data-state", "ready")
             expect(page.locator("footer code")).to_have_text(f"{address}/v1")
-            client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-            parts = client.chat.completions.create(
+            endpoint = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+            parts = endpoint.chat.completions.create(
                 model="toy", messages=[{"role": "user", "content": "one two"}], stream=True
             )
             assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from shoal.errors import ShoalError
-from shoal.fleet import users
 from shoal.fleet.attempts import BURST, PERIOD_OF_NAME, Attempts, Buckets
 from shoal.fleet.sessions import AHEAD, IDLE, LONGEST, MOST, NOTED, Session, SessionBook, digest_of
 from shoal.fleet.users import (
     MAX_PASSWORD,
+    MAX_USER_NAME,
     MIN_PASSWORD,
     MOST_MEMORY,
     ROLES,
@@ -149,8 +150,13 @@ def test_there_are_two_roles() -> None:
 
 def test_what_is_too_long_is_not_composed(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes time by the square of the length, where marks follow marks."""
-    composed: list[int] = []
-    monkeypatch.setattr(users.unicodedata, "normalize", lambda _, text: composed.append(len(text)) or text)
+    composed: list[str] = []
+
+    def normalize(_: str, text: str) -> str:
+        composed.append(text)
+        return text
+
+    monkeypatch.setattr(unicodedata, "normalize", normalize)
     name = "a" + "\u0323\u0307" * MAX_USER_NAME
     for act in (
         check_user_name,

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
+from shoal.gateway.heads import MAX_SESSION_BODY
 from shoal.gateway.link import save_table
 from shoal.gateway.server import ClientConnection
 from shoal.messages import Key, RoutingTable
@@ -74,6 +75,20 @@ async def test_the_controller_is_told_who_asks_by_the_relay_alone(world: World, 
     for message in controller.received:
         assert [value for name, value in message.headers if name.lower() == b"x-shoal-peer"] == [b"127.0.0.1"]
     assert len(controller.received) == len(requests)
+
+
+async def test_signing_in_takes_little(world: World) -> None:
+    """Everybody may ask there, and the controller would read it whole."""
+    controller = await world.controller()
+    await guarded(world, required=False)
+    large = b"x" * (MAX_SESSION_BODY + 1)
+    chunked = b"POST /api/v1/session HTTP/1.1\r\nHost: s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(large)
+    for request in (post("/api/v1/session", large), post("/api/v1/session?path=/", large), chunked + large + b"\r\n"):
+        answer = await world.ask(request)
+        assert (answer.status, answer.error["code"]) == (413, "body_too_large")
+    assert controller.received == []
+    assert (await world.ask(post("/api/v1/session", large[1:]))).status == 200
+    assert (await world.ask(post("/api/v1/models", large))).status == 200
 
 
 async def test_trailers_do_not_tell_the_controller_who_asks(world: World) -> None:

@@ -107,7 +107,7 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
     message = str(error.detail)
     if error.status_code == 404:
         message = f"there is nothing at {request.url.path}; /api/docs lists the admin API, /v1/models the models"
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
     return JSONResponse(
         error_body(message, status=error.status_code, code=code), error.status_code, headers=error.headers
     )

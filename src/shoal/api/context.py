@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from shoal.controller import Controller
 
 
-def _controller(request: Request) -> Any:
+async def _controller(request: Request) -> Any:  # what is not async runs in a thread
     return request.app.state.controller
 
 

@@ -12,14 +12,17 @@ import base64
 import binascii
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
 from shoal.fleet.users import Peer, Way, peer_of, refusal
+from shoal.gateway.heads import MAX_SESSION_BODY, SESSION_PATH
 from shoal.introduction import SOCKET_HEADER
 from shoal.settings import is_loopback
 from shoal.sign_in import Admitted
@@ -29,17 +32,23 @@ if TYPE_CHECKING:
 
 PAGE_HEADER = b"x-shoal-page"
 """What the page sends with each change. A web page elsewhere cannot: the browser would ask first, and be refused."""
-SESSION = "/api/v1/session"
+FORWARDING = frozenset(
+    {b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"forwarded", b"via"}
+)
+"""By each of these a proxy says that it asks for somebody else."""
 READING = ("GET", "HEAD", "OPTIONS")
+_TOO_LARGE = f"nobody sends more than {MAX_SESSION_BODY} bytes here before they have signed in"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, as far as that is known; in the request's scope as `shoal.caller`. `secure`: they came by https."""
+    """Who asks, as far as that is known; in the request's scope as `shoal.caller`. `secure`: they came by https;
+    `may_look`: the admin side is open to them, which is not so of all who ask a probe."""
 
     peer: Peer
     admitted: Admitted | None
     secure: bool
+    may_look: bool
 
 
 class _Head:
@@ -50,12 +59,17 @@ class _Head:
         self.path: str = scope["path"]
         self.reading = self.method in READING
         self._fields: list[tuple[bytes, bytes]] = list(scope["headers"])
-        self.peer = peer_of(self.all(b"x-shoal-peer"), self.last(b"x-forwarded-for"))
-        self.public = self.path in ("/", SESSION) or self.path.startswith("/static/")
+        forwarded = any(name in FORWARDING for name, _ in self._fields)
+        self.peer = peer_of(self.all(b"x-shoal-peer"), self.last(b"x-forwarded-for"), forwarded=forwarded)
+        self.public = self.path in ("/", SESSION_PATH) or self.path.startswith("/static/")
         """For everybody who could sign in: the page's files, which hold nothing of this Shoal, and signing in."""
         self.probe = self.path.startswith("/health/")
         proxied = self.last(b"x-forwarded-proto").rpartition(",")[2].strip().lower()
         self.secure = self.peer.way is Way.LOCAL and proxied == "https"
+        self.host = _host_of(self.last(b"host"))
+        here = not self.host or is_loopback(self.host)
+        self.way = Way.REMOTE if self.peer.way is Way.LOCAL and (forwarded or not here) else self.peer.way
+        """A proxy on this machine lets others in; and so may a name that was made to point here, of whatever owner."""
 
     def all(self, name: bytes) -> Iterator[str]:
         """Each value of a field."""
@@ -101,19 +115,21 @@ class Guard:
         head = _Head(scope)
         try:
             self._refuse_pretenders(head)
-            admitted = await self._admit(head)
+            caller = await self._admit(head)
+            if head.public:
+                receive = _bounded(receive, head)
         except ShoalError as error:
             await self._refused(error, head)(scope, receive, send)
             return
-        scope["shoal.caller"] = Caller(head.peer, admitted, head.secure)
-        await self._answer(scope, receive, send, head, admitted)
+        scope["shoal.caller"] = caller
+        await self._answer(scope, receive, send, head, caller.admitted)
 
     def _refuse_pretenders(self, head: _Head) -> None:
         host, origin, settings = head.last(b"host"), head.last(b"origin"), self._controller.settings
-        name = _host_of(host)
-        if is_loopback(settings.host) and not _is_here(name) and name not in map(str.lower, settings.hosts):
+        known = not head.host or is_loopback(head.host) or head.host in map(str.lower, settings.hosts)
+        if is_loopback(settings.host) and not known:
             raise ShoalError(
-                f"this Shoal answers on loopback only, not as {name}; if a proxy publishes it so, name it in the "
+                f"this Shoal answers on loopback only, not as {head.host}; if a proxy publishes it so, name it in the "
                 "setting `hosts`",
                 status=403,
                 code="wrong_host",
@@ -121,30 +137,23 @@ class Guard:
         if not head.reading and origin and origin.partition("://")[2] != host:
             raise ShoalError(f"{origin} may not change this Shoal", status=403, code="wrong_origin")
 
-    async def _admit(self, head: _Head) -> Admitted | None:
-        """Who asks, if anybody was asked. Raises ShoalError if they do not get what they ask for."""
-        if head.probe or head.peer.way is Way.OWN:
-            return None
-        sign_in = self._controller.sign_in
-        needed = sign_in.needed
-        admitted = None
-        if needed:
-            given = None if head.public else head.basic()
-            if given is not None:
-                admitted = Admitted(await sign_in.check_again(*given, head.peer.address))
-            else:
-                admitted = sign_in.find(head.cookies(sign_in.cookie))
-        way = head.peer.way
-        if is_loopback(self._controller.settings.host) and not _is_here(_host_of(head.last(b"host"))):
-            way = Way.REMOTE  # under a published name a proxy lets others in
-        error = refusal(
-            way,
+    async def _admit(self, head: _Head) -> Caller:
+        """Who asks, and what they were found to be. Raises ShoalError if they do not get what they ask for."""
+        if head.way is Way.OWN:
+            return Caller(head.peer, None, head.secure, may_look=True)
+        needed = self._controller.sign_in.needed
+        admitted = await self._known(head) if needed else None
+        asked = partial(
+            refusal,
+            head.way,
             None if admitted is None else admitted.user,
             needed=needed,
             insecure=self._controller.settings.insecure,
-            reading=head.method in ("GET", "HEAD"),
-            public=head.public,
         )
+        caller = Caller(head.peer, admitted, head.secure, may_look=asked(reading=True) is None)
+        if head.probe:
+            return caller
+        error = asked(reading=head.method in ("GET", "HEAD"), public=head.public)
         if error is not None:
             raise error
         by_cookie = admitted is not None and admitted.session is not None
@@ -155,7 +164,17 @@ class Guard:
                 status=403,
                 code="page_header_missing",
             )
-        return admitted
+        return caller
+
+    async def _known(self, head: _Head) -> Admitted | None:
+        """Who has shown who they are. The session goes first: a proxy may ask for passwords of its own by Basic. Raises
+        ShoalError if it is a password that shows nobody."""
+        sign_in = self._controller.sign_in
+        admitted = sign_in.find(head.cookies(sign_in.cookie))
+        if admitted is not None or head.public or head.probe:
+            return admitted
+        given = head.basic()
+        return None if given is None else Admitted(await sign_in.check_again(*given, head.peer.address))
 
     def _refused(self, error: ShoalError, head: _Head) -> JSONResponse:
         headers = dict(error.headers)
@@ -173,9 +192,11 @@ class Guard:
             if message["type"] == "http.response.start":
                 if not head.reading:
                     self._warn(message)
+                await send(message)
                 if head.peer.way is not Way.OWN and _is_endless(message):
                     stream = self._controller.sign_in.open_stream(task, admitted)
-            await send(message)
+            elif stream is None or not stream.ended:
+                await send(message)
 
         try:
             await self._app(scope, receive, send_on)
@@ -200,8 +221,25 @@ def _is_endless(message: Message) -> bool:
     return any(kind.startswith(b"text/event-stream") for kind in kinds)
 
 
-def _is_here(name: str) -> bool:
-    return not name or is_loopback(name)
+def _bounded(receive: Receive, head: _Head) -> Receive:
+    """What anybody may send without signing in is small: it is read whole, and by the loop that all others wait for.
+
+    Raises ShoalError 413 if its head says that it is not; where that turns out later, what reads it gets HTTPException.
+    """
+    length = head.last(b"content-length")
+    if length.isdecimal() and int(length[:20]) > MAX_SESSION_BODY:
+        raise ShoalError(_TOO_LARGE, status=413, code="body_too_large")
+    size = 0
+
+    async def receive_on() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > MAX_SESSION_BODY:
+            raise HTTPException(413, _TOO_LARGE)  # the one error that FastAPI lets through while it reads a body
+        return message
+
+    return receive_on
 
 
 def _host_of(header: str) -> str:

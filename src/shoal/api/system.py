@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from sqlalchemy.engine import make_url
@@ -12,6 +12,9 @@ from sqlalchemy.engine import make_url
 from shoal.api.context import Context
 from shoal.api.metrics import CONTENT_TYPE, render
 from shoal.fleet.snapshot import DeviceView
+
+if TYPE_CHECKING:
+    from shoal.api.guard import Caller
 
 router = APIRouter()
 
@@ -68,9 +71,13 @@ async def live(controller: Context) -> dict[str, str]:
 
 
 @router.get("/health/ready", tags=["probes"])
-async def ready(controller: Context) -> Response:
-    """200 if requests can be served, 503 with the reason if not; what is not as it should be is listed."""
+async def ready(controller: Context, request: Request) -> Response:
+    """200 if requests can be served, 503 if not; what is not as it should be is listed for those who may look at the
+    admin side, as it names models and paths, and counted for others."""
+    caller: Caller = request.scope["shoal.caller"]
     warnings = controller.status().warnings
+    if warnings and not caller.may_look:
+        warnings = [f"{len(warnings)} warning{'s' * (len(warnings) > 1)}, told to who may look at this Shoal"]
     state = "ready" if controller.relays.connected else "not ready"
     return JSONResponse({"status": state, "degraded": warnings}, 200 if controller.relays.connected else 503)
 

@@ -22,6 +22,7 @@ from shoal.errors import NotFoundError, ShoalError
 Role = Literal["admin", "read-only"]
 ROLES: tuple[Role, ...] = get_args(Role)
 MAX_USER_NAME = 100
+"""Characters of a name, as it is given and as it is kept."""
 MIN_PASSWORD = 8
 MAX_PASSWORD = 1024
 """Characters of a password."""
@@ -87,13 +88,18 @@ def check_password(password: str) -> str:
 
 
 def normal_name(name: str) -> str:
-    """A name with its letters composed, as names are kept."""
+    """A name with its letters composed, as names are kept. Takes time by the square of its length: ask `too_long`."""
     return unicodedata.normalize("NFC", name)
+
+
+def too_long(name: str, password: str = "") -> bool:
+    """Whether no user has such a name, or such a password, for their length alone."""
+    return len(name) > MAX_USER_NAME or len(password) > MAX_PASSWORD
 
 
 def check_user_name(name: str) -> str:
     """A name as it is kept. Raises ShoalError. No colon: HTTP's Basic scheme ends the name there (RFC 7617)."""
-    name = normal_name(name)
+    name = "" if too_long(name) else normal_name(name)
     if not name or name != name.strip() or len(name) > MAX_USER_NAME:
         fault = f"a user's name has 1 to {MAX_USER_NAME} characters and no blanks at its ends"
     elif ":" in name or "/" in name or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
@@ -130,9 +136,9 @@ class UserBook:
 
     def find(self, name: str) -> User:
         """The user with this name."""
-        record = self.records.get(normal_name(name))
+        record = None if too_long(name) else self.records.get(normal_name(name))
         if record is None:
-            raise NotFoundError(_NO_USER.format(name=name), code="user_not_found", param="name")
+            raise NotFoundError(_NO_USER.format(name=name[:MAX_USER_NAME]), code="user_not_found", param="name")
         return record
 
     def put(self, name: str, role: Role | None, password: PasswordHash | None, now: float) -> tuple[User, bool]:
@@ -161,7 +167,7 @@ class Way(Enum):
     OWN = "own"
     """Through the controller's own socket, which only the user who runs Shoal can open."""
     LOCAL = "local"
-    """Through the public port, from this machine or a proxy on it."""
+    """Through the public port, from this machine; also by a proxy on it that does not say so."""
     REMOTE = "remote"
     """Through the public port, from another machine."""
 
@@ -176,8 +182,9 @@ class Peer:
     """A proxy says that it asks for somebody else."""
 
 
-def peer_of(addresses: Iterable[str], forwarded_for: str = "") -> Peer:
+def peer_of(addresses: Iterable[str], forwarded_for: str = "", *, forwarded: bool = False) -> Peer:
     """The peer of a request. `addresses`: what the relay said, which is one address; nothing if no relay carried it.
+    `forwarded`: a proxy has said in another way that it asks for somebody else.
 
     `forwarded_for` (X-Forwarded-For) counts from a proxy on this machine alone, and only to tell those apart who try to
     sign in: its last entry is the proxy's own word. It makes nobody local.
@@ -191,7 +198,7 @@ def peer_of(addresses: Iterable[str], forwarded_for: str = "") -> Peer:
     if not address.is_loopback:
         return Peer(Way.REMOTE, _counted(address))
     client = _address(forwarded_for.rpartition(",")[2])
-    return Peer(Way.LOCAL, _counted(client or address), bool(forwarded_for))
+    return Peer(Way.LOCAL, _counted(client or address), forwarded or bool(forwarded_for))
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -224,8 +231,9 @@ def refusal(
         if way is Way.LOCAL or insecure:
             return None
         return ShoalError(
-            "Models are managed from the machine that Shoal runs on, as long as nobody can sign in; make a user there "
-            "with `shoal users set NAME --role admin`. Inference is under /v1.",
+            "Models are managed from the machine that Shoal runs on, and not by a proxy or under a name other than "
+            "localhost, as long as nobody can sign in; make a user there with `shoal users set NAME --role admin`. "
+            "Inference is under /v1.",
             status=403,
             code="local_only",
         )

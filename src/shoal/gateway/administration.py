@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.errors import ShoalError
 from shoal.gateway.answers import answer
-from shoal.gateway.heads import PEER_HEADER
+from shoal.gateway.heads import PEER_HEADER, body_limit
 from shoal.gateway.http1 import RequestHead
 from shoal.gateway.local import controller_away, health_without_controller
 from shoal.gateway.passage import Passage
@@ -28,7 +28,7 @@ class Administration(Passage):
     def __init__(
         self, relay: NativeRelay, connection: ClientConnection, head: RequestHead, target: str, path: str
     ) -> None:
-        super().__init__(connection, head, target, relay.config.max_body)
+        super().__init__(connection, head, target, body_limit(path, relay.config.max_body))
         self.dropped = _DROPPED
         self._relay = relay
         self._health = health_without_controller(path, relay.routes)

@@ -14,7 +14,8 @@ from shoal.gateway.http1 import RequestHead
 def too_large(limit: int) -> ShoalError:
     """The refusal of a body that is larger than `limit` bytes."""
     return ShoalError(
-        f"The request body is larger than {limit} bytes; send less, or raise the setting `max_body`.",
+        f"The request body is larger than {limit} bytes; send less, or, but for signing in, raise the setting "
+        "`max_body`.",
         status=413,
         code="body_too_large",
     )

@@ -32,6 +32,10 @@ PEER_HEADER = b"x-shoal-peer"
 """Tells the controller whose request it is: an address, of the relay's own knowledge alone. What clients send under
 this name does not travel on."""
 
+SESSION_PATH = "/api/v1/session"
+"""Where one signs in. Everybody may ask there, and so what is sent is small."""
+MAX_SESSION_BODY = 16 * 1024
+
 INFERENCE_PATHS = frozenset(
     {
         "/classify",
@@ -52,6 +56,11 @@ INFERENCE_PATHS = frozenset(
 def is_inference(path: str) -> bool:
     """Whether a path (without its query) belongs to the engines, and not to the controller."""
     return path.startswith("/v1/") or path in INFERENCE_PATHS
+
+
+def body_limit(path: str, most: int) -> int:
+    """Bytes that a request's body to the controller may have; `most`: elsewhere."""
+    return min(most, MAX_SESSION_BODY) if path == SESSION_PATH else most
 
 
 def origin_form(target: str) -> str:

@@ -27,6 +27,7 @@ from shoal.errors import ShoalError, told_in_stream
 from shoal.gateway import heads
 from shoal.gateway.aiohttp_client import BrokenResponseError, NotConnectedError, Upstreams
 from shoal.gateway.aiohttp_server import ConnectionServer, RawResponse, error_response, json_response
+from shoal.gateway.answers import too_large
 from shoal.gateway.inspect import MODEL_HEADER, read_request
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.link import Link
@@ -196,7 +197,7 @@ class AiohttpRelay:
         An engine that cannot be connected to is passed over for another one, once: nothing else proves that the
         request has not run.
         """
-        body: bytearray | None = await self._read_body(request)
+        body: bytearray | None = await self._read_body(request, self._config.max_body)
         named = read_request(
             path_and_query,
             body or b"",
@@ -254,7 +255,7 @@ class AiohttpRelay:
 
     async def _administer(self, request: web.BaseRequest, target: str, path: str) -> web.StreamResponse:
         """Hand a request to the controller, as transparently as to an engine."""
-        body: bytearray | None = await self._read_body(request)
+        body: bytearray | None = await self._read_body(request, heads.body_limit(path, self._config.max_body))
         raw_headers = tuple(header for header in request.raw_headers if header[0].lower() != heads.PEER_HEADER)
         headers = heads.request_headers(raw_headers, None if body is None else len(body))
         headers.append(("X-Shoal-Peer", request.remote or "unknown"))
@@ -278,12 +279,12 @@ class AiohttpRelay:
             return json_response(*health)
         raise controller_away(sent=sent)
 
-    async def _read_body(self, request: web.BaseRequest) -> bytearray | None:
-        """The whole body, or None if the request has none. Raises ShoalError 400, 408, 413 or 417."""
-        limit, patience = self._config.max_body, self._config.body_timeout
+    async def _read_body(self, request: web.BaseRequest, limit: int) -> bytearray | None:
+        """The whole body, `limit` bytes at most, or None if there is none. Raises ShoalError 400, 408, 413 or 417."""
+        patience = self._config.body_timeout
         length = request.content_length
         if length is not None and length > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         if not request.can_read_body:
             return None
         expect = request.headers.get("Expect")
@@ -301,7 +302,7 @@ class AiohttpRelay:
                     return body
                 body += chunk
                 if len(body) > limit:
-                    raise _too_large(limit)
+                    raise too_large(limit)
         except TimeoutError:
             raise ShoalError(
                 f"The request body stood still for {patience:g} s; send it without pauses.",
@@ -358,14 +359,6 @@ class AiohttpRelay:
             return response
         exchange.outcome = _outcome(upstream.status)
         return response
-
-
-def _too_large(limit: int) -> ShoalError:
-    return ShoalError(
-        f"The request body is larger than {limit} bytes; send less, or raise the setting `max_body`.",
-        status=413,
-        code="body_too_large",
-    )
 
 
 def _outcome(status: int) -> Outcome:
