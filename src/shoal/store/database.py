@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ from shoal.store import queries, schema, usage
 from shoal.store.connect import Target, connect
 from shoal.store.errors import StoreError
 from shoal.store.faults import DamagedError, about_the_disk, cause, damaged, why
+from shoal.store.marks import Marks
 from shoal.store.pending import Batch, Key
 from shoal.store.saved import Saved
-from shoal.store.tables import schema_version
+from shoal.store.tables import KEYS_SINCE, USERS_SINCE, schema_version
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Database:
         self._complete = True
         self._keys_lost = False
         self._users_lost = False
+        self._marks = Marks(target.file)
 
     def open(self) -> str | None:
         """Open for writing, or else for reading, or else not at all. Returns why it cannot be written, or None.
@@ -83,21 +86,27 @@ class Database:
         try:
             with self._begin(write=True) as connection:
                 queries.write(connection, batch)
+                self._marks.follow(connection, {kind for kind, _ in batch.records})
                 pruned = self._prune(connection, batch)
         except (DataError, IntegrityError, StatementError, ValueError, TypeError, OverflowError) as error:
             if isinstance(error, DBAPIError) and not isinstance(error, (DataError, IntegrityError)):
                 raise
             with self._begin(write=True) as connection:
                 refused = _write_singly(connection, batch)
+                self._marks.follow(connection, {kind for kind, _ in batch.records})
                 pruned = self._prune(connection, batch)
         self._since_prune = 0 if pruned else self._since_prune + len(batch.events)
         return refused
 
     def load(self) -> Saved:
         """Every model, instance, key and virtual model, and what was noticed while opening."""
+        marked = self._marks.present()
         if self._engine is None:
             return Saved(
-                problems=list(self._notes), keys_lost=self._keys_lost, users_lost=self._users_lost, complete=False
+                problems=list(self._notes),
+                keys_lost=self._keys_lost or "key" in marked,
+                users_lost=self._users_lost or "user" in marked,
+                complete=False,
             )
         with self._begin() as connection:
             models, unread_models = queries.read_models(connection)
@@ -110,6 +119,8 @@ class Database:
             users, unread_users = queries.read_users(connection)
             sessions = queries.read_sessions(connection)
         problems = unread_models + unread_instances
+        some_key, some_user = any(key.revoked_at is None for key in keys), bool(users)
+        self._marks.add_quietly(["key"] * some_key + ["user"] * some_user)  # an earlier version made none
         return Saved(
             models,
             instances,
@@ -121,8 +132,8 @@ class Database:
             moves,
             users,
             sessions,
-            keys_lost=self._keys_lost or bool(unread_keys),
-            users_lost=self._users_lost or bool(unread_users),
+            keys_lost=self._keys_lost or bool(unread_keys) or ("key" in marked and not some_key),
+            users_lost=self._users_lost or bool(unread_users) or ("user" in marked and not some_user),
             complete=self._complete and not problems,
         )
 
@@ -196,9 +207,10 @@ class Database:
             self.close()
             if self.target.file is None or not damaged(error):
                 raise
-            rescued = self._move_aside()
+            rescued, marked = self._move_aside(), self._marks.present()
             self._open_for_writing()
             self.write(rescued)
+            self._marks.add_quietly(marked)  # what is lost is missed at later starts too
         except BaseException:
             self.close()
             raise
@@ -292,7 +304,7 @@ def _rescue(aside: Path) -> tuple[Batch, set[Callable[..., Any]]]:
     rescued = Batch()
     lost: set[Callable[..., Any]] = set()
     engine = connect(Target(URL.create("sqlite"), aside, str(aside)), read_only=True)
-    guarding: set[Callable[..., Any]] = {queries.read_keys, queries.read_users}
+    guarding: dict[Callable[..., Any], str] = {queries.read_keys: KEYS_SINCE, queries.read_users: USERS_SINCE}
     others = (queries.read_models, queries.read_instances, queries.read_virtual)
     for read in (*others, queries.read_keys, queries.read_users):
         try:
@@ -300,7 +312,8 @@ def _rescue(aside: Path) -> tuple[Batch, set[Callable[..., Any]]]:
                 found, unread = read(connection)
         except (OSError, SQLAlchemyError, ValueError) as error:
             log.warning("%s: %s", aside, why(error))
-            if read in guarding and "no such table" not in str(cause(error)):  # an older schema had none
+            never = "no such table" in str(cause(error)) and _is_older(engine, guarding.get(read, ""))
+            if read in guarding and not never:
                 lost.add(read)
             continue
         if read in guarding and unread:
@@ -308,6 +321,16 @@ def _rescue(aside: Path) -> tuple[Batch, set[Callable[..., Any]]]:
         rescued.records.update({_key_of(record): record for record in found})
     engine.dispose()
     return rescued, lost
+
+
+def _is_older(engine: Engine, revision: str) -> bool:
+    """Whether a damaged file still says that its schema is older than a revision's."""
+    try:
+        with engine.begin() as connection:
+            current = schema.current(connection) or ""
+    except (OSError, SQLAlchemyError, ValueError):
+        return False
+    return re.fullmatch(r"\d{4}", current) is not None and current < revision
 
 
 def _key_of(record: Model | Instance | KeyRecord | Virtual | User) -> Key:

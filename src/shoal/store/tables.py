@@ -6,6 +6,8 @@ from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, Str
 
 HEAD = "0007"
 """The newest revision under `migrations/versions`."""
+KEYS_SINCE, USERS_SINCE = "0002", "0007"
+"""The revisions that made their tables: a database of an older one never had any."""
 
 _NAMES = {"pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s"}
 metadata = MetaData(naming_convention=_NAMES)
