@@ -49,6 +49,14 @@ def test_a_profile_of_the_present_settings_comes_before_newer_ones_of_others() -
     assert (first.wake_seconds, found.profiles[1].overhead) == (None, None)
 
 
+def test_what_sleeping_costs_is_told() -> None:
+    measured = Profile("a", "s", "host", 1, 1.0, sleep_seconds=0.5, wake_seconds=0.25, asleep=GIB, host_copy=8 * GIB)
+    (found,) = profiles(fleet(measured=(measured,)), "a").profiles
+    assert (found.sleep_seconds, found.wake_seconds, found.asleep, found.host_copy) == (0.5, 0.25, GIB, 8 * GIB)
+    (unseen,) = profiles(fleet(measured=(Profile("a", "s", "host", 1, 1.0),)), "a").profiles
+    assert (unseen.sleep_seconds, unseen.wake_seconds, unseen.asleep, unseen.host_copy) == (None,) * 4
+
+
 def test_answers_are_those_of_instances_that_run() -> None:
     running = (
         instance("a1", InstanceState.SLEEPING, "text:  Paris"),

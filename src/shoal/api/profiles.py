@@ -40,6 +40,8 @@ class ProfileView(BaseModel):
     wake_seconds: float | None
     asleep: int | None
     """What stays on a device while it sleeps."""
+    host_copy: int | None
+    """Bytes of the host's memory that an instance's weights have while it sleeps."""
 
 
 class CanaryView(BaseModel):
