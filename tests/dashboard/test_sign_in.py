@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.dashboard.conftest import NewPage
-from tests.system.harness import Shoal, a_shoal
+from tests.system.harness import Shoal, a_shoal, until
 
 AXE = Path(__file__).parents[2] / "tools" / "node_modules" / "axe-core" / "axe.min.js"
 ANN, BOB = "correct horse", "battery staple"
@@ -139,6 +140,73 @@ def test_what_one_has_typed_another_does_not_find(served: Shoal, page: Page) -> 
     expect(page.locator(".signed-in")).to_contain_text("bob")
     expect(row(page)).to_be_visible()
     expect(row(page).locator(".details")).to_have_count(0)
+
+
+KEPT = """async () => {
+  const stores = JSON.stringify([sessionStorage, localStorage]);
+  if (!(await indexedDB.databases()).some(({ name }) => name === "shoal.playground")) return stores;
+  const database = await new Promise((resolve) => {
+    indexedDB.open("shoal.playground").onsuccess = (event) => resolve(event.target.result);
+  });
+  const store = database.transaction("sessions").objectStore("sessions");
+  const sessions = await new Promise((resolve) => {
+    store.getAll().onsuccess = (event) => resolve(event.target.result);
+  });
+  database.close();
+  return stores + JSON.stringify(sessions);
+}"""
+
+
+def leave_secrets(page: Page) -> None:
+    """Type things that are nobody else's: a key, a setting, a prompt that is kept, and one that is to be kept soon."""
+    expect(row(page)).to_be_visible()
+    page.evaluate("sessionStorage.setItem('shoal.play.key', 'sk-secret-key')")
+    page.evaluate("sessionStorage.setItem('shoal-add', JSON.stringify({typed: {env: 'TOKEN=secret-variable'}}))")
+    page.evaluate("location.hash = '#/playground?models=qwen'")
+    expect(page.get_by_role("combobox", name="Model")).to_have_value("qwen")
+    prompt = page.get_by_role("textbox", name="Prompt", exact=True)
+    expect(page).to_have_url(re.compile("session="))
+    prompt.fill("secret prompt")
+    until(lambda: page.evaluate(KEPT).count("secret prompt") > 1, seconds=10)
+    prompt.fill("secret draft")
+    until(lambda: "secret draft" in page.evaluate(KEPT))
+
+
+def test_signing_out_leaves_no_secrets_to_the_next(served: Shoal, page: Page) -> None:
+    page.goto(served.url)
+    sign_in(page, "ann", ANN)
+    leave_secrets(page)
+    with page.expect_navigation():
+        page.get_by_role("button", name="Sign out").click()
+    expect(dialog(page)).to_be_visible()
+    assert "secret" not in page.evaluate(KEPT)
+    sign_in(page, "bob", BOB)
+    expect(page.locator(".signed-in")).to_contain_text("bob")
+    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("")
+    assert "secret" not in page.evaluate(KEPT)
+
+
+def test_another_finds_no_secrets_after_a_session_has_ended(served: Shoal, page: Page) -> None:
+    page.goto(served.url)
+    sign_in(page, "ann", ANN)
+    leave_secrets(page)
+    with served.client as client:
+        client.set_user("ann", password="another one")
+    page.reload()
+    expect(dialog(page)).to_be_visible()
+    sign_in(page, "bob", BOB)
+    expect(page.locator(".signed-in")).to_contain_text("bob")
+    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("")
+    assert "secret" not in page.evaluate(KEPT)
+    # What is one's own stays through a sign-in.
+    page.get_by_role("textbox", name="Prompt", exact=True).fill("bob's own")
+    with served.client as client:
+        client.set_user("bob", password="another one")
+    expect(dialog(page)).to_be_visible()
+    sign_in(page, "bob", "another one")
+    expect(dialog(page)).to_have_count(0)
+    page.reload()
+    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("bob's own")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -2,6 +2,7 @@
 
 import { ApiError, call, refusals } from "./api.js";
 import { computed, effect, signal } from "./lib.js";
+import { belongsTo, clear, isOfAnother } from "./left_behind.js";
 import { connection } from "./store.js";
 
 /** @typedef {{needed: boolean, name: string | null, role: "admin" | "read-only" | null}} SessionView */
@@ -18,15 +19,23 @@ export const role = computed(() => session.value.role);
 export const mayAct = computed(() => role.value !== "read-only");
 /** Whether the sign-in form is to be shown. */
 export const wanted = computed(() => session.value.needed && !session.value.name);
-/** Who was signed in here last. */
-let last = /** @type {string | null} */ (null);
+
+/** Take in how it is, unless the page has what another user left: then it begins anew. @param {SessionView} data */
+async function take(data) {
+  if (data.name !== null) {
+    const another = isOfAnother(data.name);
+    if (another) await clear(data.name);
+    belongsTo(data.name);
+    if (another) return location.reload(); // what another has typed is not theirs
+  }
+  if (JSON.stringify(data) !== JSON.stringify(session.peek())) session.value = data;
+}
 
 /** Ask Shoal how it is. */
 export async function refresh() {
   try {
     const { data } = await call("GET", "session");
-    if (JSON.stringify(data) !== JSON.stringify(session.peek())) session.value = data;
-    last = data.name ?? last;
+    await take(data);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error; // it is asked again as long as the connection is lost
   }
@@ -35,15 +44,14 @@ export async function refresh() {
 /** Raises ApiError with the reason. @param {string} name @param {string} password */
 export async function signIn(name, password) {
   const { data } = await call("POST", `session?${PATH}`, { name, password });
-  if (last !== null && last !== data.name) return location.reload(); // what another has typed is not theirs
-  last = data.name;
-  session.value = data;
+  await take(data);
   dispatchEvent(new Event("signed-in"));
 }
 
 /** Raises ApiError with the reason. */
 export async function signOut() {
   await call("DELETE", `session?${PATH}`);
+  await clear(null);
   location.reload(); // nothing of what was seen stays behind the form
 }
 

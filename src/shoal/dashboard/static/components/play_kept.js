@@ -1,20 +1,26 @@
 // Sessions in this browser's IndexedDB: whole ones, and beside them a list that is quick to read.
 
+import { DATABASE } from "../left_behind.js";
 import { lineOf } from "../playground.js";
-
-const NAME = "shoal.playground";
 
 /** @type {Promise<IDBDatabase> | null} */
 let opened = null;
 
 function open() {
   opened ??= new Promise((resolve, reject) => {
-    const asked = indexedDB.open(NAME, 1);
+    const asked = indexedDB.open(DATABASE, 1);
     asked.onupgradeneeded = () => {
       asked.result.createObjectStore("sessions", { keyPath: "id" });
       asked.result.createObjectStore("lines", { keyPath: "id" });
     };
-    asked.onsuccess = () => resolve(asked.result);
+    asked.onsuccess = () => {
+      asked.result.onversionchange = () => {
+        // Somebody signs out: it is deleted.
+        asked.result.close();
+        opened = null;
+      };
+      resolve(asked.result);
+    };
     asked.onerror = () => {
       opened = null;
       reject(asked.error);

@@ -49,11 +49,13 @@ export function setKey(text) {
 }
 
 let timer = 0;
+/** Whoever was here has signed out, and nothing more is kept. */
+let left = false;
 
 /** @param {PlaySession} next */
 function take(next) {
   session.value = { ...next, changedAt: Date.now() };
-  if (!timer) timer = setTimeout(() => void keep(), SOON);
+  if (!timer && !left) timer = setTimeout(() => void keep(), SOON);
 }
 
 /** Change the session. @param {Partial<PlaySession>} change */
@@ -86,7 +88,7 @@ export async function keep() {
   clearTimeout(timer);
   timer = 0;
   const kept = session.peek();
-  if (!worthKeeping(kept)) return;
+  if (left || !worthKeeping(kept)) return;
   try {
     await keepSession(kept);
     const all = await readLines();
@@ -195,6 +197,13 @@ export async function remove(id) {
   if (id === session.peek().id) show(newSession(makeId(), session.peek().columns.map(({ model }) => model), Date.now()));
   lines.value = await readLines();
 }
+
+addEventListener("signed-out", () => {
+  left = true;
+  stopAll();
+  clearTimeout(timer);
+  timer = 0;
+});
 
 addEventListener("pagehide", () => {
   if (!timer) return;
