@@ -32,6 +32,9 @@ export const now = signal(Date.now() / 1000);
 
 /** @type {Map<string, Signal<ModelView>>} */
 const models = new Map();
+/** Those that what is being taken in has removed: one that is there again at once is shown by the same signal.
+ * @type {Map<string, Signal<ModelView>>} */
+const removed = new Map();
 /** @param {string} name @returns {Signal<ModelView> | undefined} */
 export const model = (name) => models.get(name);
 export const all = computed(() => names.value.flatMap((name) => models.get(name)?.value ?? []));
@@ -40,7 +43,7 @@ export const all = computed(() => names.value.flatMap((name) => models.get(name)
 const take = {
   snapshot(/** @type {Snapshot} */ data) {
     const there = new Set(data.models.map((one) => one.name));
-    for (const name of models.keys()) if (!there.has(name)) models.delete(name);
+    for (const name of models.keys()) if (!there.has(name)) remove(name);
     data.models.forEach(put);
     status.value = data.status;
     devices.value = data.devices;
@@ -54,7 +57,7 @@ const take = {
     rename();
   },
   model_removed({ name }) {
-    models.delete(name);
+    remove(name);
     rename();
   },
   devices: (data) => (devices.value = data.devices),
@@ -79,11 +82,18 @@ const listeners = new Set();
 /** Have a function hear each event as it happens, once; not those of the past. @param {(event: EventView) => void} hear */
 export const onNews = (hear) => void listeners.add(hear);
 
+/** @param {string} name */
+function remove(name) {
+  const kept = models.get(name);
+  if (kept) removed.set(name, kept);
+  models.delete(name);
+}
+
 /** @param {ModelView} one */
 function put(one) {
-  const kept = models.get(one.name);
-  if (!kept) models.set(one.name, signal(one));
-  else if (JSON.stringify(kept.peek()) !== JSON.stringify(one)) kept.value = one;
+  const kept = models.get(one.name) ?? removed.get(one.name);
+  models.set(one.name, kept ?? signal(one));
+  if (kept && JSON.stringify(kept.peek()) !== JSON.stringify(one)) kept.value = one;
 }
 
 /** Take in what an action of this page answered, before the stream tells it; but not over what the stream told since the
@@ -97,25 +107,51 @@ function rename() {
   if (sorted.join("\0") !== names.peek().join("\0")) names.value = sorted;
 }
 
-/** Whether it was new. @param {EventView} event */
+/** Whether it was new. One that the stream tells has no id, and the same in the history has one: it is told from others by
+ * what it says. @param {EventView} event */
 function remember(event) {
-  const key = event.id != null ? `${event.id}` : `${event.at} ${event.kind} ${event.instance ?? event.model ?? ""}`;
+  const key = `${event.at} ${event.kind} ${event.instance ?? ""} ${event.model ?? ""} ${event.message}`;
   if (events.peek().some((other) => other.key === key)) return false;
   events.value = [{ ...event, key }, ...events.peek()].sort((a, b) => b.at - a.at).slice(0, EVENTS_KEPT);
   return true;
 }
 
+/** Moves that were told while the list of them is read; null while it is not. @type {Map<string, MoveView> | null} */
+let toldMoves = null;
+/** Whether the list is to be read again: the last attempt failed. */
+let movesMissing = false;
+
 /** @param {MoveView} move */
 function putMove(move) {
-  moves.value = new Map([...moves.peek()].slice(-EVENTS_KEPT)).set(move.id, move);
+  toldMoves?.set(move.id, move);
+  const kept = [...moves.peek()].slice(-EVENTS_KEPT);
+  moves.value = withMoves(new Map(kept), [move]);
+}
+
+/** Moves with others that are newer, but for one that has ended: that is its last word. Pure.
+ * @param {ReadonlyMap<string, MoveView>} known @param {Iterable<MoveView>} newer @returns {Map<string, MoveView>} */
+export function withMoves(known, newer) {
+  const all = new Map(known);
+  for (const move of newer) if (move.ended_at !== null || (all.get(move.id)?.ended_at ?? null) === null) all.set(move.id, move);
+  return all;
 }
 
 async function readMoves() {
+  /** @type {Map<string, MoveView>} */
+  const told = new Map();
+  toldMoves = told;
   try {
     const { data } = await call("GET", "moves");
-    moves.value = new Map(data.moves.map((/** @type {MoveView} */ move) => [move.id, move]));
+    if (toldMoves !== told) return; // it was asked for again
+    const read = new Map(data.moves.map((/** @type {MoveView} */ move) => [move.id, move]));
+    const ended = [...moves.peek().values()].filter((move) => move.ended_at !== null && read.has(move.id));
+    moves.value = withMoves(withMoves(read, ended), told.values());
+    movesMissing = false;
   } catch (error) {
-    if (!(error instanceof ApiError)) throw error; // the stream brings each at its next step
+    if (!(error instanceof ApiError)) throw error;
+    if (toldMoves === told) movesMissing = true; // the stream brings each only at its next step
+  } finally {
+    if (toldMoves === told) toldMoves = null;
   }
 }
 
@@ -140,6 +176,7 @@ function flush() {
   pending = [];
   batch(() => {
     for (const [kind, data] of taken) take[kind]?.(data);
+    removed.clear(); // by now their rows are gone too
     heardAt.value = Date.now() / 1000;
   });
 }
@@ -164,6 +201,7 @@ export function start() {
     if (document.hidden || connection.peek() !== "live") return;
     try {
       status.value = (await call("GET", "status")).data;
+      if (movesMissing && !toldMoves) void readMoves();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (connection.peek() === "live") again();

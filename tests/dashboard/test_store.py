@@ -1,0 +1,96 @@
+"""What the page knows and how it comes to know it: each thing once, and never older than what was told before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from playwright.sync_api import Page, Route, expect
+
+from tests.cli.scripted import ScriptedShoal, instance
+
+EVENT = {"at": 5.0, "level": "info", "kind": "loaded", "model": "m", "instance": "m-1", "message": "m serves"}
+LEG = {"source": "m-1", "was_on": ["cuda:0"], "devices": ["cuda:1"], "step": "loading", "target": "m-2",
+       "cause": "", "note": ""}  # fmt: skip
+MOVE = {"id": "move-1", "model": "m", "state": "running", "message": "", "changes": {}, "stop_first": False,
+        "drain": None, "cancelling": False, "created_at": 1.0, "ended_at": None, "legs": [LEG]}  # fmt: skip
+ENDED = {**MOVE, "state": "done", "ended_at": 2.0}
+CONNECT_AGAIN = "dispatchEvent(new Event('online'))"
+
+
+def test_an_event_that_was_heard_is_not_repeated_by_the_history(shoal: ScriptedShoal, page: Page) -> None:
+    page.goto(shoal.url)
+    expect(page.locator("#connection")).to_have_text("Live")
+    lines = page.locator("#events li")
+    shoal.tell("message", EVENT)
+    shoal.tell("message", {**EVENT, "message": "m is pinned"})  # another one at the same moment
+    expect(lines.filter(has_text="m is pinned")).to_have_count(1)
+    expect(lines).to_have_count(2)
+    shoal.history = [{**EVENT, "id": 7}, {**EVENT, "at": 6.0, "message": "m was missed", "id": 8}]
+    page.evaluate(CONNECT_AGAIN)
+    expect(lines.first).to_contain_text("m was missed")
+    expect(lines).to_have_count(3)
+
+
+def test_a_move_that_ended_while_moves_were_read_has_ended(shoal: ScriptedShoal, page: Page) -> None:
+    shoal.add("m", instance("m-1", "m", "ready"))
+    asked: list[Route] = []
+    page.route("**/api/v1/moves", lambda route: asked.append(route))
+    with page.expect_request("**/api/v1/moves"):
+        page.goto(shoal.url)
+    strip = page.get_by_role("list", name="Moves under way")
+    shoal.tell("move", {**MOVE, "model": "told"})
+    expect(strip).to_contain_text("told")
+    shoal.tell("move", {**MOVE, "id": "move-2"})
+    expect(strip.locator("li")).to_have_count(2)
+    shoal.tell("move", {**ENDED, "model": "told"})
+    expect(strip.locator("li")).to_have_count(1)
+    # The answer is from before: of the first it does not know the end, the second it does not know at all.
+    asked[0].fulfill(json={"moves": [{**MOVE, "model": "told"}, {**MOVE, "id": "move-3", "model": "read"}]})
+    expect(strip).to_contain_text("read")
+    expect(strip.locator("li")).to_have_count(2)
+    expect(strip).not_to_contain_text("told")
+    shoal.tell("move", {**MOVE, "model": "told"})
+    shoal.tell("move", {**ENDED, "id": "move-2"})
+    expect(strip.locator("li")).to_have_count(1)
+    expect(strip).to_contain_text("read")
+
+
+def test_moves_that_could_not_be_read_are_read_later(shoal: ScriptedShoal, page: Page) -> None:
+    answers: list[Any] = [{"moves": [MOVE]}, None, {"moves": [ENDED]}]
+
+    def answer(route: Route) -> None:
+        data = answers.pop(0) if answers else {"moves": []}
+        if data is None:
+            route.abort()
+        else:
+            route.fulfill(json=data)
+
+    page.route("**/api/v1/moves", answer)
+    page.clock.install()
+    page.goto(shoal.url)
+    strip = page.get_by_role("list", name="Moves under way")
+    expect(strip).to_contain_text("m")
+    with page.expect_request_finished(lambda request: request.url.endswith("/status")):
+        with page.expect_event("requestfailed", lambda request: request.url.endswith("/moves")):
+            page.evaluate(CONNECT_AGAIN)
+        expect(strip).to_be_visible()
+        page.clock.fast_forward(10_000)
+    expect(strip).to_be_hidden()
+    assert answers == []
+
+
+def test_a_model_that_is_removed_and_made_again_at_once_is_followed(shoal: ScriptedShoal, page: Page) -> None:
+    shoal.add("m", instance("m-1", "m", "ready"))
+    page.goto(shoal.url)
+    row = page.locator(".model .row")
+    expect(row).to_contain_text("cuda:0")
+    with shoal.lock:
+        shoal.tell("message", EVENT)  # what comes after it is gathered
+        del shoal.models["m"]
+        shoal.tell("model_removed", {"name": "m"})
+        shoal.add("m", instance("m-2", "m", "ready", devices=["cuda:1"]))
+    expect(row).to_contain_text("cuda:1")
+    with shoal.lock:
+        shoal.models["m"]["instances"][0]["devices"] = ["cuda:7"]
+        shoal.publish("m")
+    expect(row).to_contain_text("cuda:7")
