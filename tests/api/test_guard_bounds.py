@@ -279,6 +279,16 @@ async def test_readiness_names_things_to_those_alone_who_may_look(admin: Admin) 
     assert await degraded(admin.client(ELSEWHERE)) == []
 
 
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_takes_no_thread_to_find_the_controller(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[object] = []
+    monkeypatch.setattr("fastapi.dependencies.utils.run_in_threadpool", noted(taken, None))
+    assert await asked(admin.client(HERE)) == (200, "")
+    assert taken == []
+
+
 # -- floods ------------------------------------------------------------------------------------------------------------
 
 
