@@ -152,6 +152,33 @@ def test_what_is_refused_is_told_and_what_was_typed_stays(served: Shoal, page: P
     expect(page.get_by_role("region", name="The key alice 2")).to_be_visible()
 
 
+def test_a_day_that_is_none_is_a_fault_of_its_field(served: Shoal, page: Page) -> None:
+    page.goto(f"{served.url}/#/access")
+    page.get_by_role("button", name="New key").click()
+    form = page.get_by_role("form", name="New key")
+    form.get_by_role("textbox", name="Name").fill("for ever")
+    day = form.get_by_label("Last day")
+    expect(day).to_have_attribute("max", "9999-12-31")
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    # A year of five digits, however it came into the field.
+    day.evaluate(
+        """(field) => {
+          field.removeAttribute("max");
+          field.value = "12026-01-01";
+          field.dispatchEvent(new Event("input", {bubbles: true}));
+        }"""
+    )
+    expect(day).to_have_attribute("aria-invalid", "true")
+    expect(form).to_contain_text("give a year of four digits")
+    expect(form.get_by_role("button", name="Make the key")).to_be_disabled()
+    form.evaluate("(form) => form.requestSubmit()")
+    day.fill("2101-01-01")
+    expect(day).not_to_have_attribute("aria-invalid", "true")
+    expect(form.get_by_role("button", name="Make the key")).to_be_enabled()
+    assert sent == []
+
+
 def test_usage_is_shown_by_key_and_day(served: Shoal, page: Page) -> None:
     with served.client as client:
         key = client.create_key({"name": "spender"})

@@ -18,8 +18,8 @@ const LIMITS = [
 /** The last day on which a key works, in UTC; empty if it does not end. @param {number | null} at Unix seconds */
 const dayOf = (at) => (at === null ? "" : new Date((at - 1) * 1000).toISOString().slice(0, 10));
 
-/** @param {string} day */
-const endOf = (day) => (day ? Date.parse(`${day}T00:00:00Z`) / 1000 + DAY : null);
+/** Not finite for what is no day of a year of four digits: JSON would have it as null, a key that never ends. @param {string} day */
+const endOf = (day) => (day ? Date.parse(/^\d{4}-/.test(day) ? `${day}T00:00:00Z` : "") / 1000 + DAY : null);
 
 /** What is different from `before`: as the API takes it, and as options of the command line.
  * @param {Record<string, any>} now @param {Record<string, any>} before */
@@ -30,7 +30,7 @@ function changesOf(now, before) {
   if ("priority" in body) options.push(option("--priority", body.priority));
   if ("weight" in body) options.push(`--weight ${body.weight}`);
   for (const [name, flag] of LIMITS) if (name in body) options.push(`${flag} ${body[name] ?? "none"}`);
-  if ("expires_at" in body) options.push(`--expires ${dayOf(body.expires_at) || "none"}`);
+  if ("expires_at" in body && Number.isFinite(body.expires_at ?? 0)) options.push(`--expires ${dayOf(body.expires_at) || "none"}`);
   return { body, options };
 }
 
@@ -54,26 +54,28 @@ export function KeyForm({ one, virtual, onDone, onClose }) {
     ...Object.fromEntries(LIMITS.map(([field], n) => [field, limits[n]?.value ? Number(limits[n]?.value) : null])),
     expires_at: expires.value === dayOf(before.expires_at) ? before.expires_at : endOf(expires.value), // one that ends at noon stays so
   };
+  const wrong = now.expires_at !== null && !Number.isFinite(now.expires_at) ? "There is no such day: give a year of four digits." : "";
   const { body, options } = changesOf(now, before);
   const renamed = one && "name" in body ? [option("--name", now.name)] : [];
   const command = one
     ? ["shoal keys edit", ...renamed, ...options, quote(one.id)].join(" ")
     : ["shoal keys create", ...options.filter((word) => word !== "--all-models"), quote(now.name || "NAME")].join(" ");
   const { busy, error, act } = useAct(async () => {
+    if (wrong) return;
     if (one) await call("PATCH", `keys/${encodeURIComponent(one.id)}`, body);
     onDone(one ? null : (await call("POST", "keys", now)).data);
   });
   const nothing = one !== null && !Object.keys(body).length;
   return html`
     <${Panel} title=${one ? `Change the key ${one.name}` : "New key"} onSubmit=${act} error=${error.value} ends=${html`
-      <button class="primary" disabled=${busy.value || nothing}>${one ? "Save" : "Make the key"}</button><button type="button" onClick=${onClose}>Close</button>
+      <button class="primary" disabled=${busy.value || nothing || Boolean(wrong)}>${one ? "Save" : "Make the key"}</button><button type="button" onClick=${onClose}>Close</button>
       ${nothing ? html`<span class="soft">Nothing is changed yet.</span>` : html`<${Command} text=${command} />`}`}>
       <div class="fields">
         <${TextField} word="Name" value=${name} required maxlength="100" help="Whose it is, or what it is for." />
         <${SelectField} word="Class" value=${priority} options=${[["high", "high"], ["normal", "normal"], ["low", "low"]]} help="Of its requests, where they queue." />
         <${TextField} word="Weight" value=${weight} type="number" min="0.01" max="100" step="any" required help="Its share among the keys of its class." />
         ${LIMITS.map(([field, , word, help], n) => html`<${TextField} key=${field} word=${word} value=${limits[n]} type="number" min="1" step="1" placeholder="no limit" help=${help} />`)}
-        <${TextField} word="Last day" value=${expires} type="date" help="On which it works, in UTC. Empty: it does not end." />
+        <${TextField} word="Last day" value=${expires} type="date" max="9999-12-31" error=${wrong} help="On which it works, in UTC. Empty: it does not end." />
         <${Several} word="Models" value=${models} known=${[...names.value, ...virtual]} none="every model" help="That it may use and see, virtual ones by their own names." />
       </div>
     <//>
