@@ -139,6 +139,30 @@ def test_a_log_that_cannot_be_read_is_read_again(shoal: ScriptedShoal, page: Pag
     expect(log).to_contain_text("there it is")
 
 
+@pytest.mark.parametrize("where", ["", "#/models/m"])
+def test_the_log_of_what_is_started_again_goes_on(shoal: ScriptedShoal, page: Page, where: str) -> None:
+    shoal.add("m", instance("m-1", "m", "failed"))
+    shoal.logs["m-1"] = ["it broke"]
+    page.goto(f"{shoal.url}/{where}")
+    if not where:
+        page.get_by_role("button", name="Details of m").click()
+        page.get_by_role("button", name="Log of m-1").click()
+    log = page.get_by_role("log")
+    expect(log).to_contain_text("it broke")
+    expect(page.locator(".log-note")).to_contain_text("The instance has ended: failed.")
+    shoal.logs["m-1"].append("read at the end too")
+    page.get_by_role("button", name="Read it again").click()
+    expect(log).to_contain_text("read at the end too")
+    expect(page.locator(".log-note")).to_contain_text("The instance has ended: failed.")
+    # The same instance is tried again.
+    shoal.logs["m-1"].append("a new start")
+    shoal.models["m"]["instances"][0]["state"] = "starting"
+    shoal.publish("m")
+    expect(log).to_contain_text("a new start")
+    expect(page.locator(".log-note")).to_contain_text("Live.")
+    expect(page.get_by_role("button", name="Read it again")).to_be_hidden()
+
+
 def test_the_whole_log_is_a_file(shoal: ScriptedShoal, page: Page) -> None:
     show(shoal, page, ["a"])
     link = page.get_by_role("link", name="Download the whole log")

@@ -21,6 +21,7 @@ export class LogPanel {
     this.only = false;
     this.current = -1; // the match that was gone to, by the number of its line
     this.held = false;
+    this.over = false; // the instance had ended when the stream did
     this.unseen = 0;
     this.height = 0;
     this.skipped = 0;
@@ -65,16 +66,26 @@ export class LogPanel {
     this.current = -1;
     this.skipped = 0;
     this.again.hidden = true;
+    this.over = false;
     this.words = "Waiting for the log…";
     this.stop = followLog(this.instance, {
       onLine: (text) => this.add(text),
-      onEnd: (state) => this.ended(`The instance has ended: ${state}.`),
+      onEnd: (state) => {
+        this.over = true;
+        this.again.hidden = false;
+        this.ended(`The instance has ended: ${state}.`);
+      },
       onLost: () => {
         this.again.hidden = false;
         this.ended("The connection to the log was lost; what is shown is old.");
       },
     });
     this.draw();
+  }
+
+  /** The instance runs again: what it writes from now on comes with a new stream. */
+  revived() {
+    if (this.over) this.start();
   }
 
   /** @param {string} words */

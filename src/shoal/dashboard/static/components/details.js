@@ -1,7 +1,7 @@
 // What opens below a model's line: its instances, what can be done, and the commands that do the same.
 
 import { actionsOf, begin, busy } from "../actions.js";
-import { html, useEffect, useRef, useSignal } from "../lib.js";
+import { html, signal, useEffect, useRef } from "../lib.js";
 import { LogPanel } from "../log.js";
 import { mayAct } from "../session.js";
 import { now } from "../store.js";
@@ -9,14 +9,21 @@ import { bytes, seconds } from "../units.js";
 import { Terms } from "./marks_terms.js";
 import { Badge, Command, Name } from "./small.js";
 
-/** @param {{id: string}} props */
-export function Log({ id }) {
+const ENDED = new Set(["failed", "stopped"]);
+
+/** The log of one instance; one that is started anew under the same id is read on. @param {{id: string, state?: string}} props */
+export function Log({ id, state }) {
   const place = useRef(/** @type {HTMLDivElement | null} */ (null));
+  const panel = useRef(/** @type {LogPanel | null} */ (null));
   useEffect(() => {
-    const panel = new LogPanel(id);
-    place.current?.append(panel.element);
-    return () => panel.close();
+    const made = (panel.current = new LogPanel(id));
+    place.current?.append(made.element);
+    return () => made.close();
   }, [id]);
+  const over = ENDED.has(state ?? "");
+  useEffect(() => {
+    if (!over) panel.current?.revived();
+  }, [over]);
   return html`<div ref=${place}></div>`;
 }
 
@@ -40,16 +47,26 @@ function facts(memory) {
   return list.flatMap(([word, text]) => (text === null ? [] : [[word, text]]));
 }
 
+/** Instances whose log is open; their model's line may be drawn elsewhere meanwhile. */
+const shown = signal(/** @type {ReadonlySet<string>} */ (new Set()));
+
+/** @param {string} id */
+function toggle(id) {
+  const next = new Set(shown.peek());
+  if (!next.delete(id)) next.add(id);
+  shown.value = next;
+}
+
 /** @param {{instance: InstanceView}} props */
 function Instance({ instance }) {
-  const open = useSignal(false);
+  const open = shown.value.has(instance.id);
   const { memory, failure } = instance;
   return html`
     <li class="instance">
       <div class="line">
         <${Badge} state=${instance.state} /><code>${instance.id}</code>
         <span class="soft">${instance.devices.join(", ")} · for ${seconds(Math.max(0, now.value - instance.changed_at))}${instance.restarts ? ` · restarted ${instance.restarts}×` : ""}</span>
-        <button type="button" class="quiet" aria-expanded=${String(open.value)} aria-label=${`Log of ${instance.id}`} onClick=${() => (open.value = !open.value)}>${open.value ? "Hide log" : "Log"}</button>
+        <button type="button" class="quiet" aria-expanded=${String(open)} aria-label=${`Log of ${instance.id}`} onClick=${() => toggle(instance.id)}>${open ? "Hide log" : "Log"}</button>
       </div>
       ${failure && html`<p class="failure"><strong>${failure.message}</strong> ${failure.hint}</p>`}
       ${!failure && instance.reason && html`<p class="soft">${instance.reason}</p>`}
@@ -59,7 +76,7 @@ function Instance({ instance }) {
       ${memory.mode === "fixed" && memory.reason && html`<p class="soft">KV cache of fixed size: ${memory.reason}.</p>`}
       <dl class="facts">${facts(memory).map(([word, text]) => html`<div key=${word}><dt>${word}</dt><dd>${text}</dd></div>`)}</dl>
       ${memory.waiting ? html`<p class="short">${memory.waiting} ${memory.waiting === 1 ? "request waits" : "requests wait"} for memory: ${bytes(memory.missing ?? 0)} short</p>` : null}
-      ${open.value && html`<${Log} id=${instance.id} />`}
+      ${open && html`<${Log} id=${instance.id} state=${instance.state} />`}
     </li>
   `;
 }

@@ -1,23 +1,12 @@
 // The log of one of a model's instances, also of those that have ended.
 
-import { html, useEffect, useRef, useSignal } from "../lib.js";
-import { LogPanel } from "../log.js";
+import { html, useEffect, useSignal } from "../lib.js";
 import { quote } from "../actions.js";
 import { clock } from "../units.js";
+import { Log } from "./details.js";
 import { useAnswer } from "./forms.js";
 import { Section } from "./model_section.js";
 import { Command } from "./small.js";
-
-/** @param {{id: string}} props */
-function Log({ id }) {
-  const place = useRef(/** @type {HTMLDivElement | null} */ (null));
-  useEffect(() => {
-    const panel = new LogPanel(id);
-    place.current?.append(panel.element);
-    return () => panel.close();
-  }, [id]);
-  return html`<div ref=${place}></div>`;
-}
 
 /** Those that run and those that have ended, the newest first. @param {InstanceView[]} live @param {InstanceView[]} all @param {string} name */
 export function choices(live, all, name) {
@@ -42,7 +31,7 @@ export function LogSection({ model }) {
     </label>`;
   return html`
     <${Section} id="log" title="Log" wide side=${side}>
-      ${one ? html`<${Log} key=${one.id} id=${one.id} /><${Command} text=${`shoal logs --follow ${quote(one.id)}`} />` : html`<p class="soft">No instance has run yet. The log begins with the first load.</p>`}
+      ${one ? html`<${Log} key=${one.id} id=${one.id} state=${one.state} /><${Command} text=${`shoal logs --follow ${quote(one.id)}`} />` : html`<p class="soft">No instance has run yet. The log begins with the first load.</p>`}
     <//>
   `;
 }
