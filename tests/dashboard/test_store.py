@@ -7,6 +7,7 @@ from typing import Any
 from playwright.sync_api import Page, Route, expect
 
 from tests.cli.scripted import ScriptedShoal, instance
+from tests.system.harness import until
 
 EVENT = {"at": 5.0, "level": "info", "kind": "loaded", "model": "m", "instance": "m-1", "message": "m serves"}
 LEG = {"source": "m-1", "was_on": ["cuda:0"], "devices": ["cuda:1"], "step": "loading", "target": "m-2",
@@ -14,6 +15,10 @@ LEG = {"source": "m-1", "was_on": ["cuda:0"], "devices": ["cuda:1"], "step": "lo
 MOVE = {"id": "move-1", "model": "m", "state": "running", "message": "", "changes": {}, "stop_first": False,
         "drain": None, "cancelling": False, "created_at": 1.0, "ended_at": None, "legs": [LEG]}  # fmt: skip
 ENDED = {**MOVE, "state": "done", "ended_at": 2.0}
+SEEN = """(seen) => {
+  Object.defineProperty(document, "hidden", { configurable: true, get: () => !seen });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
 CONNECT_AGAIN = "dispatchEvent(new Event('online'))"
 
 
@@ -94,3 +99,66 @@ def test_a_model_that_is_removed_and_made_again_at_once_is_followed(shoal: Scrip
         shoal.models["m"]["instances"][0]["devices"] = ["cuda:7"]
         shoal.publish("m")
     expect(row).to_contain_text("cuda:7")
+
+
+def streams(shoal: ScriptedShoal) -> int:
+    """How many follow the events just now."""
+    with shoal.lock:
+        return len(shoal._watchers)
+
+
+def test_a_page_that_nobody_sees_holds_no_connection(shoal: ScriptedShoal, page: Page) -> None:
+    shoal.add("m", instance("m-1", "m", "ready"))
+    shoal.history = [{**EVENT, "level": "error", "message": "m failed long ago", "id": 1}]
+    page.clock.install()
+    page.goto(shoal.url)
+    state = page.locator("#connection")
+    row = page.locator(".model .row")
+    lines = page.locator("#events li")
+    expect(state).to_have_text("Live")
+    expect(lines).to_have_count(1)
+    page.evaluate(SEEN, False)
+    page.clock.fast_forward(4000)
+    page.evaluate(SEEN, True)  # only another tab for a moment
+    page.clock.fast_forward(4000)
+    expect(state).to_have_text("Live")
+    assert (streams(shoal), shoal.event_connections) == (1, 1)
+    page.evaluate(SEEN, False)
+    page.clock.fast_forward(6000)
+    until(lambda: streams(shoal) == 0, "the stream's end")
+    page.evaluate(CONNECT_AGAIN)
+    page.clock.fast_forward(60_000)
+    expect(state).to_have_text("Connecting…")
+    expect(page.locator("main")).not_to_have_class("old")
+    with shoal.lock:
+        shoal.models["m"]["instances"][0]["devices"] = ["cuda:1"]
+        shoal.history.append({**EVENT, "at": 6.0, "level": "error", "message": "m failed meanwhile", "id": 2})
+    assert (streams(shoal), shoal.event_connections) == (0, 1)
+    page.evaluate(SEEN, True)
+    expect(state).to_have_text("Live")
+    expect(row).to_contain_text("cuda:1")
+    expect(lines).to_have_count(2)
+    alert = page.locator(".notices[role=alert]")
+    expect(alert.locator(".notice")).to_have_text(["m failed meanwhileDismiss"])
+    page.evaluate(CONNECT_AGAIN)  # it is said once
+    until(lambda: shoal.event_connections == 3, "another stream")
+    expect(alert.locator(".notice")).to_have_count(1)
+
+
+def test_a_page_that_comes_back_to_a_shoal_that_is_gone_says_so(shoal: ScriptedShoal, page: Page) -> None:
+    page.clock.install()
+    page.goto(shoal.url)
+    state = page.locator("#connection")
+    expect(state).to_have_text("Live")
+    page.evaluate(SEEN, False)
+    page.clock.fast_forward(6000)
+    until(lambda: streams(shoal) == 0, "the stream's end")
+    page.route("**/api/v1/events", lambda route: route.abort())
+    page.evaluate(SEEN, True)
+    expect(state).to_contain_text("Disconnected: this is from")
+    page.unroute("**/api/v1/events")
+    page.evaluate(SEEN, False)
+    page.clock.fast_forward(6000)
+    expect(state).to_contain_text("Disconnected: this is from")  # it has heard nothing since
+    page.evaluate(SEEN, True)
+    expect(state).to_have_text("Live")

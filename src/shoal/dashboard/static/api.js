@@ -54,19 +54,26 @@ export const modelPath = (name, action) => `models/${encodeURIComponent(name)}${
 
 const FIRST_RETRY = 500;
 const LAST_RETRY = 8000;
+/** Milliseconds after which a page that nobody sees gives its stream back: a browser has six connections to a host, and
+ * pages that hold them all leave none for what is asked. */
+const UNSEEN = 5000;
 
-/** Live events: `handlers` by kind. `onState` hears "live" and "lost". The browser's EventSource gives up after some
+/** Live events: `handlers` by kind. `onState` hears "live", "lost", and "resting": nobody sees the page. It begins again as
+ * soon as somebody does. The browser's EventSource gives up after some
  * errors and cannot see a connection that died silently; so connecting again is done here, later each time it fails, and
  * the function that is returned does it when something else shows that the connection is dead. Each connection begins
  * with a snapshot.
- * @param {Record<string, (data: any) => void>} handlers @param {(state: "live" | "lost") => void} onState */
+ * @param {Record<string, (data: any) => void>} handlers @param {(state: "live" | "lost" | "resting") => void} onState */
 export function live(handlers, onState) {
   /** @type {EventSource | null} */
   let source = null;
   let retry = FIRST_RETRY;
   let timer = 0;
+  let unseen = 0;
+  let resting = false;
 
   function connect() {
+    if (resting) return;
     clearTimeout(timer);
     source?.close();
     source = new EventSource(`${BASE}events`);
@@ -81,6 +88,7 @@ export function live(handlers, onState) {
   }
 
   function again() {
+    if (resting) return;
     source?.close();
     onState("lost");
     clearTimeout(timer);
@@ -88,7 +96,27 @@ export function live(handlers, onState) {
     retry = Math.min(LAST_RETRY, retry * 2);
   }
 
+  function rest() {
+    resting = true;
+    clearTimeout(timer);
+    source?.close();
+    onState("resting");
+  }
+
+  function look() {
+    clearTimeout(unseen);
+    if (document.hidden) {
+      if (!resting) unseen = setTimeout(rest, UNSEEN);
+    } else if (resting) {
+      resting = false;
+      retry = FIRST_RETRY;
+      connect();
+    }
+  }
+
   connect();
+  look(); // it may have been opened behind another one
+  document.addEventListener("visibilitychange", look);
   addEventListener("online", connect);
   addEventListener("signed-in", connect);
   return again;

@@ -9,7 +9,8 @@ import { batch, computed, signal } from "./lib.js";
 const SPACING = 250;
 const EVENTS_KEPT = 100;
 
-/** `connecting`, `live` or `lost`. */
+/** `connecting`, `live` or `lost`. While nobody sees the page, and until it has heard anew when somebody does, it is
+ * `connecting` if it was `live`. */
 export const connection = signal("connecting");
 /** When something was heard last, in Unix seconds. */
 export const heardAt = signal(0);
@@ -49,7 +50,8 @@ const take = {
     devices.value = data.devices;
     known.value = true;
     rename();
-    void readHistory();
+    void readHistory(unseenSince);
+    unseenSince = Infinity;
     void readMoves();
   },
   model(/** @type {ModelView} */ one) {
@@ -155,11 +157,20 @@ async function readMoves() {
   }
 }
 
-async function readHistory() {
+/** When the newest event that is known happened, if the page has rested since; otherwise none is news. */
+let unseenSince = Infinity;
+let historyRead = false;
+
+/** @param {number} since what happened later is news (Unix seconds of Shoal's clock) */
+async function readHistory(since) {
   try {
     const { data } = await call("GET", `events/history?limit=${EVENTS_KEPT}`);
-    batch(() => data.events.forEach(remember));
+    batch(() => {
+      for (const event of data.events) if (remember(event) && event.at > since) for (const hear of listeners) hear(event);
+    });
+    historyRead = true;
   } catch (error) {
+    unseenSince = Math.min(unseenSince, since);
     if (!(error instanceof ApiError)) throw error; // the stream brings what comes; only the past is missing
   }
 }
@@ -188,9 +199,16 @@ const gather = (kind) => (/** @type {any} */ data) => {
   if (!timer) timer = setTimeout(flush, Math.max(0, flushedAt + SPACING - performance.now()));
 };
 
+/** What has been heard is old from now on, but Shoal is not lost. */
+function rest() {
+  if (connection.peek() === "live") connection.value = "connecting";
+  if (historyRead && unseenSince === Infinity) unseenSince = events.peek()[0]?.at ?? 0;
+}
+
 /** Begin to listen. */
 export function start() {
   const again = live(Object.fromEntries(Object.keys(take).map((kind) => [kind, gather(kind)])), (state) => {
+    if (state === "resting") return rest();
     if (state === "lost" && !heardAt.peek()) heardAt.value = Date.now() / 1000;
     connection.value = state;
   });
