@@ -48,7 +48,7 @@ def make_app(controller: Controller) -> FastAPI:
         title="Shoal",
         version=__version__,
         description="Load, unload and watch the models of a Shoal. Inference is at /v1, in OpenAI's shape.",
-        docs_url="/api/docs",
+        docs_url=None,  # a page of our own: that of FastAPI runs a script of another server beside an admin's cookie
         redoc_url=None,
         openapi_url="/api/openapi.json",
     )

@@ -1,4 +1,4 @@
-"""The web page: static files, with headers that allow nothing else."""
+"""The web page and the API's reference: static files, with headers that allow nothing else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _HEADERS = {
 
 
 def mount(app: FastAPI) -> None:
-    """Serve the page at `/` and its files below `/static`, compressed for browsers that take it so."""
+    """Serve the page at `/`, the API's reference at `/api/docs`, and their files below `/static`, compressed for
+    browsers that take them so."""
     files = PageFiles(STATIC)
 
     @app.api_route("/static/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
@@ -43,6 +44,12 @@ def mount(app: FastAPI) -> None:
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index(request: Request) -> Response:
         return _answer(request, files.index())
+
+    @app.api_route("/api/docs", methods=["GET", "HEAD"], include_in_schema=False)
+    async def reference(request: Request) -> Response:
+        file = files.get("reference.html")
+        assert file is not None
+        return _answer(request, file)
 
 
 def _answer(request: Request, file: PageFile) -> Response:
