@@ -86,6 +86,46 @@ def test_what_was_typed_outlives_a_lost_connection_and_a_restart(known: Page) ->
         assert changes == [{"floor": "3GiB", "args": ["--one", "--two"]}]
 
 
+@pytest.mark.parametrize("where", ["page", "line"])
+def test_what_is_typed_while_an_answer_is_awaited_stays(shoal: ScriptedShoal, known: Page, where: str) -> None:
+    shoal.add("m", desired=0)
+    if where == "page":
+        go(known, shoal.url, "m")
+        floor, save = field(known, "floor"), known.get_by_role("button", name="Save", exact=True)
+    else:
+        known.goto(shoal.url)
+        known.get_by_role("button", name="Details of m").click()
+        floor, save = field(known, "Floor"), known.get_by_role("button", name="Set", exact=True)
+    floor.fill("3GiB")
+    held: list[Route] = []
+    known.route("**/api/v1/models/m", lambda route: held.append(route))
+    with known.expect_request("**/api/v1/models/m"):
+        save.click()
+    floor.fill("4GiB")
+    with known.expect_response("**/api/v1/models/m"):
+        held.pop().continue_()
+    expect(save).to_be_enabled()
+    expect(floor).to_have_value("4GiB")
+    expect(known.get_by_text("by somebody else")).to_have_count(0)
+    known.unroute_all()
+    save.click()
+    expect(save).to_have_count(0)
+    changes = [body for method, path, body in shoal.requests if (method, path) == ("PATCH", "/api/v1/models/m")]
+    assert changes == [{"floor": "3GiB"}, {"floor": "4GiB"}]
+
+
+def test_terms_that_are_typed_stay_when_the_line_moves(shoal: ScriptedShoal, known: Page) -> None:
+    shoal.add("m", instance("m-1", "m", "starting"))
+    known.goto(shoal.url)
+    known.get_by_role("button", name="Details of m").click()
+    field(known, "Priority").fill("7")
+    for state in ("failed", "ready"):
+        shoal.models["m"]["instances"][0]["state"] = state
+        shoal.publish("m")
+        expect(known.locator(f'.instance .badge[data-state="{state}"]')).to_be_visible()
+        expect(field(known, "Priority")).to_have_value("7")
+
+
 def test_parts_that_cannot_be_read_say_so_and_leave_the_rest(shoal: ScriptedShoal, page: Page) -> None:
     serve(page, "**/api/openapi.json", json.dumps({"error": {"message": "<b>no</b> schema"}}), 503)
     shoal.add("m", instance("m-1", "m", "ready"))

@@ -2,7 +2,7 @@
 
 import { quote, say } from "../actions.js";
 import { call, modelPath } from "../api.js";
-import { html, useSignal } from "../lib.js";
+import { html, signal } from "../lib.js";
 import { accept, model as modelOf } from "../store.js";
 import { Field, useAct } from "./forms.js";
 import { sizeWord } from "./marks.js";
@@ -16,13 +16,24 @@ const TERMS = [
   ["priority", "Priority", "Its weight when models compete for memory, 1 to 1000.", "100"],
 ];
 
+/** @typedef {Partial<Record<Term, string>>} Typed */
+/** What is typed and not set, by model: its line may be drawn elsewhere meanwhile. @type {Map<string, import("../vendor/signals.js").Signal<Typed>>} */
+const kept = new Map();
+
+/** @param {string} name */
+function typedFor(name) {
+  const found = kept.get(name) ?? signal(/** @type {Typed} */ ({}));
+  kept.set(name, found);
+  return found;
+}
+
 /** A term as it is now. @param {ModelSpec} spec @param {Term} term */
 const now = (spec, term) => (term === "priority" ? String(spec.priority) : spec[term] ? sizeWord(/** @type {number} */ (spec[term])) : "");
 
 /** @param {{model: ModelView}} props */
 export function Terms({ model }) {
   const { spec, name } = model;
-  const typed = useSignal(/** @type {Partial<Record<Term, string>>} */ ({}));
+  const typed = typedFor(name);
   const elastic = spec.elastic !== "off" && spec.kv_cache_memory == null;
   const terms = TERMS.filter(([term]) => elastic || term === "priority");
   const changed = terms.flatMap(([term, , , none]) => {
@@ -31,10 +42,12 @@ export function Terms({ model }) {
   });
   const { busy, error, act } = useAct(async () => {
     const before = modelOf(name)?.peek();
+    const sent = typed.peek();
     const given = changed.map(({ term, value, word }) => [term, value || (term === "ceiling" ? null : word)]);
     const { data, warning } = await call("PATCH", modelPath(name), Object.fromEntries(given));
     accept(data, before);
-    typed.value = {};
+    // What was typed while the answer was awaited stays.
+    typed.value = Object.fromEntries(Object.entries(typed.peek()).filter(([term, text]) => text !== sent[/** @type {Term} */ (term)]));
     if (warning) say("warning", warning);
   });
   const command = ["shoal models set", ...changed.map(({ term, word }) => `--${term} ${quote(word)}`), quote(name)].join(" ");

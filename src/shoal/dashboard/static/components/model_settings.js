@@ -36,7 +36,7 @@ function Control({ setting: { kind, choices, none, standard }, text, change, giv
   const options = kind === "switch" ? [["true", "yes"], ["false", "no"]] : choices.map((one) => [one, one]);
   if (options.length) return html`<select ...${given} value=${text} onChange=${input}>${options.map(([value, word]) => html`<option key=${value} value=${value}>${word}</option>`)}</select>`;
   if (kind === "list" || kind === "variables") {
-    return html`<textarea ...${given} rows=${Math.min(8, Math.max(2, text.split("\n").length))} spellcheck=${false} placeholder=${kind === "list" ? "one a line" : "NAME=VALUE, one a line"} value=${text} onInput=${input}></textarea>`;
+    return html`<textarea ...${given} rows=${Math.min(8, Math.max(2, text.split("\n").length))} spellcheck=${false} placeholder=${kind === "list" ? `one a line, or as JSON: "a\\nb"` : `NAME=VALUE, one a line, or NAME="a\\nb"`} value=${text} onInput=${input}></textarea>`;
   }
   const hint = none ? "none" : kind === "devices" ? "auto" : standard === null ? "" : String(standard);
   return html`<input type="text" ...${given} autocomplete="off" spellcheck=${false} inputmode=${kind === "number" ? "numeric" : undefined} placeholder=${hint} value=${text} onInput=${input} />`;
@@ -74,6 +74,14 @@ export function SettingsSection({ model }) {
   const serving = model.instances.some((one) => one.state === "ready");
   const running = model.instances.some((one) => !["failed", "stopped"].includes(one.state));
 
+  /** What was typed while the answer was awaited stays. @param {Setting} one @param {string} sent */
+  const settle = (one, sent) => {
+    const draft = draftsOf(name).peek()[one.name];
+    if (!draft) return;
+    const now = textOf(one, /** @type {any} */ (modelOf(name)?.peek().spec ?? model.spec)[one.name]);
+    put(name, one.name, draft.text === sent || draft.text === now ? null : { text: draft.text, base: now });
+  };
+
   /** @param {() => Promise<string>} act */
   const attempt = async (act) => {
     if (busy.peek()) return;
@@ -82,7 +90,7 @@ export function SettingsSection({ model }) {
     faults.value = {};
     try {
       said.value = await act();
-      for (const one of typed) put(name, one.name, null);
+      for (const one of typed) settle(one, drafts[one.name]?.text ?? "");
     } catch (fault) {
       if (!(fault instanceof ApiError)) throw fault;
       faults.value = faultsOf(fault.message, settings.map((one) => one.name));
