@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from shoal.dashboard import STATIC
 from tests.cli.scripted import ScriptedShoal, instance
@@ -140,6 +140,25 @@ def test_it_acts_on_any_model_and_asks_before_what_is_lost(shoal: ScriptedShoal,
     page.keyboard.type("dark")
     palette(page).get_by_role("option", name="Theme: dark").click()
     expect(page.get_by_label("Theme")).to_have_value("dark")
+
+
+def test_what_is_typed_before_it_is_there_is_not_lost(shoal: ScriptedShoal, page: Page) -> None:
+    shoal.add("org/m", desired=0)
+    page.goto(shoal.url)
+    held: list[Route] = []
+    page.route("**/palette_panel.js", lambda route: held.append(route))
+    expect(page.locator(".row .badge")).to_be_visible()
+    with page.expect_request("**/palette_panel.js"):
+        page.keyboard.press("Control+k")
+    page.keyboard.type("load ?")
+    page.wait_for_function("() => true")
+    held[0].continue_()
+    field = palette(page).get_by_role("combobox")
+    expect(field).to_have_value("load ?")
+    expect(field).to_be_focused()
+    page.keyboard.press("Backspace")
+    page.keyboard.type("org")
+    expect(field).to_have_value("load org")
 
 
 def test_names_are_text_and_many_are_cut_off_with_a_count(shoal: ScriptedShoal, page: Page) -> None:

@@ -1,7 +1,7 @@
 // The palette: any view, any model's page, any action of any model, by a few letters. And the keys that the page knows.
 
 import { actionsOf, begin } from "../actions.js";
-import { html, useEffect, useRef, useSignal } from "../lib.js";
+import { html, useEffect, useLayoutEffect, useRef, useSignal } from "../lib.js";
 import { find } from "../palette.js";
 import { modelAddress, ROUTES } from "../routes.js";
 import { all, model as modelOf } from "../store.js";
@@ -48,7 +48,7 @@ function choices() {
 /** @param {() => void} onClose */
 function useDialog(onClose) {
   const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
-  useEffect(() => {
+  useLayoutEffect(() => {
     const element = dialog.current;
     element?.showModal();
     return () => element?.close(); // which gives the focus back
@@ -59,10 +59,11 @@ function useDialog(onClose) {
   return { dialog, outside };
 }
 
-/** @param {{onClose: () => void}} props */
-export function Panel({ onClose }) {
+/** `onReady` gives what was typed before. @param {{onClose: () => void, onReady: () => string}} props */
+export function Panel({ onClose, onReady }) {
   const { dialog, outside } = useDialog(onClose);
   const typed = useSignal("");
+  useLayoutEffect(() => void (typed.value = onReady()), []);
   const at = useSignal(0);
   const list = useRef(/** @type {HTMLElement | null} */ (null));
   const found = find(choices(), typed.value);
