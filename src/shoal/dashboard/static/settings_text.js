@@ -42,14 +42,29 @@ function exact(value, units) {
   return `${value / size}${unit}`;
 }
 
+/** A text as one line: as it is, or as JSON if it has line breaks, is `odd` or would be taken for JSON. @param {string} text @param {boolean} odd */
+const lined = (text, odd) => (odd || /^"|[\r\n]/.test(text) ? JSON.stringify(text) : text);
+
+/** The text of a line; what is no text in JSON stays as it is. @param {string} line */
+function unlined(line) {
+  if (!line.startsWith('"')) return line;
+  try {
+    return String(JSON.parse(line)); // what begins with a quotation mark can be nothing else
+  } catch {
+    return line;
+  }
+}
+
 /** What stands in the field. @param {Setting} setting @param {any} value @returns {string} */
 export function textOf({ kind }, value) {
   if (value === null || value === undefined) return "";
   if (kind === "size") return exact(value, [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]]);
   if (kind === "time") return exact(value, [["d", 86400], ["h", 3600], ["m", 60], ["s", 1]]);
   if (kind === "devices") return typeof value === "string" ? value : value.join(", ");
-  if (kind === "list") return value.join("\n");
-  if (kind === "variables") return Object.entries(value).map(([name, text]) => `${name}=${text}`).join("\n");
+  if (kind === "list") return value.map((/** @type {string} */ one) => lined(one, one === "")).join("\n");
+  if (kind === "variables") {
+    return Object.entries(value).map(([name, text]) => `${lined(name, name !== name.trim() || /^$|=/.test(name))}=${lined(text, false)}`).join("\n");
+  }
   return String(value);
 }
 
@@ -58,11 +73,11 @@ export function textOf({ kind }, value) {
 export function valueOf({ kind, none }, text) {
   const word = text.trim();
   if (kind === "switch") return text === "true";
-  if (kind === "list") return text.split("\n").filter((line) => line !== "");
+  if (kind === "list") return text.split("\n").filter((line) => line !== "").map(unlined);
   if (kind === "variables") {
     return Object.fromEntries(text.split("\n").filter((line) => line.trim()).map((line) => {
-      const at = line.indexOf("=");
-      return at < 0 ? [line, ""] : [line.slice(0, at).trim(), line.slice(at + 1)];
+      const at = /^\s*"(?:[^"\\]|\\.)*"\s*(?==)/.exec(line)?.[0].length ?? line.indexOf("=");
+      return at < 0 ? [line, ""] : [unlined(line.slice(0, at).trim()), unlined(line.slice(at + 1))];
     }));
   }
   if (kind === "devices") return word === "" || word === "auto" ? "auto" : word.split(/[\s,]+/);
