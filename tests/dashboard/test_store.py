@@ -162,3 +162,19 @@ def test_a_page_that_comes_back_to_a_shoal_that_is_gone_says_so(shoal: ScriptedS
     expect(state).to_contain_text("Disconnected: this is from")  # it has heard nothing since
     page.evaluate(SEEN, True)
     expect(state).to_have_text("Live")
+
+
+def test_what_is_read_beside_the_stream_is_read_again_when_the_page_is_seen(shoal: ScriptedShoal, page: Page) -> None:
+    kept = {**EVENT, "seconds": None}
+    shoal.history = [{**kept, "id": 1}]
+    page.clock.install()
+    page.goto(f"{shoal.url}/#/events")
+    lines = page.locator(".event-list li")
+    expect(lines).to_have_count(1)
+    page.evaluate(SEEN, False)
+    page.clock.fast_forward(6000)
+    until(lambda: streams(shoal) == 0, "the stream's end")
+    # More than what the page reads of the past by itself.
+    shoal.history += [{**kept, "at": 5.0 + n, "message": f"m says {n}", "id": 1 + n} for n in range(1, 151)]
+    page.evaluate(SEEN, True)
+    expect(page.get_by_text("151 events", exact=True)).to_be_visible()

@@ -12,6 +12,11 @@ const EVENTS_KEPT = 100;
 /** `connecting`, `live` or `lost`. While nobody sees the page, and until it has heard anew when somebody does, it is
  * `connecting` if it was `live`. */
 export const connection = signal("connecting");
+/** Whether the page rests, as nobody sees it, or has not heard anew since. */
+const resting = signal(false);
+/** Whether the stream tells what happens, as far as is known: what is read beside it is to be read again whenever this becomes
+ * true. */
+export const told = computed(() => connection.value !== "lost" && !resting.value);
 /** When something was heard last, in Unix seconds. */
 export const heardAt = signal(0);
 /** Whether anything is known at all. */
@@ -140,20 +145,20 @@ export function withMoves(known, newer) {
 
 async function readMoves() {
   /** @type {Map<string, MoveView>} */
-  const told = new Map();
-  toldMoves = told;
+  const heard = new Map();
+  toldMoves = heard;
   try {
     const { data } = await call("GET", "moves");
-    if (toldMoves !== told) return; // it was asked for again
+    if (toldMoves !== heard) return; // it was asked for again
     const read = new Map(data.moves.map((/** @type {MoveView} */ move) => [move.id, move]));
     const ended = [...moves.peek().values()].filter((move) => move.ended_at !== null && read.has(move.id));
-    moves.value = withMoves(withMoves(read, ended), told.values());
+    moves.value = withMoves(withMoves(read, ended), heard.values());
     movesMissing = false;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    if (toldMoves === told) movesMissing = true; // the stream brings each only at its next step
+    if (toldMoves === heard) movesMissing = true; // the stream brings each only at its next step
   } finally {
-    if (toldMoves === told) toldMoves = null;
+    if (toldMoves === heard) toldMoves = null;
   }
 }
 
@@ -201,7 +206,10 @@ const gather = (kind) => (/** @type {any} */ data) => {
 
 /** What has been heard is old from now on, but Shoal is not lost. */
 function rest() {
-  if (connection.peek() === "live") connection.value = "connecting";
+  batch(() => {
+    resting.value = true;
+    if (connection.peek() === "live") connection.value = "connecting";
+  });
   if (historyRead && unseenSince === Infinity) unseenSince = events.peek()[0]?.at ?? 0;
 }
 
@@ -210,7 +218,10 @@ export function start() {
   const again = live(Object.fromEntries(Object.keys(take).map((kind) => [kind, gather(kind)])), (state) => {
     if (state === "resting") return rest();
     if (state === "lost" && !heardAt.peek()) heardAt.value = Date.now() / 1000;
-    connection.value = state;
+    batch(() => {
+      connection.value = state;
+      if (state === "live") resting.value = false;
+    });
   });
   setInterval(() => {
     if (connection.peek() !== "lost") now.value = Date.now() / 1000;

@@ -4,7 +4,7 @@ import { quote } from "../actions.js";
 import { ApiError, call } from "../api.js";
 import { html, useEffect, useLayoutEffect, useRef, useSignal } from "../lib.js";
 import { query, setQuery } from "../router.js";
-import { connection } from "../store.js";
+import { told } from "../store.js";
 
 /** @template T @typedef {import("../vendor/signals.js").Signal<T>} Signal */
 /** @typedef {{id: string, "aria-describedby": string | undefined, "aria-invalid": "true" | undefined}} FieldAttributes */
@@ -209,7 +209,7 @@ export function useAnswer(path) {
       if (mine === turn.current) error.value = fault.message;
     }
   };
-  const live = connection.value !== "lost";
+  const live = told.value;
   useEffect(() => {
     if (live) void load();
     return () => void turn.current++;

@@ -3,7 +3,7 @@
 import { ApiError, call } from "../api.js";
 import { NOTHING, reach, withPage } from "../event_reads.js";
 import { html, useEffect, useSignal } from "../lib.js";
-import { connection, events } from "../store.js";
+import { events, told } from "../store.js";
 import { brief, clock } from "../units.js";
 import { useAnswer } from "./forms.js";
 import { Facts, Section, Unread } from "./model_section.js";
@@ -52,7 +52,7 @@ export function StatesSection({ name }) {
       busy.value = false;
     }
   };
-  const live = connection.value !== "lost";
+  const live = told.value;
   useEffect(() => {
     if (live) void read();
   }, [name, live]);

@@ -5,7 +5,7 @@ import { quote } from "../actions.js";
 import { computed, html, useEffect, useSignal } from "../lib.js";
 import { modelAddress } from "../routes.js";
 import { mayAct } from "../session.js";
-import { connection, events, now, presetRun as run } from "../store.js";
+import { events, now, presetRun as run, told } from "../store.js";
 import { brief, clock } from "../units.js";
 import { confirm } from "./confirm.js";
 import { Check, Table, useAct, useAnswer } from "./forms.js";
@@ -59,7 +59,7 @@ const cancelling = () =>
 
 /** How far the run is, or how the last one ended. */
 export function Run() {
-  const live = connection.value !== "lost";
+  const live = told.value;
   useEffect(() => void (live && look()), [live]); // from then on the stream tells each step
   const hidden = useSignal(0);
   const one = run.value;

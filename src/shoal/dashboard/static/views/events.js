@@ -7,7 +7,7 @@ import { forgotten, NOTHING, reach, withPage } from "../event_reads.js";
 import { effect, html, useEffect, useRef, useSignal } from "../lib.js";
 import { query, setQuery } from "../router.js";
 import { modelAddress } from "../routes.js";
-import { connection, events, names } from "../store.js";
+import { events, names, told } from "../store.js";
 import { brief, clock } from "../units.js";
 
 /** @typedef {import("../event_reads.js").Reads} Reads */
@@ -109,7 +109,7 @@ function useEvents({ kind, model, since }) {
     }
   };
   const refresh = () => read(false, () => true);
-  const live = connection.value !== "lost";
+  const live = told.value;
   useEffect(() => {
     if (live) void refresh();
   }, [kind, model, since, live]);
