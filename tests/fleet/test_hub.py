@@ -66,6 +66,25 @@ async def test_a_snapshot_then_what_changes() -> None:
     assert hub.watchers == 0
 
 
+async def test_nothing_older_than_a_snapshot_comes_after_it() -> None:
+    now: dict[str, object] = {"name": "m", "state": "unloaded"}
+    hub = Hub(lambda: now, 3600)
+    early = Watcher(hub)
+    await early.take(1)
+    hub.publish("message", "the first after a quiet time")
+    await early.take(1)
+    for state in ("queued", "starting"):
+        now = {"name": "m", "state": state}
+        hub.publish("model", now)
+        hub.publish("message", f"m is {state}")
+    late = Watcher(hub)
+    assert events(await late.take(1)) == [("snapshot", {"name": "m", "state": "starting"})]
+    assert events(await early.take(4))[-1] == ("message", "m is starting")
+    hub.publish("message", "later")
+    hub._tell()
+    assert events(await late.take(1)) == [("message", "later")]
+
+
 async def test_what_one_step_changes_is_told_in_one_piece_and_at_once() -> None:
     hub = Hub(lambda: "whole", 3600)
     watcher = Watcher(hub)

@@ -87,8 +87,9 @@ class Hub:
         try:
             at = self._place(last_event_id)
             if at is None:
+                frame = self._snapshot_frame()
                 at = self._ring.last
-                yield self._snapshot_frame()
+                yield frame
             while True:
                 if at == self._ring.last:
                     try:
@@ -123,6 +124,9 @@ class Hub:
         number, made, frame = self._whole
         now = asyncio.get_running_loop().time()
         if number != self._ring.last or now - made > SPACING:
+            if self._timer is not None:  # what is older than the snapshot must not come after it
+                self._timer.cancel()
+                self._tell()
             frame = self._frame("snapshot", encode(self._snapshot()), self._ring.last)
             self._whole = (self._ring.last, now, frame)
         return frame
