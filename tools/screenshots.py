@@ -84,7 +84,8 @@ def filled_in(page: Page) -> None:
     """The form with a model that fits if another sleeps."""
     page.get_by_label("Source", exact=True).fill("Qwen/Qwen3-32B")
     page.get_by_text("Advanced settings", exact=True).click()
-    page.get_by_label("args", exact=False).first.fill("--device-memory\n61GiB")
+    page.get_by_label("Engine arguments").fill("--device-memory\n61GiB")
+    page.get_by_text("Advanced settings", exact=True).click()
 
 
 def planned(page: Page) -> None:
@@ -136,6 +137,7 @@ def main() -> None:
             if view in PREPARED:
                 PREPARED[view](page)
             page.wait_for_timeout(SETTLING)
+            page.evaluate("scrollTo(0, 0)")  # what sticks to the window's edges stands where it begins
             height = min(TALLEST, page.evaluate("document.documentElement.scrollHeight"))
             clip: FloatRect = {"x": 0, "y": 0, "width": width, "height": height}
             page.screenshot(path=IMAGES / f"{view}-{scheme}-{width}.png", full_page=True, clip=clip)
