@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.dashboard.conftest import browser, new_page, page  # noqa: F401
 from tests.e2e.conftest import settings
@@ -25,6 +25,11 @@ def served(source: Path) -> Iterator[Shoal]:
             client.add_model({"name": "smollm2", **settings(source)})
         yield shoal
         assert shoal.stop() == 0
+
+
+def endless(route: Route) -> None:
+    """Have the engine write until it is stopped, whatever the model finds to say."""
+    route.continue_(post_data={**(route.request.post_data_json or {}), "ignore_eos": True})
 
 
 def test_a_model_is_loaded_and_talked_to_by_the_page(served: Shoal, page: Page) -> None:  # noqa: F811
@@ -53,6 +58,7 @@ def test_a_model_is_loaded_and_talked_to_by_the_page(served: Shoal, page: Page) 
         whole = http.post("/v1/chat/completions", json=body, timeout=300).json()
     assert f"answer tokens{whole['usage']['completion_tokens']}" in (answer.locator("dl").text_content() or "")
 
+    page.route("**/v1/chat/completions", endless)
     page.get_by_label("Most tokens").first.fill("1500")
     prompt.fill("Count from one to one thousand in words.")
     prompt.press("Enter")
