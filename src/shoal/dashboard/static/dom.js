@@ -12,3 +12,13 @@ export function el(tag, attributes = {}, ...children) {
   made.append(...children);
   return made;
 }
+
+/** What a custom property comes to now. @param {Element} element @param {string} property */
+export function colour(element, property) {
+  const probe = document.createElement("i");
+  probe.style.color = `var(${property})`;
+  element.append(probe);
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}

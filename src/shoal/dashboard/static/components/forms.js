@@ -3,8 +3,10 @@
 import { quote } from "../actions.js";
 import { ApiError, call } from "../api.js";
 import { html, useEffect, useLayoutEffect, useRef, useSignal } from "../lib.js";
-import { query, setQuery } from "../router.js";
 import { told } from "../store.js";
+import { useCopy } from "./small.js";
+
+export { QueryChoice, QuerySearch } from "./query.js";
 
 /** @template T @typedef {import("../vendor/signals.js").Signal<T>} Signal */
 /** @typedef {{id: string, "aria-describedby": string | undefined, "aria-invalid": "true" | undefined}} FieldAttributes */
@@ -123,42 +125,9 @@ export function Several({ word, value, known, none, help, wide = true }) {
   `;
 }
 
-/** A choice that the address keeps. @param {{word: string, name: string, options: [string, string][], kept?: string}} props */
-export const QueryChoice = ({ word, name, options, kept = "" }) => html`
-  <label class="choice"><span>${word}</span>
-    <select aria-label=${word} value=${query.value.get(name) ?? kept} onChange=${(/** @type {any} */ event) => setQuery(name, event.target.value === kept ? "" : event.target.value)}>
-      ${options.map(([value, title]) => html`<option key=${value} value=${value}>${title}</option>`)}
-    </select>
-  </label>
-`;
-
-/** A search that the address keeps; `/` goes to it. @param {{label: string, name?: string}} props */
-export function QuerySearch({ label, name = "q" }) {
-  const field = useRef(/** @type {HTMLInputElement | null} */ (null));
-  useLayoutEffect(() => {
-    const typed = (/** @type {KeyboardEvent} */ event) => {
-      const target = /** @type {HTMLElement} */ (event.target);
-      if (event.key !== "/" || event.ctrlKey || event.metaKey || target.closest("input, textarea, select, dialog")) return;
-      event.preventDefault();
-      field.current?.focus();
-    };
-    addEventListener("keydown", typed);
-    return () => removeEventListener("keydown", typed);
-  }, []);
-  return html`<input ref=${field} type="search" aria-label=${label} placeholder="Search  ( / )" value=${query.value.get(name) ?? ""} onInput=${(/** @type {any} */ event) => setQuery(name, event.target.value)} />`;
-}
-
 /** Copies a text. @param {{text: string, word?: string, label?: string}} props */
 export function CopyButton({ text, word = "Copy", label }) {
-  const said = useSignal("");
-  const copy = async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      said.value = "Copied";
-    } catch {
-      said.value = "Select and copy it by hand"; // a page without TLS has no clipboard
-    }
-  };
+  const { said, copy } = useCopy(text);
   return html`<button type="button" aria-label=${label} onClick=${copy}>${word}</button><span class="soft" role="status">${said.value}</span>`;
 }
 

@@ -1,5 +1,6 @@
 // What a model is asked and answers: now, and over time.
 
+import { colour } from "../dom.js";
 import { historyOf } from "../history.js";
 import { html, signal, useEffect, useRef, useSignal } from "../lib.js";
 import { colours } from "../theme_choice.js";
@@ -27,16 +28,6 @@ const CHARTS = [
   { title: "Requests at once", lines: [{ id: "running", word: "running" }, { id: "waiting", word: "waiting" }], write: rate },
   { title: "KV cache", lines: [{ id: "kv_used", word: "in use" }, { id: "kv_cached", word: "cached" }], write: bytes },
 ];
-
-/** What a custom property comes to now. @param {Element} element @param {string} property */
-function colour(element, property) {
-  const probe = document.createElement("i");
-  probe.style.color = `var(${property})`;
-  element.append(probe);
-  const found = getComputedStyle(probe).color;
-  probe.remove();
-  return found;
-}
 
 /** @param {{name: string, kind: ChartKind, over: Span}} props */
 function Chart({ name, kind, over }) {

@@ -1,11 +1,12 @@
 // The models: filtered, sorted, grouped. Which rows there are is worked out apart from what is in them.
 
-import { computed, html, useLayoutEffect, useRef } from "../lib.js";
+import { computed, html } from "../lib.js";
 import { query, setQuery } from "../router.js";
 import { mayAct } from "../session.js";
 import { all } from "../store.js";
 import { lastUseOf, ratesOf } from "../traffic.js";
 import { MoveStrip } from "./move_strip.js";
+import { QueryChoice, QuerySearch } from "./query.js";
 import { Row } from "./row.js";
 import { Command } from "./small.js";
 
@@ -61,30 +62,6 @@ const arranged = computed(() => {
 const counts = computed(() => JSON.stringify(STATES.map(([word, title]) => [word, title, all.value.filter((model) => stateGroup(model)[0] === word).length])));
 const any = computed(() => all.value.length > 0);
 
-/** @param {{word: string, name: string, options: [string, string][], kept: string}} props */
-const Choice = ({ word, name, options, kept }) => html`
-  <label class="choice"><span>${word}</span>
-    <select aria-label=${word} value=${query.value.get(name) ?? kept} onChange=${(/** @type {any} */ event) => setQuery(name, event.target.value === kept ? "" : event.target.value)}>
-      ${options.map(([value, title]) => html`<option value=${value}>${title}</option>`)}
-    </select>
-  </label>
-`;
-
-function Search() {
-  const field = useRef(/** @type {HTMLInputElement | null} */ (null));
-  useLayoutEffect(() => {
-    const typed = (/** @type {KeyboardEvent} */ event) => {
-      const target = /** @type {HTMLElement} */ (event.target);
-      if (event.key !== "/" || event.ctrlKey || event.metaKey || target.closest("input, textarea, select, dialog")) return;
-      event.preventDefault();
-      field.current?.focus();
-    };
-    addEventListener("keydown", typed);
-    return () => removeEventListener("keydown", typed);
-  }, []);
-  return html`<input ref=${field} type="search" aria-label="Search models" placeholder="Search  ( / )" value=${query.value.get("q") ?? ""} onInput=${(/** @type {any} */ event) => setQuery("q", event.target.value)} />`;
-}
-
 const Empty = () => html`
   <div class="empty">
     <h3>No models yet</h3>
@@ -107,10 +84,10 @@ export function Models() {
     <section class="models" aria-labelledby="models-title">
       <div class="heading"><h2 id="models-title" tabindex="-1">Models</h2>
         ${any.value && html`
-          <${Search} />
-          <${Choice} word="State" name="state" kept="" options=${[["", "all"], ...states.map(([word, title, count]) => [word, `${title} (${count})`])]} />
-          <${Choice} word="Sort" name="sort" kept="name" options=${Object.keys(SORTS).map((word) => [word, word])} />
-          <${Choice} word="Group" name="group" kept="state" options=${[["state", "by state"], ["device", "by device"], ["none", "none"]]} />
+          <${QuerySearch} label="Search models" />
+          <${QueryChoice} word="State" name="state" kept="" options=${[["", "all"], ...states.map(([word, title, count]) => [word, `${title} (${count})`])]} />
+          <${QueryChoice} word="Sort" name="sort" kept="name" options=${Object.keys(SORTS).map((word) => [word, word])} />
+          <${QueryChoice} word="Group" name="group" kept="state" options=${[["state", "by state"], ["device", "by device"], ["none", "none"]]} />
           ${mayAct.value && html`<a class="button" href="#/add">Add a model</a>`}
         `}
       </div>

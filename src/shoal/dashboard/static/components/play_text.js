@@ -1,22 +1,15 @@
 // What a model wrote: Markdown as elements, or as it came. All of it is text nodes.
 
-import { html, useRef, useSignal } from "../lib.js";
+import { html, useRef } from "../lib.js";
 import { parse } from "../markdown.js";
+import { useCopy } from "./small.js";
 
 /** Beyond this many characters it is shown as it came: elements for all of it would make the page slow. */
 const FORMATTED = 300_000;
 
 /** @param {{text: string, label: string, word?: string}} props */
 export function Copy({ text, label, word = "Copy" }) {
-  const said = useSignal("");
-  const copy = async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      said.value = "Copied";
-    } catch {
-      said.value = "Select and copy it by hand";
-    }
-  };
+  const { said, copy } = useCopy(text);
   return html`<button type="button" class="quiet" aria-label=${label} onClick=${copy}>${word}</button><span class="soft copied" role="status">${said.value}</span>`;
 }
 

@@ -15,17 +15,23 @@ export const Badge = ({ state }) => html`
 /** A name: it may run right to left, and must not turn the text around it. @param {{text: string}} props */
 export const Name = ({ text }) => html`<bdi>${text}</bdi>`;
 
-/** A command line with a button that copies it. @param {{text: string}} props */
-export function Command({ text }) {
+/** Copying a text, and what is said of it. @param {string} text */
+export function useCopy(text) {
   const said = useSignal("");
   const copy = async () => {
     try {
       await navigator.clipboard.writeText(text);
       said.value = "Copied";
     } catch {
-      said.value = "Select and copy it by hand";
+      said.value = "Select and copy it by hand"; // a page without TLS has no clipboard
     }
   };
+  return { said, copy };
+}
+
+/** A command line with a button that copies it. @param {{text: string}} props */
+export function Command({ text }) {
+  const { said, copy } = useCopy(text);
   return html`
     <span class="command">
       <code dir="ltr">${text}</code>

@@ -1,5 +1,6 @@
 // The last ten minutes of a device's memory, as a strip.
 
+import { colour } from "../dom.js";
 import { filled, sharesOf } from "../history.js";
 import { effect, html, useEffect, useRef } from "../lib.js";
 import { heardAt } from "../store.js";
@@ -8,16 +9,6 @@ import uPlot from "../vendor/uplot.js";
 
 const HEIGHT = 30;
 const SPAN = 600;
-
-/** What a custom property comes to now. @param {Element} element @param {string} property */
-function colour(element, property) {
-  const probe = document.createElement("i");
-  probe.style.color = `var(${property})`;
-  element.append(probe);
-  const found = getComputedStyle(probe).color;
-  probe.remove();
-  return found;
-}
 
 /** @param {{device: string}} props */
 export function Spark({ device }) {
