@@ -292,6 +292,26 @@ async def test_a_request_outlives_its_instances_place_in_the_table(world: World,
     assert report.counts == (ModelCount("m", "ok", 1),)
 
 
+@pytest.mark.parametrize("ticks", range(8))
+async def test_a_link_that_is_ended_while_a_conversation_ends_closes_it(
+    controller: Controller, folder: Path, ticks: int
+) -> None:
+    link = Link(Routes(), folder / "r.sock", folder / "table.json")
+    task = asyncio.create_task(link.run())
+    await controller.start()
+    await controller.accept()
+    await controller.send(table(ROUTE))
+    await controller.report()
+    controller.writers[-1].write_eof()
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert controller.reader is not None
+    async with asyncio.timeout(PATIENCE):
+        assert await controller.reader.read() == b""
+
+
 async def test_a_report_may_say_more_than_routes_know(controller: Controller, folder: Path) -> None:
     numbers = RelayReport("", "", 0, {"m-0": 1}, traffic=(Traffic("m", 1, 2),))
     async with linked(folder, report=lambda: numbers) as link:

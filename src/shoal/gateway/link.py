@@ -203,10 +203,10 @@ class Link:
         finally:
             self.connected = False
             self._writer = None
+            writer.close()  # before anything is waited for: a cancellation may come meanwhile
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
         return len(tasks) > 1
