@@ -1,9 +1,8 @@
-"""The page's files as they are sent, and the index that names what is needed first."""
+"""The page's files as they are sent, and the release that their addresses name."""
 
 from __future__ import annotations
 
 import gzip
-import os
 import re
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from shoal.api import page
-from shoal.api.page_files import PageFiles
+from shoal.api.page_files import PageFile, PageFiles
+from shoal.api.page_modules import LinkError
 from shoal.dashboard import STATIC
 
 
@@ -25,37 +25,55 @@ def client() -> TestClient:
 
 def made(folder: Path, **files: str) -> PageFiles:
     for name, text in files.items():
-        file = folder / name.replace("__", "/").replace("_js", ".js")
+        file = folder / name.replace("__", "/").replace("_js", ".js").replace("_css", ".css")
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
     return PageFiles(folder)
 
 
-def test_every_module_that_the_page_needs_first_is_preloaded_once() -> None:
-    text = PageFiles(STATIC).index().body.decode()
-    links = re.findall(r'<link rel="modulepreload" href="static/([^"]+)">', text)
-    assert len(links) == len(set(links))
-    assert {"store.js", "views/overview.js", "components/row.js", "vendor/preact.js"} <= set(links)
-    for name in [*links, "app.js"]:
-        for other in re.findall(r'from\s*"([^"]+)"', (STATIC / name).read_text()):
-            needed = os.path.relpath((STATIC / name).parent.joinpath(other).resolve(), STATIC)
-            assert needed in links, f"{name} needs {needed}"
-    assert "views/playground.js" not in links  # it comes when it is gone to
-    assert text.index("modulepreload") < text.index('<script type="module"')
+def text(file: PageFile | None) -> str:
+    assert file is not None
+    return file.body.decode()
 
 
-def test_imports_are_followed_from_folder_to_folder_and_round(tmp_path: Path) -> None:
-    files = made(
-        tmp_path,
-        app_js='import { a } from "./sub/a.js";\nimport "./b.js";\nimport(\'./lazy.js\');\n// import("./late.js")',
-        sub__a_js='import{x}from"../b.js";export*from"./gone.js"',
-        b_js='import "./app.js";',
+def made_in(script: str) -> set[str]:
+    """The modules that a script brings."""
+    return set(re.findall(r'^shoalModules\["([^"]+)"\] \?\?=', script, re.MULTILINE))
+
+
+def test_the_page_asks_for_one_script_and_each_view_for_one_more() -> None:
+    files = PageFiles(STATIC)
+    asked = re.findall(r'(?:src|href)="static/([^"]+)"', text(files.index()))
+    assert all(name.startswith(f"{files.release()}/") for name in asked)
+    names = [name.split("/", 1)[1] for name in asked]
+    assert [name for name in names if name.endswith(".js")] == ["theme.js", "early.js", "app.js"]
+    first = made_in(text(files.released(files.release(), "app.js")[0]))
+    assert {"app.js", "store.js", "views/overview.js", "components/row.js", "vendor/preact.js"} <= first
+    assert not {"views/playground.js", "vendor/uplot.js"} & first
+    view = made_in(text(files.released(files.release(), "views/playground.js")[0]))
+    assert "views/playground.js" in view and not view & first
+    assert text(files.released(files.release(), "theme.js")[0]) == (STATIC / "theme.js").read_text()
+    assert text(files.released(files.release(), "base.css")[0]) == (STATIC / "base.css").read_text()
+
+
+def test_a_release_lasts_until_a_file_changes(tmp_path: Path) -> None:
+    files = made(tmp_path, app_js='import "./b.js";', b_js="1;", a_css="x")
+    (tmp_path / "index.html").write_text('<link href="static/a.css"><script src="static/app.js"></script><a href="x">')
+    first = files.release()
+    assert (
+        text(files.index())
+        == f'<link href="static/{first}/a.css"><script src="static/{first}/app.js"></script><a href="x">'
     )
-    (tmp_path / "index.html").write_text('<head><script type="module" src="static/app.js"></script></head>')
-    found = re.findall(r'href="static/([^"]+)"', files.index().body.decode())
-    assert found == ["sub/a.js", "b.js", "sub/gone.js"]
-    (tmp_path / "b.js").write_text('import "./more.js";')
-    assert b"static/more.js" in files.index().body
+    script, lasting = files.released(first, "app.js")
+    assert lasting and "1;" in text(script) and files.released(first, "app.js")[0] is script
+    (tmp_path / "b.js").write_text("2;")
+    assert f"static/{files.release()}/app.js" in text(files.index()) and files.release() != first
+    script, lasting = files.released(first, "app.js")  # of a page that was opened before
+    assert not lasting and "2;" in text(script)
+    assert files.released(files.release(), "gone.js") == (None, True)
+    (tmp_path / "b.js").unlink()
+    with pytest.raises(LinkError, match=r"b\.js is imported, and there is no such file"):
+        files.released(files.release(), "app.js")
 
 
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
@@ -93,10 +111,22 @@ def test_files_are_compressed_for_those_who_take_it_and_not_sent_twice(client: T
 
 
 def test_every_answer_has_the_strict_policy(client: TestClient) -> None:
-    for path in ("/", "/static/app.js", "/static/base.css", "/static/icon.svg"):
+    release = PageFiles(STATIC).release()
+    kept = [f"/static/{release}/{name}" for name in ("app.js", "base.css", "views/add.js", "icon.svg")]
+    asked = ["/", "/static/app.js", "/static/base.css", f"/static/{'0' * 16}/app.js", "/api/docs"]
+    for path in [*kept, *asked]:
         answer = client.get(path)
         assert answer.status_code == 200
         assert answer.headers["content-security-policy"] == page.CONTENT_SECURITY_POLICY
-        assert answer.headers["cache-control"] == "no-cache" and answer.headers["x-content-type-options"] == "nosniff"
-    for path in ("/static/", "/static/none.js", "/static/..%2fpage.py", "/static/vendor"):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == ("max-age=31536000, immutable" if path in kept else "no-cache")
+    for path in (
+        f"/static/{release}/none.js",
+        f"/static/{release}/../page.py",
+        f"/static/{release}/",
+        "/static/",
+        "/static/none.js",
+        "/static/..%2fpage.py",
+        "/static/vendor",
+    ):
         assert client.get(path).status_code == 404

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import json
 import re
@@ -15,6 +14,7 @@ from types import ModuleType
 
 import pytest
 
+from shoal.api.page_files import PageFiles
 from shoal.dashboard import STATIC
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -51,39 +51,43 @@ def test_every_import_is_a_file_beside_it(file: Path) -> None:
         assert (file.parent / name).is_file(), name
 
 
+def test_what_is_heard_early_is_all_that_the_page_hears() -> None:
+    early = (STATIC / "early.js").read_text(encoding="utf-8")
+    found = re.search(r"const kinds = \[([^\]]+)\]", early)
+    store = (STATIC / "store.js").read_text(encoding="utf-8")
+    takes = re.search(r"const take = \{\n(.+?)\n\};", store, re.DOTALL)
+    assert found is not None and takes is not None
+    assert re.findall(r'"(\w+)"', found[1]) == re.findall(r"^  (\w+)[:(]", takes[1], re.MULTILINE)
+
+
 def test_every_route_has_its_style() -> None:
     text = (STATIC / "routes.js").read_text(encoding="utf-8")
     for name in re.findall(r'style: "([^"]+)"', text):
         assert (STATIC / name).is_file(), name
 
 
-def closure(*names: str) -> set[Path]:
-    """Modules and all that they import at once."""
-    found: set[Path] = set()
-    todo = [STATIC / name for name in names]
-    while todo:
-        file = todo.pop().resolve()
-        if file not in found:
-            found.add(file)
-            text = file.read_text(encoding="utf-8")
-            todo += [file.parent / name for name in re.findall(r'(?:\bfrom|^import)\s*"(\.[^"]+)"', text, re.MULTILINE)]
-    return found
-
-
-def sent(files: Iterable[Path]) -> int:
-    return sum(len(gzip.compress(file.read_bytes())) for file in files)
+def sent(files: PageFiles, names: Iterable[str]) -> int:
+    """Bytes of files as they are sent, compressed."""
+    sizes = 0
+    for name in names:
+        file, _ = files.released(files.release(), name)
+        assert file is not None, name
+        sizes += len(file.zipped or file.body)
+    return sizes
 
 
 def test_what_opening_the_page_takes_is_small_and_so_is_each_view() -> None:
-    html = (STATIC / "index.html").read_text(encoding="utf-8")
-    styles = {STATIC / name for name in re.findall(r'href="static/([^"]+\.(?:css|svg))"', html)}
-    first = closure("app.js")
-    assert sent({*first, *styles, STATIC / "index.html", STATIC / "theme.js"}) <= LIMIT
+    files = PageFiles(STATIC)
+    first = re.findall(r'="static/([^"]+)"', (STATIC / "index.html").read_text(encoding="utf-8"))
+    assert {"app.js", "early.js", "base.css"} <= {*first}
+    charts = ["vendor/uplot.js", "vendor/uplot.css"]
+    assert sent(files, [*first, "index.html", *charts]) <= LIMIT
     asked = re.compile(r'(?:await |=> |\[)import\("(\.[^"]+)"\)')
-    later = {(file.parent / name).resolve() for file in OWN for name in asked.findall(file.read_text(encoding="utf-8"))}
+    texts = {file: file.read_text(encoding="utf-8") for file in OWN}
+    later = {(file.parent / name).resolve() for file, text in texts.items() for name in asked.findall(text)}
     assert {STATIC / "views" / f"{name}.js" for name in ("model", "playground", "events")} <= later
     for file in later:
-        assert sent(closure(str(file)) - first) <= VIEW_LIMIT, file
+        assert sent(files, [file.relative_to(STATIC.resolve()).as_posix()]) <= VIEW_LIMIT, file
 
 
 def test_the_vendored_files_are_those_of_the_lock(vendor: ModuleType) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -135,26 +136,21 @@ def test_what_shoal_refuses_is_explained(served: Shoal, page: Page) -> None:
     expect(page.get_by_role("button", name="Try again immense")).to_be_enabled()
 
 
-def test_what_is_sent_is_compressed_and_small(served: Shoal) -> None:
-    with served.http(headers={"accept-encoding": "gzip"}) as http:
-        index = http.get("/")
-        todo, sizes = re.findall(r'(?:src|href)="(static/[^"]+)"', index.text), {"": len(index.content)}
-        while todo:
-            path = todo.pop()
-            if path in sizes:
-                continue
-            with http.stream("GET", f"/{path}") as answer:
-                assert answer.status_code == 200, path
-                raw = b"".join(answer.iter_raw())
-                assert len(raw) < 1000 or answer.headers["content-encoding"] == "gzip", path
-            sizes[path] = len(raw)
-            folder = path.rpartition("/")[0]
-            for name in re.findall(r'from\s*"(\.[^"]+)"', http.get(f"/{path}").text):
-                todo.append(re.sub(r"[^/]+/\.\./", "", f"{folder}/{name}".replace("/./", "/")))
-        assert "static/views/overview.js" in sizes and "static/vendor/preact.js" in sizes
-        assert sum(sizes.values()) <= LIMIT, sizes
-        policy = index.headers["content-security-policy"]
-        assert "unsafe" not in policy and "default-src 'none'" in policy
+def test_what_is_sent_is_compressed_and_small_and_asked_for_once(served: Shoal, new_page: NewPage) -> None:
+    page = new_page()
+    sent: dict[str, Any] = {}
+    page.on("response", lambda answer: sent.setdefault(urlsplit(answer.url).path, answer))
+    page.goto(served.url)
+    expect(page.locator(".spark canvas").first).to_be_visible()
+    files = {path: answer for path, answer in sent.items() if path == "/" or path.startswith("/static/")}
+    assert {path.rpartition("/")[2] for path in files} >= {"app.js", "uplot.js", "base.css"}
+    sizes = {path: answer.request.sizes()["responseBodySize"] for path, answer in files.items()}
+    for path, answer in files.items():
+        assert answer.status == 200 and (sizes[path] < 1000 or answer.headers["content-encoding"] == "gzip"), path
+        assert path == "/" or "immutable" in answer.headers["cache-control"], path
+    assert len([path for path in files if path.endswith(".js")]) <= 4 and sum(sizes.values()) <= LIMIT, sizes
+    policy = files["/"].headers["content-security-policy"]
+    assert "unsafe" not in policy and "default-src 'none'" in policy
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

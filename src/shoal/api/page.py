@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from shoal.api.page_files import PageFile, PageFiles
@@ -27,6 +29,7 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+_RELEASED = re.compile(r"([0-9a-f]{16})/(.+)")
 
 
 def mount(app: FastAPI) -> None:
@@ -36,10 +39,11 @@ def mount(app: FastAPI) -> None:
 
     @app.api_route("/static/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
     async def static(path: str, request: Request) -> Response:
-        file = files.get(path)
+        released = _RELEASED.fullmatch(path)
+        file, lasting = files.released(*released.groups()) if released else (files.get(path), False)
         if file is None:
             raise HTTPException(404)
-        return _answer(request, file)
+        return _answer(request, file, lasting=lasting)
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index(request: Request) -> Response:
@@ -52,8 +56,10 @@ def mount(app: FastAPI) -> None:
         return _answer(request, file)
 
 
-def _answer(request: Request, file: PageFile) -> Response:
+def _answer(request: Request, file: PageFile, *, lasting: bool = False) -> Response:
     headers = {**_HEADERS, "etag": file.etag, "vary": "accept-encoding"}
+    if lasting:
+        headers["cache-control"] = "max-age=31536000, immutable"
     if file.etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     body = file.body

@@ -1,7 +1,5 @@
-"""The page's files as they are sent: read and compressed once, and an index that names every module needed first.
-
-A browser finds the modules of a page level by level, for each names those that it imports; with eight levels that is
-eight round trips before anything is drawn. Named in the index, they all come in one.
+"""The page's files as they are sent: read and compressed once, its modules linked into one script, and each at an
+address that names the release, so that a browser that has it need not ask again.
 """
 
 from __future__ import annotations
@@ -11,26 +9,32 @@ import hashlib
 import mimetypes
 import re
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from posixpath import dirname, join, normpath
+
+from shoal.api.page_modules import LinkError, Module, is_module, linked, needed, parse
 
 SMALL = 500
 """Bytes below which compressing is not worth it."""
-_ENTRY = re.compile(r'<script type="module" src="static/([^"]+)"></script>')
-_IMPORT = re.compile(r'(?:\bfrom|^import)\s*"(\.{1,2}/[^"]+)"', re.MULTILINE)
+ENTRY = "app.js"
+"""The module with which the page begins: what it needs is there when others come."""
+_REFERENCE = re.compile(r'(?<=(?:href|.src)="static/)(?=[^"]+")')
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PageFile:
-    """A file: its `body`, gzip's form of it (None: not worth it), and the files that it imports at once."""
+    """A file: its `body`, and what else an answer says of it."""
 
     body: bytes
-    zipped: bytes | None
     etag: str
     type: str
-    imports: tuple[str, ...] = ()
+
+    @cached_property
+    def zipped(self) -> bytes | None:
+        """gzip's form of it; None where that is not worth it."""
+        zipped = gzip.compress(self.body, mtime=0) if len(self.body) > SMALL else None
+        return zipped if zipped is not None and len(zipped) < len(self.body) else None
 
 
 class PageFiles:
@@ -39,7 +43,8 @@ class PageFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: dict[str, tuple[tuple[int, int], PageFile]] = {}
-        self._index = _made(b"", "text/html")
+        self._release = ""
+        self._made: dict[str, PageFile] = {}  # of that release
 
     def get(self, path: str) -> PageFile | None:
         """A file by its path below the folder; None if there is none. No path leads out of the folder."""
@@ -52,49 +57,66 @@ class PageFiles:
             mark = (found.st_mtime_ns, found.st_size)
             known = self._known.get(path)
             if known is None or known[0] != mark:
-                known = self._known[path] = (mark, _read(path, (self._folder / path).read_bytes()))
+                body = (self._folder / path).read_bytes()
+                known = self._known[path] = (mark, _made(body, _type(path)))
         except OSError:
             return None
         return known[1]
 
+    def release(self) -> str:
+        """A word for all files as they are now; another one as soon as any of them changes."""
+        summed = hashlib.sha256()
+        for path in sorted(one.relative_to(self._folder).as_posix() for one in self._folder.rglob("*")):
+            if (file := self.get(path)) is not None:
+                summed.update(f"{path} {file.etag}\n".encode())
+        release = summed.hexdigest()[:16]
+        if release != self._release:
+            self._release, self._made = release, {}
+        return release
+
+    def released(self, release: str, path: str) -> tuple[PageFile | None, bool]:
+        """A file of a release, modules linked; and whether it is of that one: files of others are no longer there, and
+        what is there now is the answer. Raises LinkError."""
+        there = release == self._release or release == self.release()
+        file = self.get(path)
+        if file is None or not path.endswith(".js"):
+            return file, there
+        if path not in self._made:
+            self._made[path] = self._linked(path, file)
+        return self._made[path], there
+
     def index(self) -> PageFile:
-        """`index.html`, with a preload for each module that its script needs before it can begin. Raises OSError."""
-        text = (self._folder / "index.html").read_text(encoding="utf-8")
-        if (entry := _ENTRY.search(text)) is not None:
-            names = [name for name in self._needed(entry[1]) if f'href="static/{name}"' not in text]
-            links = "".join(f'<link rel="modulepreload" href="static/{name}">\n  ' for name in names)
-            text = text[: entry.start()] + links + text[entry.start() :]
-        body = text.encode()
-        if body != self._index.body:
-            self._index = _made(body, "text/html")
-        return self._index
+        """`index.html`, whose files are those of the release. Raises OSError."""
+        release = self.release()
+        if "" not in self._made:
+            text = (self._folder / "index.html").read_text(encoding="utf-8")
+            self._made[""] = _made(_REFERENCE.sub(f"{release}/", text).encode(), _type("index.html"))
+        return self._made[""]
 
-    def _needed(self, entry: str) -> Iterator[str]:
-        """The modules that one imports, and those that they import, the nearest first; without itself."""
-        seen, todo = {entry}, [entry]
-        for name in todo:
-            file = self.get(name)
-            for other in file.imports if file is not None else ():
-                if other not in seen:
-                    seen.add(other)
-                    todo.append(other)
-                    yield other
+    def _linked(self, path: str, file: PageFile) -> PageFile:
+        if not is_module(_text(file)):
+            return file
+        there = set() if path == ENTRY else {module.path for module in needed(ENTRY, self._module)}
+        modules = [module for module in needed(path, self._module) if module.path == path or module.path not in there]
+        return _made(linked(modules).encode(), _type(path))
+
+    def _module(self, path: str) -> Module:
+        file = self.get(path)
+        if file is None:
+            raise LinkError(f"{path} is imported, and there is no such file")
+        return parse(path, _text(file))
 
 
-def _read(path: str, body: bytes) -> PageFile:
-    kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
-    imports: tuple[str, ...] = ()
-    if path.endswith(".js"):
-        kind = "text/javascript"  # whatever this machine's table of types says: browsers run nothing else
-        names = _IMPORT.findall(body.decode("utf-8", "replace"))
-        imports = tuple(dict.fromkeys(normpath(join(dirname(path), name)) for name in names))
-    return _made(body, kind, imports)
+def _text(file: PageFile) -> str:
+    return file.body.decode("utf-8", "replace")
 
 
-def _made(body: bytes, kind: str, imports: tuple[str, ...] = ()) -> PageFile:
-    zipped = gzip.compress(body, mtime=0) if len(body) > SMALL else None
-    if kind.startswith("text/"):
-        kind += "; charset=utf-8"
+def _type(path: str) -> str:
+    # Whatever this machine's table of types says of scripts: browsers run nothing else.
+    kind = "text/javascript" if path.endswith(".js") else mimetypes.guess_type(path)[0] or "application/octet-stream"
+    return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+
+
+def _made(body: bytes, kind: str) -> PageFile:
     # Weak: it stands for either form.
-    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
-    return PageFile(body, zipped if zipped is not None and len(zipped) < len(body) else None, etag, kind, imports)
+    return PageFile(body, f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', kind)

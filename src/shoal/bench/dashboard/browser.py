@@ -39,8 +39,8 @@ watch.observe(document, { childList: true, subtree: true });
 """
 # Notes how late each change of a model's pin is drawn. When it was published is in the view of the model (a stage puts
 # it there), or in the newest event.
-_PINS = """async ([name, fromEvents]) => {
-  const store = await import("./static/store.js");
+_PINS = """([name, fromEvents]) => {
+  const store = window.shoalModules["store.js"];
   const row = document.querySelector(`.model[aria-label="${name}"]`);
   let pinned = Boolean(row.querySelector(".pin"));
   new MutationObserver(() => {
@@ -51,8 +51,9 @@ _PINS = """async ([name, fromEvents]) => {
     window.bench.drawn(() => window.bench.delays.push(Date.now() - 1000 * at));
   }).observe(row, { childList: true, subtree: true });
 }"""
-_UPDATES = """async () => {
-  const store = await import("./static/store.js");
+_SPACING = "const SPACING = 100;"
+_UPDATES = """() => {
+  const store = window.shoalModules["store.js"];
   store.devices.subscribe(() => window.bench.updates++);
 }"""
 
@@ -85,7 +86,7 @@ def opened(browser: Browser, spacing: int | None = None) -> Iterator[Page]:
     page = context.new_page()
     page.add_init_script(_FIRST)
     if spacing is not None:
-        page.route("**/static/store.js", lambda route: _hurried(route, spacing))
+        page.route("**/static/*/app.js", lambda route: _hurried(route, spacing))
     try:
         yield page
     finally:
@@ -95,9 +96,9 @@ def opened(browser: Browser, spacing: int | None = None) -> Iterator[Page]:
 def _hurried(route: Route, spacing: int) -> None:
     answer = route.fetch()
     text = answer.text()
-    if "const SPACING = 250;" not in text:
+    if _SPACING not in text:
         raise RuntimeError("store.js has its spacing elsewhere now; the accelerated hour cannot be had")
-    route.fulfill(response=answer, body=text.replace("const SPACING = 250;", f"const SPACING = {spacing};"))
+    route.fulfill(response=answer, body=text.replace(_SPACING, f"const SPACING = {spacing};"))
 
 
 def first_row(page: Page, url: str) -> float:

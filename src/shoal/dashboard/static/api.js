@@ -76,15 +76,21 @@ export function live(handlers, onState) {
     if (resting) return;
     clearTimeout(timer);
     source?.close();
-    source = new EventSource(`${BASE}events`);
+    listen(new EventSource(`${BASE}events`));
+  }
+
+  /** @param {EventSource} opened */
+  function listen(opened) {
+    source = opened;
     source.addEventListener("open", () => (retry = FIRST_RETRY));
     source.addEventListener("error", again);
-    for (const [kind, handle] of Object.entries(handlers)) {
-      source.addEventListener(kind, (event) => {
-        onState("live");
-        handle(JSON.parse(event.data));
-      });
-    }
+    for (const kind of Object.keys(handlers)) source.addEventListener(kind, hear);
+  }
+
+  /** @param {MessageEvent} event */
+  function hear(event) {
+    onState("live");
+    handlers[event.type]?.(JSON.parse(event.data));
   }
 
   function again() {
@@ -114,7 +120,14 @@ export function live(handlers, onState) {
     }
   }
 
-  connect();
+  const early = globalThis.shoalEarly;
+  const heard = early?.take() ?? [];
+  if (early && early.source.readyState !== EventSource.CLOSED) {
+    listen(early.source);
+    heard.forEach(hear);
+  } else {
+    connect(); // it was refused, or had no time to be opened
+  }
   look(); // it may have been opened behind another one
   document.addEventListener("visibilitychange", look);
   addEventListener("online", connect);

@@ -54,7 +54,7 @@ function skip(event) {
 const App = () => html`
   <header class="top">
     <a class="skip" href="#/" onClick=${skip}>Skip to the content</a>
-    <h1><img src="static/icon.svg" alt="" width="28" height="28" />Shoal</h1>
+    <h1><img src=${new URL("icon.svg", import.meta.url).href} alt="" width="28" height="28" />Shoal</h1>
     <${Navigation} /><${Connection} /><${About} /><${Palette} /><${ThemeChoice} /><${Who} />
   </header>
   <main id="main" tabindex="-1" class=${connection.value === "lost" && known.value ? "old" : ""}>

@@ -2,6 +2,7 @@
 // keeps, for those that somebody looks at.
 
 import { ApiError, call } from "./api.js";
+import { afterFrame } from "./frames.js";
 import { effect, signal } from "./lib.js";
 import { connection, devices, heardAt, known } from "./store.js";
 
@@ -96,7 +97,7 @@ export function start() {
     }
   });
   effect(() => {
-    if (connection.value === "live" && known.value) void fill();
+    if (connection.value === "live" && known.value) afterFrame(() => void fill());
   });
 }
 

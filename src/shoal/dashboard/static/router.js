@@ -23,3 +23,6 @@ export function setQuery(name, value) {
   history.replaceState(null, "", `#${place.value.path}${words ? `?${words}` : ""}`);
   place.value = read();
 }
+
+/** Where a model's page is. @param {string} name */
+export const modelAddress = (name) => `#/models/${encodeURIComponent(name)}`;

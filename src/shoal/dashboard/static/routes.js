@@ -2,6 +2,7 @@
 
 import { computed, signal } from "./lib.js";
 import { path } from "./router.js";
+import { style } from "./style.js";
 import { Overview } from "./views/overview.js";
 
 /** `path` is what the address begins with; a path that ends with "/" has one word behind it, which the view gets.
@@ -20,9 +21,6 @@ export const ROUTES = [
   { path: "/events", title: "Events", nav: "Events", style: "manage.css", load: async () => (await import("./views/events.js")).Events },
   { path: "/models/", title: "Model", style: "model.css", load: () => import("./views/model.js").then((module) => module.ModelPage) },
 ];
-
-/** Where a model's page is. @param {string} name */
-export const modelAddress = (name) => `#/models/${encodeURIComponent(name)}`;
 
 /** @param {string} text */
 function decoded(text) {
@@ -69,18 +67,3 @@ export function retry(route) {
   views.value = next;
   void fetchView(route);
 }
-
-/** Have a style sheet. @param {string} file */
-export const style = (file) =>
-  new Promise((resolve, reject) => {
-    if (document.querySelector(`link[href="static/${file}"]`)) return resolve(null); // several views share it
-    const link = document.createElement("link");
-    link.rel = "stylesheet";
-    link.href = `static/${file}`;
-    link.addEventListener("load", resolve);
-    link.addEventListener("error", () => {
-      link.remove();
-      reject(new Error(file));
-    });
-    document.head.append(link);
-  });

@@ -1,6 +1,7 @@
 // What models are asked and answer, read every few seconds while the page is seen.
 
 import { ApiError, call } from "./api.js";
+import { afterFrame } from "./frames.js";
 import { batch, signal } from "./lib.js";
 import { keep, rates } from "./rates.js";
 import { connection } from "./store.js";
@@ -67,7 +68,7 @@ export function start() {
   const stop = connection.subscribe((state) => {
     if (state !== "live") return;
     setTimeout(() => stop());
-    void read();
+    afterFrame(read);
   });
   setInterval(read, EVERY);
 }

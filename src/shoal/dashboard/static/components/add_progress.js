@@ -2,7 +2,7 @@
 
 import { begin, busy, quote } from "../actions.js";
 import { html, useEffect, useSignal } from "../lib.js";
-import { modelAddress } from "../routes.js";
+import { modelAddress } from "../router.js";
 import { known, model as modelOf, names, now } from "../store.js";
 import { seconds } from "../units.js";
 import { Log } from "./details.js";

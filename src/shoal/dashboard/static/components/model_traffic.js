@@ -2,11 +2,11 @@
 
 import { colour } from "../dom.js";
 import { historyOf } from "../history.js";
-import { html, signal, useEffect, useRef, useSignal } from "../lib.js";
+import { html, signal, useSignal } from "../lib.js";
 import { colours } from "../theme_choice.js";
 import { ratesOf } from "../traffic.js";
 import { brief, bytes, clock, rate } from "../units.js";
-import uPlot from "../vendor/uplot.js";
+import { useChart } from "./chart.js";
 import { Section } from "./model_section.js";
 
 const HEIGHT = 110;
@@ -29,58 +29,48 @@ const CHARTS = [
   { title: "KV cache", lines: [{ id: "kv_used", word: "in use" }, { id: "kv_cached", word: "cached" }], write: bytes },
 ];
 
+/** @param {HTMLElement} element @param {{name: string, kind: ChartKind, over: Span}} what @param {(text: string) => void} point */
+function chart(element, { name, kind, over }, point) {
+  const [first, second, soft, line] = ["--accent", "--wait", "--soft", "--line"].map((property) => colour(element, property));
+  const history = historyOf(name, over);
+  const range = () => {
+    const last = history.peek()?.at.at(-1) ?? Date.now() / 1000;
+    return /** @type {[number, number]} */ ([last - SPANS[over], last]);
+  };
+  let flat = false; // nothing but zeros: a scale would be made up
+  const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+  return {
+    options: {
+      height: HEIGHT, padding: /** @type {[number, number, number, number]} */ ([8, 8, 0, 0]),
+      legend: { show: false }, cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
+      scales: { x: { range }, y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ most) => {
+        flat = !(most > 0);
+        return /** @type {[number, number]} */ ([0, flat ? 1 : most * 1.1]);
+      } } },
+      axes: [
+        { ...axis, size: 26, space: 90, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((at) => clock(at).slice(-8, -3)) },
+        { ...axis, size: 52, space: 34, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((value) => (value === 0 ? "0" : flat ? "" : kind.write(value))) },
+      ],
+      series: [{}, ...kind.lines.map(({ word }, at) => ({ label: word, stroke: at ? second : first, width: 2, ...(at ? { dash: [6, 4] } : {}), points: { show: false } }))],
+      hooks: {
+        setCursor: [(/** @type {any} */ self) => {
+          const at = self.cursor.idx;
+          point(at == null ? "" : `${clock(self.data[0][at])}: ${kind.lines.map(({ word }, n) => `${word} ${self.data[n + 1][at] == null ? "–" : kind.write(self.data[n + 1][at])}`).join(", ")}`);
+        }],
+      },
+    },
+    data() {
+      const found = history.peek();
+      return [found?.at ?? [], ...kind.lines.map(({ id }) => found?.[id] ?? [])];
+    },
+    follow: (/** @type {() => void} */ draw) => history.subscribe(draw),
+  };
+}
+
 /** @param {{name: string, kind: ChartKind, over: Span}} props */
 function Chart({ name, kind, over }) {
-  const place = useRef(/** @type {HTMLDivElement | null} */ (null));
-  const theme = colours.value;
   const pointed = useSignal("");
-  useEffect(() => {
-    const element = place.current;
-    if (!element) return undefined;
-    const [first, second, soft, line] = ["--accent", "--wait", "--soft", "--line"].map((property) => colour(element, property));
-    const history = historyOf(name, over);
-    const data = () => {
-      const found = history.peek();
-      return /** @type {any} */ ([found?.at ?? [], ...kind.lines.map(({ id }) => found?.[id] ?? [])]);
-    };
-    const range = () => {
-      const last = history.peek()?.at.at(-1) ?? Date.now() / 1000;
-      return /** @type {[number, number]} */ ([last - SPANS[over], last]);
-    };
-    let flat = false; // nothing but zeros: a scale would be made up
-    const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
-    const plot = new uPlot(
-      {
-        width: Math.max(1, element.clientWidth), height: HEIGHT, padding: [8, 8, 0, 0],
-        legend: { show: false }, cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
-        scales: { x: { range }, y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ most) => {
-          flat = !(most > 0);
-          return [0, flat ? 1 : most * 1.1];
-        } } },
-        axes: [
-          { ...axis, size: 26, space: 90, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((at) => clock(at).slice(-8, -3)) },
-          { ...axis, size: 52, space: 34, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((value) => (value === 0 ? "0" : flat ? "" : kind.write(value))) },
-        ],
-        series: [{}, ...kind.lines.map(({ word }, at) => ({ label: word, stroke: at ? second : first, width: 2, ...(at ? { dash: [6, 4] } : {}), points: { show: false } }))],
-        hooks: {
-          setCursor: [(/** @type {any} */ self) => {
-            const at = self.cursor.idx;
-            pointed.value = at == null ? "" : `${clock(self.data[0][at])}: ${kind.lines.map(({ word }, n) => `${word} ${self.data[n + 1][at] == null ? "–" : kind.write(self.data[n + 1][at])}`).join(", ")}`;
-          }],
-        },
-      },
-      data(),
-      element,
-    );
-    const sized = new ResizeObserver(() => plot.setSize({ width: Math.max(1, element.clientWidth), height: HEIGHT }));
-    sized.observe(element);
-    const stop = history.subscribe(() => plot.setData(data()));
-    return () => {
-      stop();
-      sized.disconnect();
-      plot.destroy();
-    };
-  }, [name, over, theme]);
+  const place = useChart((element) => chart(element, { name, kind, over }, (text) => (pointed.value = text)), [name, over, colours.value]);
   return html`
     <figure class="chart">
       <figcaption><span>${kind.title}</span>

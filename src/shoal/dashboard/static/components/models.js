@@ -1,6 +1,7 @@
 // The models: filtered, sorted, grouped. Which rows there are is worked out apart from what is in them.
 
-import { computed, html } from "../lib.js";
+import { afterFrame } from "../frames.js";
+import { computed, html, signal, useEffect } from "../lib.js";
 import { query, setQuery } from "../router.js";
 import { mayAct } from "../session.js";
 import { all } from "../store.js";
@@ -62,6 +63,20 @@ const arranged = computed(() => {
 const counts = computed(() => JSON.stringify(STATES.map(([word, title]) => [word, title, all.value.filter((model) => stateGroup(model)[0] === word).length])));
 const any = computed(() => all.value.length > 0);
 
+/** Rows of the first frame: as many as a screen has. The others come in the next ones. */
+const FIRST = 24;
+const drawn = signal(FIRST);
+
+/** The first `drawn` of all, by group. @param {[string, string[]][]} groups @returns {[string, string[], number][]} */
+function begun(groups) {
+  let left = drawn.value;
+  return groups.map(([title, names]) => {
+    const shown = names.slice(0, Math.max(0, left));
+    left -= names.length;
+    return [title, shown, names.length];
+  });
+}
+
 const Empty = () => html`
   <div class="empty">
     <h3>No models yet</h3>
@@ -76,6 +91,7 @@ const Empty = () => html`
 `;
 
 export function Models() {
+  useEffect(() => afterFrame(() => (drawn.value = Infinity)), []);
   /** @type {[string, string[]][]} */
   const groups = JSON.parse(arranged.value);
   /** @type {[string, string, number][]} */
@@ -96,9 +112,9 @@ export function Models() {
       ${any.value && !groups.length && html`<div class="empty"><h3>No model matches</h3><p><button type="button" onClick=${() => { setQuery("q", ""); setQuery("state", ""); }}>Show all models</button></p></div>`}
       ${groups.length > 0 && html`
         <div class="row columns" aria-hidden="true"><span>state</span><span>model</span><span>req/s</span><span>tokens/s</span><span>running <b>+wait</b></span><span>first token<small>p95</small></span><span>last use</span><span>KV in use<small>cached</small></span><span></span></div>
-        ${groups.map(([title, names]) => html`
+        ${begun(groups).map(([title, names, count]) => html`
           <div key=${title} class="group">
-            ${title && html`<h3 class="group-title">${title} <span class="soft">${names.length}</span></h3>`}
+            ${title && html`<h3 class="group-title">${title} <span class="soft">${count}</span></h3>`}
             <ul>${names.map((name) => html`<${Row} key=${name} name=${name} />`)}</ul>
           </div>`)}
       `}

@@ -2,7 +2,7 @@
 
 import { say } from "../actions.js";
 import { html, signal, useEffect } from "../lib.js";
-import { style } from "../routes.js";
+import { style } from "../style.js";
 
 /** @typedef {{Panel: (props: {onClose: () => void, onReady: () => string}) => any, Keys: (props: {onClose: () => void}) => any}} Drawn */
 

@@ -3,7 +3,8 @@
 import { actionsOf, begin } from "../actions.js";
 import { html, useEffect, useLayoutEffect, useRef, useSignal } from "../lib.js";
 import { find } from "../palette.js";
-import { modelAddress, ROUTES } from "../routes.js";
+import { modelAddress } from "../router.js";
+import { ROUTES } from "../routes.js";
 import { all, model as modelOf } from "../store.js";
 import { theme } from "../theme_choice.js";
 import { Name } from "./small.js";

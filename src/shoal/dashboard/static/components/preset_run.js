@@ -3,7 +3,7 @@
 import { ApiError, call } from "../api.js";
 import { quote } from "../actions.js";
 import { computed, html, useEffect, useSignal } from "../lib.js";
-import { modelAddress } from "../routes.js";
+import { modelAddress } from "../router.js";
 import { mayAct } from "../session.js";
 import { events, now, presetRun as run, told } from "../store.js";
 import { brief, clock } from "../units.js";

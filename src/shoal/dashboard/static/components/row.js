@@ -2,7 +2,7 @@
 
 import { actionsOf, begin, busy } from "../actions.js";
 import { computed, html, signal } from "../lib.js";
-import { modelAddress } from "../routes.js";
+import { modelAddress } from "../router.js";
 import { model as modelOf, now } from "../store.js";
 import { lastUseOf, ratesOf } from "../traffic.js";
 import { ago, brief, bytes, rate, seconds } from "../units.js";

@@ -3,7 +3,7 @@
 import { say } from "../actions.js";
 import { ApiError } from "../api.js";
 import { html, useEffect, useRef, useSignal } from "../lib.js";
-import { style } from "../routes.js";
+import { style } from "../style.js";
 import { session, signIn, signOut, wanted } from "../session.js";
 import { Command } from "./small.js";
 

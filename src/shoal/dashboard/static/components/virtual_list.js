@@ -3,7 +3,7 @@
 import { quote } from "../actions.js";
 import { call } from "../api.js";
 import { html, useEffect, useSignal } from "../lib.js";
-import { modelAddress } from "../routes.js";
+import { modelAddress } from "../router.js";
 import { mayAct } from "../session.js";
 import { names } from "../store.js";
 import { confirm } from "./confirm.js";

@@ -6,7 +6,7 @@ import { ApiError, call } from "../api.js";
 import { forgotten, NOTHING, reach, withPage } from "../event_reads.js";
 import { effect, html, useEffect, useRef, useSignal } from "../lib.js";
 import { query, setQuery } from "../router.js";
-import { modelAddress } from "../routes.js";
+import { modelAddress } from "../router.js";
 import { events, names, told } from "../store.js";
 import { brief, clock } from "../units.js";
 

@@ -8,7 +8,7 @@ import { Import, Save, Schedules } from "../components/preset_forms.js";
 import { news, Plan, Run, RunState } from "../components/preset_run.js";
 import { Command, Name } from "../components/small.js";
 import { html, useEffect, useSignal } from "../lib.js";
-import { modelAddress } from "../routes.js";
+import { modelAddress } from "../router.js";
 import { mayAct } from "../session.js";
 import { presetRun } from "../store.js";
 import { clock } from "../units.js";

@@ -7,7 +7,7 @@ import { option, QueryChoice, QuerySearch, Table } from "../components/forms.js"
 import { Command, Name } from "../components/small.js";
 import { html, useEffect, useRef, useSignal } from "../lib.js";
 import { query } from "../router.js";
-import { modelAddress } from "../routes.js";
+import { modelAddress } from "../router.js";
 import { mayAct } from "../session.js";
 import { names } from "../store.js";
 import { brief, clock, seconds } from "../units.js";
