@@ -17,7 +17,18 @@ export const WORDS = {
   free: "free",
 };
 
-/** @param {DeviceView} device @param {ModelView[]} models @returns {Tin} */
+/** Models by the devices that they are on, or hold something of. @param {ModelView[]} models @returns {Map<string, ModelView[]>} */
+export function byDevice(models) {
+  /** @type {Map<string, ModelView[]>} */
+  const found = new Map();
+  for (const model of models) {
+    const there = new Set(model.instances.flatMap(({ devices, memory }) => [...devices, ...Object.keys(memory.held)]));
+    for (const id of there) found.set(id, [...(found.get(id) ?? []), model]);
+  }
+  return found;
+}
+
+/** What is on a device; of `models`, those that are elsewhere add nothing. @param {DeviceView} device @param {ModelView[]} models @returns {Tin} */
 export function tinOf(device, models) {
   const all = models.map((model) => ({ model, held: holding(device, model) }));
   let ours = all.reduce((sum, { held }) => sum + held.size, 0);

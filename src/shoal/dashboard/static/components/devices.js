@@ -3,7 +3,7 @@
 import { computed, html } from "../lib.js";
 import { mayAct } from "../session.js";
 import { all, devices } from "../store.js";
-import { scale, tinOf } from "../tins.js";
+import { byDevice, scale, tinOf } from "../tins.js";
 import { bytes } from "../units.js";
 import { carried, grab, places } from "./move_drag.js";
 import { Command, Name } from "./small.js";
@@ -11,7 +11,10 @@ import { Spark } from "./spark.js";
 import { colourOf, Legend, pointed, TinBar } from "./tin.js";
 
 const NAMED = 6;
-const tins = computed(() => devices.value.map((device) => ({ device, tin: tinOf(device, all.value), scale: scale(device, devices.value) })));
+const tins = computed(() => {
+  const present = byDevice(all.value);
+  return devices.value.map((device) => ({ device, tin: tinOf(device, present.get(device.id) ?? []), scale: scale(device, devices.value) }));
+});
 
 /** @param {DeviceView} device */
 function readings(device) {
