@@ -1,7 +1,7 @@
 // What need not be there before something is drawn.
 
-/** Milliseconds after which there is no frame to wait for: nobody sees the page. */
-const PATIENCE = 200;
+/** Milliseconds after which no frame is waited for: nobody sees the page. */
+const PATIENCE = 1000;
 
 /** Call something once the next frame is drawn. @param {() => void} work */
 export function afterFrame(work) {

@@ -116,7 +116,7 @@ export function accept(one, before) {
 }
 
 function rename() {
-  const sorted = [...models.keys()].sort((a, b) => a.localeCompare(b));
+  const sorted = [...models.keys()].sort(); // as the API and the command line do
   if (sorted.join("\0") !== names.peek().join("\0")) names.value = sorted;
 }
 

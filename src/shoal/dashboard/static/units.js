@@ -37,6 +37,6 @@ export const rate = (n) => (n === 0 ? "0" : n < 10 ? n.toFixed(1) : n < 10_000 ?
 /** @param {number} at Unix seconds */
 export function clock(at) {
   const then = new Date(at * 1000);
-  const time = then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+  const time = then.toTimeString().slice(0, 8); // not by locale: what that needs takes a browser 13 ms to make
   return then.toDateString() === new Date().toDateString() ? time : `${then.toLocaleDateString()} ${time}`;
 }

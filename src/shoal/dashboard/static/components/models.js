@@ -64,7 +64,7 @@ const counts = computed(() => JSON.stringify(STATES.map(([word, title]) => [word
 const any = computed(() => all.value.length > 0);
 
 /** Rows of the first frame: as many as a screen has. The others come in the next ones. */
-const FIRST = 24;
+const FIRST = 12;
 const drawn = signal(FIRST);
 
 /** The first `drawn` of all, by group. @param {[string, string[]][]} groups @returns {[string, string[], number][]} */
