@@ -21,11 +21,11 @@ const STATES = [
   ["unloaded", "Not loaded", ["unloaded"]],
 ];
 
+/** @type {Map<string, [string, string]>} */
+const GROUPS = new Map(STATES.flatMap(([word, title, states]) => states.map((state) => [state, [word, title]])));
+
 /** @param {ModelView} model @returns {[string, string]} */
-const stateGroup = (model) => {
-  const [word, title] = STATES.find(([, , states]) => states.includes(model.state)) ?? ["other", "Other"];
-  return [word, title];
-};
+const stateGroup = (model) => GROUPS.get(model.state) ?? ["other", "Other"];
 
 /** @param {ModelView} model */
 const kv = (model) => model.instances.reduce((sum, one) => sum + (one.memory.backed ?? 0), 0);
@@ -48,6 +48,7 @@ const arranged = computed(() => {
   const sort = (Object.hasOwn(SORTS, wanted) ? SORTS[wanted] : undefined) ?? (() => 0);
   const by = query.value.get("group") ?? "state";
   const found = all.value.filter((model) => {
+    if (!words.length) return !state || stateGroup(model)[0] === state;
     const text = `${model.name} ${model.spec.source} ${model.spec.engine} ${model.state} ${model.instances.flatMap((one) => one.devices).join(" ")}`.toLowerCase();
     return words.every((word) => text.includes(word)) && (!state || stateGroup(model)[0] === state);
   });
@@ -60,7 +61,12 @@ const arranged = computed(() => {
   }
   return JSON.stringify([...groups].filter(([, names]) => names.length));
 });
-const counts = computed(() => JSON.stringify(STATES.map(([word, title]) => [word, title, all.value.filter((model) => stateGroup(model)[0] === word).length])));
+const counts = computed(() => {
+  /** @type {Map<string, number>} */
+  const found = new Map();
+  for (const model of all.value) found.set(stateGroup(model)[0], (found.get(stateGroup(model)[0]) ?? 0) + 1);
+  return JSON.stringify(STATES.map(([word, title]) => [word, title, found.get(word) ?? 0]));
+});
 const any = computed(() => all.value.length > 0);
 
 /** Rows of the first frame: as many as a screen has. The others come in the next ones. */
