@@ -19,6 +19,7 @@ from shoal.client import Client
 from shoal.dashboard import STATIC
 from shoal.errors import ShoalError
 from tests.dashboard.conftest import NewPage
+from tests.dashboard.keys import button, choose, confirm, press, walk_to, write
 from tests.dashboard.test_whole import AXE, violations
 from tests.system.harness import Shoal, a_shoal, until
 
@@ -123,6 +124,52 @@ def test_a_key_is_made_shown_once_changed_rotated_and_revoked(served: Shoal, pag
     expect(page.get_by_text("No keys yet")).to_be_visible()
     page.get_by_label("Those that were revoked, too").check()
     expect(row(page, "alice").first).to_contain_text("revoked")
+
+
+def test_a_key_is_made_changed_rotated_and_revoked_by_keyboard(served: Shoal, page: Page) -> None:
+    page.goto(f"{served.url}/#/access")
+    press(page, button(page, "New key"))
+    form = page.get_by_role("form", name="New key")
+    expect(form.get_by_role("textbox", name="Name")).to_be_focused()
+    page.keyboard.type("alice")
+    choose(page, form.get_by_label("Class"), "high", "ArrowUp")
+    write(page, form.get_by_label("Requests a minute"), "6000")
+    walk_to(page, form.get_by_label("Last day"))
+    page.keyboard.type("12312099")
+    walk_to(page, form.get_by_role("combobox", name="Models"))
+    for name in ("real", "spare"):
+        page.keyboard.type(name)
+        page.keyboard.press("Enter")
+        expect(button(form, f"Take out {name}")).to_be_visible()
+    walk_to(page, button(form, "Take out spare"), "Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(button(form, "Take out spare")).to_have_count(0)
+    press(page, button(form, "Make the key"))
+    shown = page.get_by_role("region", name="The key alice")
+    first = shown.locator("code").inner_text()
+    until(lambda: works(served, first), "the key")
+    with served.client as client:
+        record = key_of(client, "alice")
+    assert (record["models"], record["priority"], record["requests_per_minute"]) == (["real"], "high", 6000)
+    assert record["expires_at"] == datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC).timestamp()
+    press(page, button(shown, "I have it"))
+    expect(shown).to_have_count(0)
+    press(page, button(page, "Change alice"))
+    form = page.get_by_role("form", name="Change the key alice")
+    write(page, form.get_by_label("Requests a minute"), "7")
+    page.keyboard.press("Enter")  # in a field sends the form
+    expect(row(page, "alice")).to_contain_text("7 requests/min")
+    expect(button(page, "Change alice")).to_be_focused()
+    press(page, button(page, "Rotate alice"))
+    choose(page, page.get_by_role("dialog").get_by_label("The secret that it has"), "3600")
+    press(page, button(page.get_by_role("dialog"), "Give another secret"))
+    expect(shown.locator("code")).to_contain_text(record["prefix"])
+    second = shown.locator("code").inner_text()
+    assert second != first
+    until(lambda: works(served, second) and works(served, first), "both secrets")
+    press(page, button(page, "Revoke alice"))
+    confirm(page, "Revoke")
+    expect(page.get_by_text("No keys yet")).to_be_visible()
 
 
 def test_what_is_refused_is_told_and_what_was_typed_stays(served: Shoal, page: Page) -> None:
@@ -240,6 +287,36 @@ def test_a_virtual_model_is_added_changed_and_removed(served: Shoal, page: Page)
     page.get_by_role("button", name="Remove exact/one").click()
     expect(page.get_by_role("dialog")).to_contain_text("shoal virtual rm exact/one")
     page.get_by_role("dialog").get_by_role("button", name="Remove", exact=True).click()
+    expect(page.get_by_text("No virtual models yet")).to_be_visible()
+
+
+def test_a_virtual_model_is_added_changed_and_removed_by_keyboard(served: Shoal, page: Page) -> None:
+    page.goto(f"{served.url}/#/access")
+    press(page, button(page, "Add a virtual model"))
+    form = page.get_by_role("form", name="Add a virtual model")
+    expect(form.get_by_role("textbox", name="Name")).to_be_focused()
+    page.keyboard.type("exact/keys")
+    write(page, form.get_by_role("combobox", name="Model", exact=True), "real")
+    walk_to(page, form.get_by_role("combobox", name="Fallbacks"))
+    page.keyboard.type("spare")
+    page.keyboard.press("Enter")
+    walk_to(page, form.get_by_label("Fields to replace"))
+    page.keyboard.type("temperature=0")
+    page.keyboard.press("Enter")  # begins a line
+    page.keyboard.type("seed=1")
+    press(page, button(form, "Add"))
+    expect(row(page, "exact/keys")).to_contain_text("real → spare")
+    press(page, button(page, "Change exact/keys"))
+    form = page.get_by_role("form", name="Change exact/keys")
+    write(page, form.get_by_label("System message"), "Be brief.")
+    press(page, button(form, "Save"))
+    expect(row(page, "exact/keys")).to_contain_text("temperature=0, seed=1, system message")
+    with served.client as client:
+        [view] = client.virtual_models()
+    assert view["spec"]["set"] == {"temperature": 0, "seed": 1}
+    assert view["spec"]["system"] == "Be brief."
+    press(page, button(page, "Remove exact/keys"))
+    confirm(page, "Remove")
     expect(page.get_by_text("No virtual models yet")).to_be_visible()
 
 
