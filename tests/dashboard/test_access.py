@@ -18,8 +18,9 @@ from playwright.sync_api import Page, Route, expect
 from shoal.client import Client
 from shoal.dashboard import STATIC
 from shoal.errors import ShoalError
+from tests.dashboard.acts import button, choose, confirm
 from tests.dashboard.conftest import NewPage
-from tests.dashboard.keys import button, choose, confirm, press, walk_to, write
+from tests.dashboard.keys import press, tab_to, write
 from tests.dashboard.test_whole import AXE, violations
 from tests.system.harness import Shoal, a_shoal, until
 
@@ -134,14 +135,14 @@ def test_a_key_is_made_changed_rotated_and_revoked_by_keyboard(served: Shoal, pa
     page.keyboard.type("alice")
     choose(page, form.get_by_label("Class"), "high", "ArrowUp")
     write(page, form.get_by_label("Requests a minute"), "6000")
-    walk_to(page, form.get_by_label("Last day"))
+    tab_to(page, form.get_by_label("Last day"))
     page.keyboard.type("12312099")
-    walk_to(page, form.get_by_role("combobox", name="Models"))
+    tab_to(page, form.get_by_role("combobox", name="Models"))
     for name in ("real", "spare"):
         page.keyboard.type(name)
         page.keyboard.press("Enter")
         expect(button(form, f"Take out {name}")).to_be_visible()
-    walk_to(page, button(form, "Take out spare"), "Shift+Tab")
+    tab_to(page, button(form, "Take out spare"))
     page.keyboard.press("Enter")
     expect(button(form, "Take out spare")).to_have_count(0)
     press(page, button(form, "Make the key"))
@@ -297,10 +298,10 @@ def test_a_virtual_model_is_added_changed_and_removed_by_keyboard(served: Shoal,
     expect(form.get_by_role("textbox", name="Name")).to_be_focused()
     page.keyboard.type("exact/keys")
     write(page, form.get_by_role("combobox", name="Model", exact=True), "real")
-    walk_to(page, form.get_by_role("combobox", name="Fallbacks"))
+    tab_to(page, form.get_by_role("combobox", name="Fallbacks"))
     page.keyboard.type("spare")
     page.keyboard.press("Enter")
-    walk_to(page, form.get_by_label("Fields to replace"))
+    tab_to(page, form.get_by_label("Fields to replace"))
     page.keyboard.type("temperature=0")
     page.keyboard.press("Enter")  # begins a line
     page.keyboard.type("seed=1")
