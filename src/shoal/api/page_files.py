@@ -75,15 +75,16 @@ class PageFiles:
         return release
 
     def released(self, release: str, path: str) -> tuple[PageFile | None, bool]:
-        """A file of a release, modules linked; and whether it is of that one: files of others are no longer there, and
-        what is there now is the answer. Raises LinkError."""
+        """A file of a release, modules linked; and whether it is of that one. Of others only what stands alone is there,
+        as it is now: a module of this release does not fit to those that a browser has of another. Raises LinkError."""
         there = release == self._release or release == self.release()
         file = self.get(path)
         if file is None or not path.endswith(".js"):
             return file, there
         if path not in self._made:
             self._made[path] = self._linked(path, file)
-        return self._made[path], there
+        made = self._made[path]
+        return (made if there or made is file else None), there
 
     def index(self) -> PageFile:
         """`index.html`, whose files are those of the release. Raises OSError."""

@@ -39,6 +39,9 @@ export const here = computed(() => {
   return { route, word: route ? decoded(path.value.slice(route.path.length)) : "" };
 });
 
+/** The files of this page and those that Shoal has now do not fit. */
+const CHANGED = "Shoal was changed since this page was opened, and the page has to be loaded again. What is typed and not sent is lost with it.";
+
 /** Views that are there, by path; a text where one could not be fetched. */
 const views = signal(/** @type {ReadonlyMap<string, View | string>} */ (new Map([["/", Overview]])));
 const asked = new Set(["/"]);
@@ -56,12 +59,25 @@ async function fetchView(route) {
     const [view] = await Promise.all([route.load?.(), route.style && style(route.style)]);
     views.value = new Map(views.value).set(route.path, view ?? "This page has no view.");
   } catch {
-    views.value = new Map(views.value).set(route.path, "This page could not be fetched: Shoal does not answer.");
+    const told = (await changed()) ? CHANGED : "This page could not be fetched: Shoal does not answer.";
+    views.value = new Map(views.value).set(route.path, told);
   }
 }
 
-/** Fetch a view again that could not be fetched. @param {Route} route */
+/** Whether Shoal has other files now than those that this page began with: their release is in the address of each. */
+async function changed() {
+  const [release = ""] = new URL(".", import.meta.url).pathname.split("/").slice(-2);
+  try {
+    const index = await fetch(".", { cache: "no-cache" });
+    return index.ok && !(await index.text()).includes(release);
+  } catch {
+    return false;
+  }
+}
+
+/** Fetch a view again that could not be fetched, or the whole page where only that helps. @param {Route} route */
 export function retry(route) {
+  if (views.peek().get(route.path) === CHANGED) return location.reload();
   const next = new Map(views.value);
   next.delete(route.path);
   views.value = next;
