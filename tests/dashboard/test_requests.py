@@ -13,7 +13,9 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.cli.scripted import ScriptedShoal
+from tests.dashboard.acts import button, choose, confirm
 from tests.dashboard.conftest import NewPage
+from tests.dashboard.keys import press, tab_to
 from tests.dashboard.test_whole import AXE, violations
 from tests.system.harness import Shoal, a_shoal, until
 
@@ -99,6 +101,34 @@ def test_requests_are_followed_filtered_and_ended(served: Shoal, page: Page, ask
     row(page, first).get_by_role("button").click()
     expect(dialog).to_contain_text("in the midst of the answer")
     dialog.get_by_role("button", name="Cancel the request").click()
+    expect(row(page, first)).to_have_count(0)
+    expect(row(page, second)).to_contain_text("answering")
+
+
+def test_requests_are_filtered_and_ended_by_keyboard(served: Shoal, page: Page, asked: list[str]) -> None:
+    first, second, third = asked
+    page.goto(f"{served.url}/#/requests")
+    expect(row(page, third)).to_be_visible()
+    choose(page, page.get_by_role("combobox", name="Phase"), "queued")
+    expect(row(page, first)).to_have_count(0)
+    press(page, button(page, f"Cancel {third}"))
+    expect(page.get_by_role("dialog")).to_contain_text("loses its place in the queue")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(button(page, f"Cancel {third}")).to_be_focused()  # nothing was done, and the keyboard is where it was
+    with served.client as client:
+        assert any(one["id"] == third for one in client.requests()["requests"])
+    page.keyboard.press("Enter")
+    confirm(page, "Cancel the request")
+    expect(row(page, third)).to_have_count(0)
+    expect(row(page, second)).to_be_visible()
+    tab_to(page, page.get_by_role("searchbox"))
+    page.keyboard.type("nothing of the kind")
+    tab_to(page, page.get_by_role("link", name="Show all requests"))
+    page.keyboard.press("Enter")
+    press(page, button(page, f"Cancel {first}"))
+    expect(page.get_by_role("dialog")).to_contain_text("in the midst of the answer")
+    confirm(page, "Cancel the request")
     expect(row(page, first)).to_have_count(0)
     expect(row(page, second)).to_contain_text("answering")
 
