@@ -1,5 +1,5 @@
 // Opens the event stream while the page's modules are still on their way, and keeps what it tells until they take it over
-// (`live` in api.js). No module, so that it runs at once.
+// (`live` in api.js). No module, so that it runs at once, and before them in any case.
 
 (() => {
   const source = new EventSource("api/v1/events");
