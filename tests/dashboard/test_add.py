@@ -14,6 +14,7 @@ from playwright.sync_api import Page, expect
 
 from shoal.errors import ShoalError
 from tests.dashboard.conftest import NewPage
+from tests.dashboard.keys import press, write
 from tests.dashboard.test_whole import AXE, violations
 from tests.system.harness import Shoal, a_shoal, until
 
@@ -240,6 +241,111 @@ def test_only_added_and_by_keyboard_alone(served: Shoal, page: Page) -> None:
     expect(page.get_by_text("It is declared")).to_be_visible()
     assert served.model("by-keys")["state"] == "unloaded"
     gone(served, "by-keys")
+
+
+def test_a_folder_is_chosen_filled_in_and_loaded_by_keyboard_alone(served: Shoal, page: Page) -> None:
+    gone(served, "keyed")
+    opened(page, served)
+    press(page, page.get_by_role("button", name="Browse…"))
+    folders = page.get_by_role("group", name="Folders of Shoal's machine")
+    press(page, folders.get_by_role("button", name="models", exact=True))
+    expect(folders.locator(".where")).to_have_text(re.compile("/models$"))
+    expect(folders.locator(".where")).to_be_focused()
+    page.keyboard.press("Escape")  # thought better of it
+    expect(folders).to_have_count(0)
+    expect(field(page, "Source")).to_be_focused()
+    press(page, page.get_by_role("button", name="Browse…"), "Space")
+    press(page, folders.get_by_role("button", name="Choose qwen3-8b"))  # it goes on where one was
+    expect(field(page, "Source")).to_be_focused()
+    expect(field(page, "Source")).to_have_value(re.compile(r"/models/qwen3-8b$"))
+    write(page, field(page, "Name"), "keyed")
+    press(page, page.get_by_role("checkbox", name="simulated:0"), "Space")
+    write(page, field(page, "Ceiling"), "2GiB")
+    press(page, page.locator("summary", has_text="Advanced settings"))
+    write(page, field(page, "Engine arguments"), "--device-memory\n1GiB")
+    expect(page.locator(".fit-verdict")).to_contain_text("It fits on simulated:0")
+    press(page, page.get_by_role("button", name="Add and load"))
+    expect(page.get_by_role("heading", name="keyed")).to_be_focused()
+    expect(page.get_by_text("It serves on simulated:0")).to_be_visible()
+    assert served.model("keyed")["spec"]["ceiling"] == 2 * 2**30
+    assert served.chat("keyed").status_code == 200
+    press(page, page.get_by_role("button", name="Add another one"))
+    expect(field(page, "Source")).to_have_value("")
+    expect(field(page, "Source")).to_be_focused()
+    gone(served, "keyed")
+
+
+def test_a_start_that_fails_is_tried_again_and_mended_by_keyboard_alone(served: Shoal, page: Page) -> None:
+    gone(served, "keyed-breaks")
+    opened(page, served)
+    write(page, field(page, "Source"), "toy")
+    write(page, field(page, "Name"), "keyed-breaks")
+    press(page, page.locator("summary", has_text="Advanced settings"))
+    write(page, field(page, "Engine arguments"), "--fail\noom")
+    press(page, page.get_by_role("button", name="Add and load"))
+    expect(page.locator(".going .failure")).to_contain_text("ran out of memory")
+    (before,) = served.wait("keyed-breaks", "failed")
+    press(page, page.get_by_role("button", name="Try again"))
+    expect(page.get_by_role("heading", name="keyed-breaks")).to_be_focused()
+    until(lambda: served.wait("keyed-breaks", "failed")[0]["changed_at"] != before["changed_at"], "another attempt")
+    expect(page.get_by_text("It failed")).to_be_visible()
+    press(page, page.get_by_role("button", name="Back to the settings"))
+    expect(field(page, "Source")).to_be_focused()
+    expect(field(page, "Name")).to_have_value("keyed-breaks")
+    write(page, field(page, "Engine arguments"), "--device-memory\n100MiB")
+    press(page, page.get_by_role("button", name="Add and load"))
+    expect(page.get_by_text(re.compile(r"It serves on simulated:\d"))).to_be_visible()
+    gone(served, "keyed-breaks")
+
+
+def test_a_name_is_proposed_from_the_source(served: Shoal, page: Page) -> None:
+    opened(page, served)
+    name = field(page, "Name")
+    for source, proposed in {
+        "Qwen/Qwen3-8B": "Qwen/Qwen3-8B",
+        "/data/models/my-model/": "my-model",
+        "/cache/hub/models--Qwen--Qwen3-8B": "Qwen/Qwen3-8B",
+        "/cache/hub/models--Qwen--Qwen3-8B/snapshots/0123abcd": "Qwen/Qwen3-8B",
+        "": "my-model",
+    }.items():
+        field(page, "Source").fill(source)
+        expect(name).to_have_attribute("placeholder", proposed)
+    expect(name).to_have_value("")  # a proposal, which any name that is typed takes the place of
+
+
+def test_a_hub_id_is_declared_under_its_own_name(served: Shoal, page: Page) -> None:
+    gone(served, "some-org/some-model")
+    opened(page, served)
+    write(page, field(page, "Source"), "some-org/some-model")
+    press(page, page.get_by_role("checkbox", name="Load it at once"), "Space")
+    command = "shoal models add some-org/some-model --source some-org/some-model"
+    expect(page.locator(COMMAND)).to_have_text(command)
+    press(page, page.get_by_role("button", name="Add", exact=True))
+    expect(page.get_by_text("It is declared")).to_be_visible()
+    assert served.model("some-org/some-model")["spec"]["source"] == "some-org/some-model"
+    gone(served, "some-org/some-model")
+
+
+def test_each_setting_has_its_help_and_says_what_is_usual(served: Shoal, page: Page) -> None:
+    opened(page, served)
+    page.get_by_text("Advanced settings").click()
+    expect(field(page, "Engine arguments")).to_be_visible()
+    with served.http() as http:
+        paths = http.get("/api/openapi.json").json()["paths"]
+    schema = paths["/api/v1/models"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    helps = " ".join(" ".join(page.locator(".add .help").all_inner_texts()).split())
+    apart = {"name", "source", "devices"}  # they have fields, and words, of their own
+    for setting, described in schema.items():
+        assert described["description"]
+        assert setting in apart or " ".join(described["description"].replace("`", "").split()) in helps, setting
+    for word, setting in {"Priority": "priority", "Unload after": "unload_after"}.items():
+        default = schema[setting].get("default")
+        expect(field(page, word)).to_have_attribute("placeholder", "" if default is None else str(default))
+    expect(field(page, "Priority")).not_to_have_attribute("placeholder", "")
+    expect(field(page, "Engine").locator("option").first).to_have_text("simulated (default)")
+    expect(field(page, "Pinned").locator("option").first).to_have_text("no (default)")
+    described_by = field(page, "Priority").get_attribute("aria-describedby")
+    expect(page.locator(f"#{described_by}")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

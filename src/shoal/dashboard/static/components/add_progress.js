@@ -1,7 +1,7 @@
 // What becomes of a model that was just added: each phase as it comes, the log beside it, and what to do if it fails.
 
 import { begin, busy, quote } from "../actions.js";
-import { html, useEffect, useSignal } from "../lib.js";
+import { html, useEffect, useRef, useSignal } from "../lib.js";
 import { modelAddress } from "../router.js";
 import { known, model as modelOf, names, now } from "../store.js";
 import { seconds } from "../units.js";
@@ -13,8 +13,9 @@ import { Badge, Command, Name } from "./small.js";
 /** What it does now, in a few words. @param {InstanceView} one */
 const phaseOf = (one) => (one.state === "starting" && one.progress ? one.progress.phase : { queued: one.reason || "waiting for its turn", ready: "ready", failed: "failed" }[one.state] ?? one.state);
 
-/** @param {{name: string, onBack: () => void, onAnother: () => void}} props */
-export function AddProgress({ name, onBack, onAnother }) {
+/** `arrived`: it took the place of the form, in which the keyboard was.
+ * @param {{name: string, arrived: boolean, onBack: () => void, onAnother: () => void}} props */
+export function AddProgress({ name, arrived, onBack, onAnother }) {
   void names.value;
   const model = modelOf(name)?.value;
   const one = [...(model?.instances ?? [])].sort((a, b) => a.created_at - b.created_at).at(-1);
@@ -30,6 +31,11 @@ export function AddProgress({ name, onBack, onAnother }) {
     instance.value = one.id;
     if (before.at(-1)?.phase !== phase) seen.value = [...before, { phase, at: Date.now() / 1000 }];
   }, [one?.id, phase]);
+  const title = useRef(/** @type {HTMLElement | null} */ (null));
+  const there = Boolean(model);
+  useEffect(() => {
+    if (arrived && document.activeElement === document.body) title.current?.focus();
+  }, [there]);
   if (!model) {
     return html`<div class="empty"><h3><${Name} text=${name} /></h3><p>${known.value ? "It is not there: somebody has removed it." : "Asking Shoal how it is…"}</p><div class="buttons"><button type="button" onClick=${onBack}>Back to the settings</button><button type="button" onClick=${onAnother}>Add another one</button></div></div>`;
   }
@@ -37,10 +43,14 @@ export function AddProgress({ name, onBack, onAnother }) {
   const ready = model.state === "ready";
   const coming = one && ["queued", "starting", "waking"].includes(one.state);
   const again = { id: "load", label: "Try again", method: "POST", path: `models/${encodeURIComponent(name)}/load`, body: {}, command: `shoal load ${quote(name)}` };
+  const retry = () => {
+    title.current?.focus(); // the button goes
+    void begin(name, again);
+  };
   const progress = one?.progress;
   return html`
     <section class="going" aria-labelledby="going-title">
-      <div class="heading"><h2 id="going-title" tabindex="-1"><${Name} text=${name} /></h2><${Badge} state=${model.state} /></div>
+      <div class="heading"><h2 id="going-title" ref=${title} tabindex="-1"><${Name} text=${name} /></h2><${Badge} state=${model.state} /></div>
       <div class="going-columns">
         <div class="card">
           <div role="status">
@@ -58,7 +68,7 @@ export function AddProgress({ name, onBack, onAnother }) {
           })}</ol>`}
           ${one?.restart_at && html`<p class="soft">It starts again in ${seconds(Math.max(0, one.restart_at - now.value))}.</p>`}
           <div class="buttons">
-            ${(failed || !one) && html`<button type="button" class="primary" disabled=${busy.value.has(name)} onClick=${() => begin(name, again)}>${failed ? "Try again" : "Load"}</button>`}
+            ${(failed || !one) && html`<button type="button" class="primary" disabled=${busy.value.has(name)} onClick=${retry}>${failed ? "Try again" : "Load"}</button>`}
             ${!ready && html`<button type="button" onClick=${onBack}>Back to the settings</button>`}
             ${ready && html`<a class="button" href=${modelAddress(name)}>Look at it</a>`}
             <a class="button" href="#/">To the overview</a>

@@ -9,7 +9,7 @@ import { useFit } from "../components/fit_ask.js";
 import { FitView } from "../components/fit_view.js";
 import { Field, useAct, useAnswer } from "../components/forms.js";
 import { Command, Name } from "../components/small.js";
-import { computed, effect, html, useRef, useSignal } from "../lib.js";
+import { computed, effect, html, useEffect, useRef, useSignal } from "../lib.js";
 import { devices, model as modelOf, names } from "../store.js";
 import { bytes } from "../units.js";
 
@@ -93,8 +93,9 @@ function Places() {
   `;
 }
 
-/** @param {{schema: Record<string, Schema>, problem: string, installed: {name: string, kind: string, version: string}[]}} props */
-function Form({ schema, problem, installed }) {
+/** `arrived`: it took the place of what became of a model, where the keyboard was.
+ * @param {{schema: Record<string, Schema>, problem: string, arrived: boolean, installed: {name: string, kind: string, version: string}[]}} props */
+function Form({ schema, problem, arrived, installed }) {
   const { typed, load, sent, failed } = kept.value;
   const settings = settingsOf(typed, schema);
   const name = nameOf(typed);
@@ -132,8 +133,12 @@ function Form({ schema, problem, installed }) {
   const first = new Set(GROUPS.flatMap(([, group]) => group));
   const advanced = Object.keys(schema).filter((one) => !first.has(one) && !APART.has(one));
   const open = useSignal(advanced.some((one) => typed[one]));
+  const form = useRef(/** @type {HTMLFormElement | null} */ (null));
+  useEffect(() => {
+    if (arrived) form.current?.querySelector("input")?.focus();
+  }, []);
   return html`
-    <form class="add" onSubmit=${(/** @type {Event} */ event) => { event.preventDefault(); void act(); }}>
+    <form ref=${form} class="add" onSubmit=${(/** @type {Event} */ event) => { event.preventDefault(); void act(); }}>
       <datalist id="environments">${installed.map((one) => html`<option key=${one.name} value=${one.name}>${one.kind} ${one.version}</option>`)}</datalist>
       <div class="heading"><h2>Add a model</h2><button type="button" onClick=${() => keep({ typed: FIRST, failed: {}, sent: "" })}>Empty the form</button></div>
       <div class="add-columns">
@@ -187,12 +192,15 @@ export function AddModel() {
   const inForce = useAnswer("settings").data.value?.settings;
   const installed = useAnswer("environments").data.value?.environments ?? [];
   const { shown } = kept.value;
+  const first = useRef(shown);
+  const arrived = useRef(false);
+  arrived.current ||= first.current !== shown;
   if (shown) {
-    return html`<${AddProgress} key=${shown} name=${shown} onBack=${() => keep({ shown: "" })} onAnother=${() => keep({ shown: "", sent: "", typed: FIRST })} />`;
+    return html`<${AddProgress} key=${shown} name=${shown} arrived=${arrived.current} onBack=${() => keep({ shown: "" })} onAnother=${() => keep({ shown: "", sent: "", typed: FIRST })} />`;
   }
   const described = schemaIn(data.value);
   // What is taken if nothing is said is a setting of Shoal's, and no constant.
   const schema = described?.engine && inForce ? { ...described, engine: { ...described.engine, default: inForce.engine } } : described;
   if (!schema && !error.value) return html`<p class="soft loading">Asking what there is to set…</p>`;
-  return html`<${Form} schema=${schema ?? NONE} installed=${installed} problem=${schema ? "" : error.value || "Shoal does not say what can be set."} />`;
+  return html`<${Form} schema=${schema ?? NONE} arrived=${arrived.current} installed=${installed} problem=${schema ? "" : error.value || "Shoal does not say what can be set."} />`;
 }
