@@ -17,6 +17,7 @@ from playwright.sync_api import Page, expect
 from shoal.dashboard import STATIC
 from shoal.errors import ShoalError
 from tests.dashboard.conftest import NewPage
+from tests.dashboard.keys import press, tab_to, write
 from tests.dashboard.test_whole import AXE, violations
 from tests.system.harness import Shoal, a_shoal
 
@@ -236,6 +237,118 @@ def test_a_preset_is_exported_and_imported_and_a_fault_has_its_place(served: Sho
     form.get_by_role("button", name="Import", exact=True).click()
     expect(card(page, "odd")).to_contain_text("chat")
     expect(form).to_have_count(0)
+
+
+def third(served: Shoal, name: str, *args: str) -> None:
+    """A preset of one model that is not declared yet."""
+    spec = {"name": "third", "source": "x", "engine": "simulated", "args": ["--device-memory", "500MiB", *args], **ON}
+    with served.client as client:
+        client.import_preset(json.dumps({"shoal_preset": 1, "name": name, "models": [{"spec": spec}]}))
+
+
+def agree(page: Page, word: str) -> None:
+    """Say yes to the question that is open, which begins at Cancel."""
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("button", name="Cancel", exact=True)).to_be_focused()
+    press(page, dialog.get_by_role("button", name=word, exact=True))
+
+
+def test_a_preset_is_saved_scheduled_and_removed_by_keyboard_alone(served: Shoal, page: Page) -> None:
+    page.goto(f"{served.url}/#/presets")
+    opener = page.get_by_role("button", name="Save what runs")
+    press(page, opener, "Space")
+    form = page.get_by_role("form", name="Save what runs")
+    expect(form.get_by_role("textbox", name="Name")).to_be_focused()
+    page.keyboard.type("mine")
+    write(page, form.get_by_role("textbox", name="Description"), "by keys")
+    press(page, form.get_by_role("checkbox", name="Come back on the devices"), "Space")
+    press(page, form.get_by_role("button", name="Save", exact=True))
+    expect(card(page, "mine")).to_contain_text("by keys")
+    expect(opener).to_be_focused()
+    press(page, card(page, "mine").get_by_role("button", name="Show"))
+    expect(page.get_by_role("table", name="Models of mine")).to_be_visible()
+    press(page, card(page, "mine").get_by_role("button", name="Schedule"))
+    times = page.get_by_role("form", name="When mine is applied")
+    expect(times.get_by_label("Times")).to_be_focused()
+    page.keyboard.type("0 8 * * 1-5")
+    write(page, times.get_by_label("Time zone"), "Europe/Berlin")
+    press(page, times.get_by_role("checkbox", name="Keep models"), "Space")
+    press(page, times.get_by_role("button", name="Add these times"))
+    expect(times.get_by_role("listitem")).to_contain_text("(Europe/Berlin); others are kept")
+    tab_to(page, times.get_by_role("button", name="Close"))
+    press(page, times.get_by_role("button", name="Remove the schedule 0 8 * * 1-5"))
+    agree(page, "Remove the schedule")
+    expect(times.get_by_role("listitem")).to_have_count(0)
+    expect(times.get_by_label("Times")).to_be_focused()
+    press(page, times.get_by_role("button", name="Close"))
+    expect(card(page, "mine").get_by_role("button", name="Schedule")).to_be_focused()
+    remove = card(page, "mine").get_by_role("button", name="Remove…")
+    press(page, remove)
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Enter")  # at Cancel
+    expect(remove).to_be_focused()
+    press(page, remove)
+    agree(page, "Remove")
+    expect(page.get_by_text("No presets yet")).to_be_visible()
+    expect(page.get_by_role("heading", name="Presets", exact=True)).to_be_focused()
+
+
+def test_a_plan_is_looked_at_and_applied_by_keyboard_alone(served: Shoal, page: Page) -> None:
+    third(served, "evening")
+    page.goto(f"{served.url}/#/presets")
+    opener = card(page, "evening").get_by_role("button", name="Apply…")
+    press(page, opener)
+    plan = page.get_by_role("table", name="Steps to evening")
+    expect(plan.get_by_role("row", name="serves")).to_contain_text("stop")
+    press(page, card(page, "evening").get_by_role("button", name="Close"))
+    expect(plan).to_have_count(0)
+    expect(opener).to_be_focused()
+    press(page, opener)
+    press(page, page.get_by_role("checkbox", name="Keep models that the preset does not name"), "Space")
+    expect(plan.get_by_role("row", name="third")).to_contain_text("start")
+    expect(plan.get_by_role("row", name="serves")).to_have_count(0)
+    press(page, card(page, "evening").get_by_role("button", name="Apply", exact=True))
+    run = page.locator(".run")
+    expect(run.get_by_role("heading")).to_be_focused()
+    expect(page.get_by_role("table", name="Steps of evening").get_by_role("row", name="third")).to_contain_text("done")
+    assert served.model("third")["state"] == "ready"
+    assert served.model("serves")["state"] == "ready"  # it was kept
+    press(page, run.get_by_role("button", name="Hide"))
+    expect(run).to_have_count(0)
+
+
+def test_a_run_is_cancelled_by_keyboard_alone(served: Shoal, page: Page) -> None:
+    third(served, "other", "--start-seconds", "600")
+    page.goto(f"{served.url}/#/presets")
+    press(page, card(page, "other").get_by_role("button", name="Apply…"))
+    press(page, page.get_by_role("checkbox", name="Keep models that the preset does not name"), "Space")
+    press(page, card(page, "other").get_by_role("button", name="Apply", exact=True))
+    run = page.locator(".run")
+    expect(run.get_by_role("heading")).to_contain_text("Applying other")
+    for button, words in (("Cancel…", "Cancel the run"), ("Do not wait…", "Do not wait")):
+        press(page, run.get_by_role("button", name=button))
+        agree(page, words)
+    expect(run.get_by_role("heading")).to_contain_text("Applied last: other")
+
+
+def test_a_preset_is_exported_and_imported_by_keyboard_alone(served: Shoal, page: Page, tmp_path: Path) -> None:
+    save(served, "mine", description="chat")
+    page.goto(f"{served.url}/#/presets")
+    tab_to(page, card(page, "mine").get_by_role("link", name="Export"))
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    file = tmp_path / download.value.suggested_filename
+    download.value.save_as(file)
+    press(page, page.get_by_role("button", name="Import"))
+    form = page.get_by_role("form", name="Import a preset")
+    chooser = form.get_by_label("File", exact=True)
+    expect(chooser).to_be_focused()
+    chooser.set_input_files(file)  # the browser's own window, which is no part of the page
+    expect(form.get_by_role("textbox", name="YAML")).to_have_value(file.read_text())
+    write(page, form.get_by_role("textbox", name="Another name"), "odd")
+    press(page, form.get_by_role("button", name="Import", exact=True))
+    expect(card(page, "odd")).to_contain_text("chat")
+    expect(page.get_by_role("button", name="Import")).to_be_focused()
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js here")

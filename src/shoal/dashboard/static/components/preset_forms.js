@@ -105,8 +105,9 @@ export function Schedules({ name, schedules, onDone, onClose }) {
     cron.value = "";
     onDone();
   });
-  const remove = (/** @type {ScheduleView} */ one) =>
-    confirm({
+  const place = useRef(/** @type {HTMLElement | null} */ (null));
+  const remove = async (/** @type {ScheduleView} */ one) => {
+    const gone = await confirm({
       title: `Not apply ${name} any more at these times?`,
       text: `It was applied ${one.words}. The preset itself stays.`,
       label: "Remove the schedule",
@@ -116,20 +117,24 @@ export function Schedules({ name, schedules, onDone, onClose }) {
         onDone();
       },
     });
+    if (gone) place.current?.querySelector("input")?.focus(); // the button goes with the times
+  };
   const about = (/** @type {string} */ word) => (error.value.startsWith(word) || error.value.includes(`.${word}:`) ? error.value : "");
   return html`
-    <${Panel} title=${`When ${name} is applied`} onSubmit=${act} error=${about("cron") || about("zone") ? "" : error.value} ends=${html`
-      <button class="primary" disabled=${busy.value}>Add these times</button><button type="button" onClick=${onClose}>Close</button>
-      <${Command} text=${joined("shoal presets schedule", option("--zone", zone.value || "ZONE"), keep.value && "--keep-others", quote(name), quote(cron.value || "CRON"))} />`}>
-      ${schedules.length > 0 && html`<ul class="times">${schedules.map((one) => html`
-        <li key=${`${one.cron} ${one.zone}`}><span><code>${one.cron}</code> ${one.words}${one.exclusive ? "" : "; others are kept"}<span class="soft"> · next ${one.next_at === null ? "never" : clock(one.next_at)}</span></span>
-          <button type="button" aria-label=${`Remove the schedule ${one.cron}`} onClick=${() => void remove(one)}>Remove…</button></li>`)}</ul>`}
-      <div class="fields">
-        <${TextField} word="Times" value=${cron} required placeholder="0 8 * * 1-5" dir="ltr" error=${about("cron")} help="Minute, hour, day of month, month, day of week. 0 8 * * 1-5 is 08:00 from Monday to Friday." />
-        <${TextField} word="Time zone" value=${zone} required list="zones" error=${about("zone")} help="Such as Europe/Berlin." />
-        <datalist id="zones">${zones().map((one) => html`<option key=${one} value=${one}></option>`)}</datalist>
-        <${Check} word="Keep models that the preset does not name" value=${keep} />
-      </div>
-    <//>
+    <div ref=${place}>
+      <${Panel} title=${`When ${name} is applied`} onSubmit=${act} error=${about("cron") || about("zone") ? "" : error.value} ends=${html`
+        <button class="primary" disabled=${busy.value}>Add these times</button><button type="button" onClick=${onClose}>Close</button>
+        <${Command} text=${joined("shoal presets schedule", option("--zone", zone.value || "ZONE"), keep.value && "--keep-others", quote(name), quote(cron.value || "CRON"))} />`}>
+        ${schedules.length > 0 && html`<ul class="times">${schedules.map((one) => html`
+          <li key=${`${one.cron} ${one.zone}`}><span><code>${one.cron}</code> ${one.words}${one.exclusive ? "" : "; others are kept"}<span class="soft"> · next ${one.next_at === null ? "never" : clock(one.next_at)}</span></span>
+            <button type="button" aria-label=${`Remove the schedule ${one.cron}`} onClick=${() => void remove(one)}>Remove…</button></li>`)}</ul>`}
+        <div class="fields">
+          <${TextField} word="Times" value=${cron} required placeholder="0 8 * * 1-5" dir="ltr" error=${about("cron")} help="Minute, hour, day of month, month, day of week. 0 8 * * 1-5 is 08:00 from Monday to Friday." />
+          <${TextField} word="Time zone" value=${zone} required list="zones" error=${about("zone")} help="Such as Europe/Berlin." />
+          <datalist id="zones">${zones().map((one) => html`<option key=${one} value=${one}></option>`)}</datalist>
+          <${Check} word="Keep models that the preset does not name" value=${keep} />
+        </div>
+      <//>
+    </div>
   `;
 }

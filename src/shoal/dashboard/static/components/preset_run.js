@@ -2,7 +2,7 @@
 
 import { ApiError, call } from "../api.js";
 import { quote } from "../actions.js";
-import { computed, html, useEffect, useSignal } from "../lib.js";
+import { computed, html, useEffect, useLayoutEffect, useRef, useSignal } from "../lib.js";
 import { modelAddress } from "../router.js";
 import { mayAct } from "../session.js";
 import { events, now, presetRun as run, told } from "../store.js";
@@ -70,7 +70,7 @@ export function Run() {
   return html`
     <section class="card section run" aria-labelledby="run-title">
       <div class="heading">
-        <h3 id="run-title">${running ? "Applying" : "Applied last:"} <${Name} text=${one.preset} /> <${RunState} state=${one.state} /></h3>
+        <h3 id="run-title" tabindex="-1">${running ? "Applying" : "Applied last:"} <${Name} text=${one.preset} /> <${RunState} state=${one.state} /></h3>
         <span class="soft">${clock(one.started_at)}${one.ended_at ? `, took ${brief(one.ended_at - one.started_at)}` : ""}</span>
         ${running ? mayAct.value && html`<button type="button" class="danger" onClick=${() => void cancelling()}>${one.cancelling ? "Do not wait…" : "Cancel…"}</button>`
           : html`<button type="button" class="quiet" onClick=${() => (hidden.value = one.started_at)}>Hide</button>`}
@@ -100,6 +100,14 @@ export function Plan({ name, onClose }) {
   const { data, error, load } = useAnswer(`presets/${encodeURIComponent(name)}/plan?exclusive=${!keep.value}`);
   const { busy, error: refused, act } = useAct(() => take(call("POST", `presets/${encodeURIComponent(name)}/apply`, { exclusive: !keep.peek() })));
   useEffect(() => void load(), [news.value]); // somebody else may have changed what runs
+  const place = useRef(/** @type {HTMLElement | null} */ (null));
+  useLayoutEffect(() => {
+    const before = /** @type {HTMLElement | null} */ (document.activeElement);
+    const mine = place.current;
+    return () => {
+      if (mine?.contains(document.activeElement)) before?.focus({ preventScroll: true });
+    };
+  }, []);
   /** @type {PlanView | null} */
   const plan = data.value?.exclusive === !keep.value ? data.value : null;
   const steps = plan?.groups.flat() ?? [];
@@ -107,10 +115,12 @@ export function Plan({ name, onClose }) {
   const apply = async () => {
     if (!(await act())) return;
     onClose();
-    document.getElementById("run-title")?.scrollIntoView({ block: "center" });
+    const title = document.getElementById("run-title"); // the button is gone: the keyboard goes on there
+    title?.scrollIntoView({ block: "center" });
+    title?.focus({ preventScroll: true });
   };
   return html`
-    <section class="plan" aria-label=${`Plan of ${name}`}>
+    <section ref=${place} class="plan" aria-label=${`Plan of ${name}`}>
       <div class="ends"><h4>What applying it would do now</h4>
         <${Check} word="Keep models that the preset does not name" value=${keep} />
         <button type="button" class="quiet" onClick=${load}>Look again</button></div>

@@ -35,8 +35,8 @@ function Preset({ preset, schedules, open, onOpen, reload }) {
   const { name, description, models, last_run: last } = preset;
   const word = quote(name);
   const toggle = (/** @type {string} */ what) => () => onOpen(open === what ? "" : what);
-  const remove = () =>
-    confirm({
+  const remove = async () => {
+    const gone = await confirm({
       title: `Remove the preset ${name}?`,
       text: `What it holds is lost${schedules.length ? `, and it is not applied by the clock any more (${schedules.map((one) => one.words).join("; ")})` : ""}. What runs goes on.`,
       label: "Remove",
@@ -46,6 +46,8 @@ function Preset({ preset, schedules, open, onOpen, reload }) {
         reload();
       },
     });
+    if (gone) document.getElementById("presets-title")?.focus(); // the button goes with the preset
+  };
   return html`
     <li class="card preset" aria-label=${name}>
       <div class="heading">
@@ -93,7 +95,7 @@ export function Presets() {
   return html`
     <section aria-labelledby="presets-title">
       <div class="heading">
-        <h2 id="presets-title">Presets</h2>
+        <h2 id="presets-title" tabindex="-1">Presets</h2>
         ${mayAct.value && html`
           <button type="button" class="primary" aria-expanded=${String(form.value === "save")} onClick=${() => (form.value = form.value === "save" ? "" : "save")}>Save what runs</button>
           <button type="button" aria-expanded=${String(form.value === "import")} onClick=${() => (form.value = form.value === "import" ? "" : "import")}>Import</button>`}
