@@ -14,15 +14,16 @@ from playwright.sync_api import Locator, Page, Route, expect
 from shoal.errors import ShoalError
 from tests.cli.scripted import GIB, ScriptedShoal, device, instance, memory
 from tests.dashboard.conftest import NewPage
+from tests.dashboard.keys import press, tab_to
 from tests.dashboard.test_whole import AXE, violations
 from tests.system.harness import Shoal, a_shoal
 
-FIRST, SECOND = "simulated:0", "simulated:1"
+FIRST, SECOND, THIRD = "simulated:0", "simulated:1", "simulated:2"
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Shoal]:
-    with a_shoal(simulated_devices=["8GiB", "4GiB"]) as shoal:
+    with a_shoal(simulated_devices=["8GiB", "4GiB", "4GiB"]) as shoal:
         yield shoal.start()
 
 
@@ -96,6 +97,76 @@ def test_it_is_dragged_to_another_device(served: Shoal, page: Page) -> None:
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
     assert served.model("dragged")["instances"][0]["devices"] == [FIRST]
+    tin.hover()
+    page.mouse.down()
+    page.locator(f'[data-device="{THIRD}"]').hover()
+    page.mouse.up()
+    expect(dialog.get_by_role("radio", name=THIRD)).to_be_checked()
+    dialog.get_by_role("button", name="Move it").click()
+    expect(page.locator(f'[data-device="{THIRD}"] .holding[title^="dragged:"]')).to_have_count(1)
+    expect(page.get_by_role("list", name="Moves under way")).to_be_hidden()
+    expect(tin).to_have_count(0)
+    on_third(served, "dragged")
+
+
+def on_third(served: Shoal, name: str) -> None:
+    """The model serves on the third device, and on no other."""
+    (instance,) = served.model(name)["instances"]
+    assert (instance["state"], instance["devices"]) == ("ready", [THIRD])
+    assert served.chat(name).status_code == 200
+
+
+def detailed(served: Shoal, page: Page, name: str) -> Locator:
+    """The model's line, whose details were opened by keyboard."""
+    page.goto(f"{served.url}/#/?q={name}")
+    press(page, page.get_by_role("button", name=f"Details of {name}"))
+    return model(page, name)
+
+
+def test_it_is_moved_by_keyboard_alone(served: Shoal, page: Page) -> None:
+    serving(served, "keyed")
+    row = detailed(served, page, "keyed")
+    press(page, row.get_by_role("button", name="Move…"))
+    dialog = page.get_by_role("dialog")
+    tab_to(page, dialog.get_by_role("radio", name=SECOND))
+    expect(dialog.get_by_role("radio", name=SECOND)).to_be_checked()
+    page.keyboard.press("ArrowDown")
+    expect(dialog.get_by_role("radio", name=THIRD)).to_be_checked()
+    expect(dialog.get_by_text(f"shoal move --to {THIRD} keyed", exact=True)).to_be_visible()
+    expect(dialog.get_by_role("img", name=f"Memory of {THIRD} then")).to_have_attribute(
+        "aria-label", re.compile(r"keyed: weights 1\.0 GiB")
+    )
+    press(page, dialog.get_by_role("button", name="Move it"))
+    expect(dialog).to_have_count(0)
+    expect(row.locator(".row")).to_contain_text(THIRD)
+    expect(page.get_by_role("list", name="Moves under way")).to_be_hidden()
+    on_third(served, "keyed")
+
+
+def test_a_move_is_cancelled_and_new_settings_are_rolled_out_by_keyboard_alone(served: Shoal, page: Page) -> None:
+    serving(served, "rolled")
+    with served.client as client:
+        client.change_model("rolled", {"args": ["--device-memory", "1GiB", "--start-seconds", "600"]})
+    row = detailed(served, page, "rolled")
+    expect(row).to_contain_text("Runs with older settings")
+    press(page, row.get_by_role("button", name="Move…"))  # with an engine that takes its time
+    press(page, page.get_by_role("dialog").get_by_role("button", name="Move it"), "Space")
+    strip = page.get_by_role("list", name="Moves under way")
+    expect(strip).to_contain_text(f"{FIRST} → {SECOND}: another one loads")
+    press(page, page.get_by_role("button", name="Cancel the move of rolled"))
+    expect(strip).to_be_hidden()
+    with served.client as client:
+        client.change_model("rolled", {"args": ["--device-memory", "900MiB"]})
+    (before,) = served.wait("rolled", "ready")
+    assert before["devices"] == [FIRST]
+    press(page, row.get_by_role("button", name="Roll out new settings"))
+    expect(row.get_by_role("button", name="Roll out new settings")).to_have_count(0)
+    expect(row).not_to_contain_text("Runs with older settings")
+    expect(strip).to_be_hidden()
+    (after,) = served.wait("rolled", "ready")
+    assert after["id"] != before["id"]
+    assert not after["outdated"]
+    assert served.chat("rolled").status_code == 200
 
 
 # -- what can go otherwise, against a script ---------------------------------------------------------------------------
