@@ -15,9 +15,11 @@ import httpx2
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from tests.dashboard.acts import By, button, choose, confirm, use
 from tests.dashboard.conftest import NewPage
+from tests.dashboard.keys import press, write
 from tests.dashboard.test_whole import AXE, anew, press_on, violations
-from tests.system.harness import Shoal, a_shoal
+from tests.system.harness import Shoal, a_shoal, until
 
 FIRST = {"devices": ["simulated:0"]}
 ODD = "<b>org</b>/שלום 🐟 it's"
@@ -209,8 +211,7 @@ def test_a_setting_of_the_engine_changes_while_it_serves(served: Shoal, page: Pa
     settings.get_by_role("button", name="Change while it serves").click()
     expect(settings.locator(".save")).to_contain_text("has begun")
     expect(settings.get_by_label("context_length", exact=True)).to_have_value("4096")
-    served.wait("rolled", "ready")
-    assert served.model("rolled")["spec"]["context_length"] == 4096
+    until(lambda: served.model("rolled")["spec"]["context_length"] == 4096, "the new settings")
 
 
 def test_a_change_by_somebody_else_and_ones_own_are_both_seen(served: Shoal, page: Page) -> None:
@@ -245,7 +246,8 @@ def test_it_is_removed_after_one_question_and_its_page_says_so(served: Shoal, pa
     expect(page.get_by_role("heading", name="Models")).to_be_visible()
 
 
-def test_requests_are_seen_and_cancelled(served: Shoal, page: Page) -> None:
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_requests_are_seen_and_cancelled(served: Shoal, page: Page, by: By) -> None:
     anew(served, "asked", "--tokens-per-second", "1", "--device-memory", "100MiB", "--max-num-seqs", "1", **FIRST)
     served.load("asked")
     ended: list[str] = []
@@ -262,14 +264,52 @@ def test_requests_are_seen_and_cancelled(served: Shoal, page: Page) -> None:
     requests = section(page, "Requests now")
     expect(requests).to_contain_text("1 running, 1 waiting")
     for left in (1, 0):
-        requests.get_by_role("button", name=re.compile("Cancel the request")).first.click()
-        dialog = page.get_by_role("dialog")
-        expect(dialog).to_contain_text("Its client gets an error")
-        dialog.get_by_role("button", name="Cancel the request").click()
+        use(page, requests.get_by_role("button", name=re.compile("Cancel the request")).first, by)
+        expect(page.get_by_role("dialog")).to_contain_text("Its client gets an error")
+        confirm(page, "Cancel the request", by)
         expect(requests.locator("[data-request]")).to_have_count(left)
     for one in asks:
         one.join()
     assert len(ended) == 2
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_it_is_pinned_given_its_new_settings_and_removed(served: Shoal, page: Page, by: By) -> None:
+    anew(served, "pinned", "--device-memory", "100MiB", **FIRST)
+    served.load("pinned")
+    head = go(page, served, "pinned")
+    (before,) = served.wait("pinned", "ready")
+    for word, command, pinned in (("Pin", "--pin", True), ("Unpin", "--no-pin", False)):
+        expect(head.get_by_text(f"shoal models set {command} pinned", exact=True)).to_be_visible()
+        use(page, button(head, word), by)
+        expect(head.locator(".pin")).to_have_count(int(pinned))
+        assert served.model("pinned")["spec"]["pin"] is pinned
+    with served.client as client:
+        client.change_model("pinned", {"context_length": 4096})
+    expect(head.get_by_text("shoal change pinned", exact=True)).to_be_visible()
+    use(page, button(head, "Roll out new settings"), by)
+    expect(button(head, "Roll out new settings")).to_have_count(0)
+    until(lambda: [one["id"] for one in served.wait("pinned", "ready")] != [before["id"]], "the new one")
+    use(page, button(head, "Remove…"), by)
+    confirm(page, "Remove", by)
+    expect(page.get_by_role("heading", name="There is no model pinned")).to_be_visible()
+
+
+def test_settings_are_written_taken_back_and_rolled_out_by_keyboard(served: Shoal, page: Page) -> None:
+    anew(served, "typed", "--device-memory", "100MiB", **FIRST)
+    served.load("typed")
+    go(page, served, "typed")
+    settings = section(page, "Settings")
+    press(page, button(page, "Settings"))
+    choose(page, settings.get_by_label("pin", exact=True), "true", "ArrowUp")
+    write(page, settings.get_by_label("context_length", exact=True), "4096")
+    back = settings.locator("[data-setting=pin]").get_by_role("button", name="Take back")
+    press(page, back)
+    expect(settings.get_by_label("pin", exact=True)).to_have_value("false")
+    press(page, button(settings, "Change while it serves"))
+    expect(settings.locator(".save")).to_contain_text("has begun")
+    until(lambda: served.model("typed")["spec"]["context_length"] == 4096, "the new settings")
+    assert served.model("typed")["spec"]["pin"] is False
 
 
 def test_how_to_call_it_fits_its_task_and_works(served: Shoal, page: Page) -> None:

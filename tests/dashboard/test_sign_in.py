@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from tests.dashboard.acts import button
 from tests.dashboard.conftest import NewPage
+from tests.dashboard.keys import press
 from tests.system.harness import Shoal, a_shoal, until
 
 AXE = Path(__file__).parents[2] / "tools" / "node_modules" / "axe-core" / "axe.min.js"
@@ -67,7 +69,7 @@ def test_signing_in_and_out_by_mouse(served: Shoal, page: Page) -> None:
     expect(row(page)).to_have_count(0)
 
 
-def test_signing_in_by_keyboard(served: Shoal, page: Page) -> None:
+def test_signing_in_and_out_by_keyboard(served: Shoal, page: Page) -> None:
     page.goto(served.url)
     expect(dialog(page).get_by_label("Name", exact=True)).to_be_focused()
     for _ in range(3):
@@ -80,6 +82,11 @@ def test_signing_in_by_keyboard(served: Shoal, page: Page) -> None:
     page.keyboard.press("Enter")
     expect(dialog(page)).to_have_count(0)
     expect(row(page)).to_be_visible()
+    press(page, button(page, "Sign out"))
+    expect(dialog(page).get_by_label("Name", exact=True)).to_be_focused()
+    expect(row(page)).to_have_count(0)
+    with served.client as client:
+        assert {user["name"]: user["sessions"] for user in client.users()}["ann"] == 0
 
 
 def test_an_admin_acts(served: Shoal, page: Page) -> None:

@@ -8,7 +8,9 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from shoal.errors import ShoalError
+from tests.dashboard.acts import button, choose, confirm
 from tests.dashboard.conftest import NewPage
+from tests.dashboard.keys import press, tab_to
 from tests.dashboard.test_sign_in import dialog, sign_in
 from tests.dashboard.test_whole import AXE, violations
 from tests.system.harness import Shoal, a_shoal
@@ -110,3 +112,38 @@ def test_a_form_is_opened_filled_in_and_closed_by_keys(served: Shoal, page: Page
     expect(opens).to_be_focused()
     with served.client as client, pytest.raises(ShoalError):
         client.remove_user("bob")
+
+
+def test_users_are_made_changed_and_removed_by_keyboard(served: Shoal, page: Page) -> None:
+    page.goto(f"{served.url}/#/access")
+    press(page, button(page, "New user"))
+    panel = page.get_by_role("form", name="New user")
+    expect(panel.get_by_label("Name", exact=True)).to_be_focused()
+    page.keyboard.type("ann")
+    tab_to(page, panel.get_by_label("Password", exact=True))
+    page.keyboard.type(ANN)
+    page.keyboard.press("Enter")
+    expect(dialog(page).get_by_label("Name", exact=True)).to_be_focused()
+    page.keyboard.type("ann")
+    page.keyboard.press("Tab")
+    page.keyboard.type(ANN)
+    page.keyboard.press("Enter")
+    expect(row(page, "ann")).to_contain_text("you")
+    press(page, button(page, "New user"))
+    expect(panel.get_by_label("Name", exact=True)).to_be_focused()
+    page.keyboard.type("bob")
+    choose(page, panel.get_by_label("Role", exact=True), "read-only")
+    tab_to(page, panel.get_by_label("Password", exact=True))
+    page.keyboard.type("battery staple")
+    press(page, button(panel, "Make the user"))
+    expect(row(page, "bob")).to_contain_text("read-only")
+    press(page, button(page, "Change bob"))
+    changed = page.get_by_role("form", name="Change bob")
+    choose(page, changed.get_by_label("Role", exact=True), "admin", "ArrowUp")
+    press(page, button(changed, "Save"))
+    expect(row(page, "bob")).to_contain_text("admin")
+    press(page, button(page, "Remove bob"))
+    confirm(page, "Remove")
+    expect(row(page, "bob")).to_have_count(0)
+    with served.client as client:
+        assert [(user["name"], user["role"]) for user in client.users()] == [("ann", "admin")]
