@@ -258,6 +258,8 @@ class Top(App[None]):
     # -- what is drawn -------------------------------------------------------------------------------------------------
 
     def _draw(self) -> None:
+        if not self.query("#keys"):  # it ends, and what it was drawn on has gone before it
+            return
         now = time.time()
         self._drawn_at = int(now)
         width = self.size.width

@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from shoal.cli.output import STATE_STYLE
+from shoal.cli.top_empty import all_failed, no_gpu
 from shoal.cli.top_looks import WORDS, colours, drawn, legend, marked
 from shoal.cli.top_rows import Looking, arranged, columns, header, note, row
 from shoal.cli.top_state import Fleet
@@ -23,6 +24,8 @@ _KEYS = (("l", "load"), ("u", "unload"), ("s", "sleep"), ("w", "wake"), ("p", "p
          ("/", "search"), ("o", "order"), ("?", "help"), ("q", "leave"))  # fmt: skip
 _SEEN = 40
 """What has no place in a bar of so many characters is not marked below it."""
+_FEWEST = 12
+"""Lines that devices, models and what explains them keep before there is room for next steps."""
 _DROPPED = ("order", "search", "ceiling", "floor", "pin", "wake", "sleep", "unload", "load")
 
 
@@ -134,8 +137,9 @@ def body(fleet: Fleet, looking: Looking, width: int, height: int, now: float) ->
     tins = [tin_of(device, list(fleet.models.values())) for device in fleet.devices]
     told = [] if picked is None else details(picked, fleet, tins, looking, width, now)
     heard = [_event(one, width) for one in fleet.events]
+    steps = _steps(fleet, width, height - _FEWEST)
     room = allot(
-        height,
+        height - len(steps),
         devices=max(1, len(tins)),
         marked=sum(_has_marks(tin, looking.selected) for tin in tins),
         models=max(2, 1 + len(models)),
@@ -146,7 +150,7 @@ def body(fleet: Fleet, looking: Looking, width: int, height: int, now: float) ->
     if room.legend and tins:
         hidden = f"+{len(tins) - room.devices} devices  " if len(tins) > room.devices else ""
         lines.append(Text.assemble((hidden, "bold"), legend(tins, looking.glyphs, width - len(hidden))))
-    lines += _table(models, fleet, looking, width, room.models, now)
+    lines += [*steps, *_table(models, fleet, looking, width, room.models, now)]
     blank = [Text()] * (height - len(lines) - room.details - room.events)
     lines += [*blank, *told[: room.details], *heard[len(heard) - room.events :]]
     for line in lines:
@@ -155,6 +159,20 @@ def body(fleet: Fleet, looking: Looking, width: int, height: int, now: float) ->
         if fleet.lost:
             line.stylize("dim")
     return lines[:height]
+
+
+def _steps(fleet: Fleet, width: int, room: int) -> list[Text]:
+    """What to do next where there is no GPU, or where all models have failed, which goes first where there is no room
+    for both."""
+    gpu = [Text(fit(line, width).rstrip(), style="dim") for line in no_gpu(fleet)]
+    found: list[Text] = []
+    if (failed := all_failed(list(fleet.models.values()))) is not None:
+        found.append(Text(fit(failed.head, width).rstrip(), style="bold red"))
+        found += [Text(line) for line in wrapped(failed.why, max(1, width), 2)]
+        both = f"{failed.step} {failed.log}"  # a command is not broken: two lines if it does not fit into one
+        lines = [both] if cell_len(both) <= width else [failed.step, failed.log]
+        found += [Text(fit(line, width).rstrip()) for line in lines]
+    return [*gpu, *found] if len(gpu) + len(found) <= room else found[: max(0, room)]
 
 
 def _has_marks(tin: Tin, selected: str) -> bool:
