@@ -135,20 +135,39 @@ export function live(handlers, onState) {
   return again;
 }
 
-/** An instance's log as it is written; the function that is returned ends that.
- * @param {string} instance
- * @param {{onLine: (text: string) => void, onEnd: (state: string) => void, onLost: () => void}} reader */
-export function followLog(instance, { onLine, onEnd, onLost }) {
-  const source = new EventSource(`${BASE}instances/${encodeURIComponent(instance)}/logs/stream?tail=500`);
-  source.addEventListener("line", (event) => onLine(JSON.parse(event.data).text));
-  source.addEventListener("end", (event) => {
-    source.close();
-    onEnd(JSON.parse(event.data).state);
-  });
-  // Opening it again would repeat the lines; the reader decides.
-  source.addEventListener("error", () => {
-    source.close();
-    onLost();
-  });
-  return () => source.close();
+/** An instance's log as it is written; the function that is returned ends that. A connection that is lost is made again, later
+ * each time it fails. Each begins with the last `tail` lines, of which those that were told before are told again: `onOpen`
+ * says where that is.
+ * @param {string} instance @param {number} tail
+ * @param {{onOpen: () => void, onLine: (text: string) => void, onEnd: (state: string) => void, onLost: () => void}} reader */
+export function followLog(instance, tail, { onOpen, onLine, onEnd, onLost }) {
+  /** @type {EventSource | null} */
+  let source = null;
+  let retry = FIRST_RETRY;
+  let timer = 0;
+
+  function connect() {
+    const opened = (source = new EventSource(`${BASE}instances/${encodeURIComponent(instance)}/logs/stream?tail=${tail}`));
+    opened.addEventListener("open", () => {
+      retry = FIRST_RETRY;
+      onOpen();
+    });
+    opened.addEventListener("line", (event) => onLine(JSON.parse(event.data).text));
+    opened.addEventListener("end", (event) => {
+      opened.close();
+      onEnd(JSON.parse(event.data).state);
+    });
+    opened.addEventListener("error", () => {
+      opened.close();
+      onLost();
+      timer = setTimeout(connect, retry * (0.75 + Math.random() / 2));
+      retry = Math.min(LAST_RETRY, retry * 2);
+    });
+  }
+
+  connect();
+  return () => {
+    clearTimeout(timer);
+    source?.close();
+  };
 }

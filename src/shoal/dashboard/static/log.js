@@ -2,12 +2,30 @@
 
 import { followLog } from "./api.js";
 import { el } from "./dom.js";
-import { DRAWN, Lines, LONGEST, parts } from "./log_lines.js";
+import { computed, effect } from "./lib.js";
+import { DRAWN, Joint, Lines, LONGEST, parts } from "./log_lines.js";
+import { connection, told } from "./store.js";
 
 const EVERY = 100; // milliseconds between drawings
 const BEYOND = 8; // lines drawn above and below what is seen
 /** Lines that wait to be drawn; of more, the first would be gone again at once. */
 const WAITING = 25_000;
+/** Lines with which each connection begins. */
+const TAIL = 500;
+const MISSING = "⋯ Lines may be missing here: nobody read them while there was no connection. The download has them. ⋯";
+
+/** How it is with the log, and what is said of it. */
+const WORDS = {
+  waiting: "Waiting for the log…",
+  live: "Live.",
+  again: "Connecting to the log again; what is shown may be old.",
+  lost: "The connection to the log was lost; it is tried again. What is shown is old.",
+  over: "The instance has ended",
+};
+
+/** How the page hears of Shoal. Logs are streams of their own: one that died silently says nothing, but when the page has to
+ * connect anew, so have they. */
+const page = computed(() => (told.value ? "told" : connection.value === "lost" ? "lost" : "resting"));
 
 export class LogPanel {
   /** @param {string} instance */
@@ -21,16 +39,17 @@ export class LogPanel {
     this.only = false;
     this.current = -1; // the match that was gone to, by the number of its line
     this.held = false;
-    this.over = false; // the instance had ended when the stream did
+    this.state = /** @type {keyof typeof WORDS} */ ("waiting");
+    this.end = ""; // the state in which the instance has ended
+    this.joint = new Joint([], TAIL);
     this.unseen = 0;
     this.height = 0;
     this.skipped = 0;
-    this.words = "Waiting for the log…";
     this.stop = () => {};
     this.build();
     this.resized = new ResizeObserver(() => this.draw());
     this.resized.observe(this.pane);
-    this.start();
+    this.unwatch = effect(() => this.hears(page.value));
   }
 
   build() {
@@ -47,8 +66,11 @@ export class LogPanel {
     this.after = el("button", { type: "button", "aria-label": "Next match", on: click(() => this.go(1)) }, "↓");
     this.filter = el("input", { type: "checkbox", on: { change: () => this.search() } });
     this.toggle = el("button", { type: "button", on: click(() => this.follow(!this.follows)) }, "Pause");
-    this.note = el("p", { class: "log-note", role: "status" }, this.words);
-    this.again = el("button", { type: "button", hidden: true, on: click(() => this.start()) }, "Read it again");
+    this.note = el("p", { class: "log-note", role: "status" });
+    this.again = el("button", { type: "button", hidden: true, on: click(() => {
+      this.pane.focus(); // this button goes
+      this.start();
+    }) }, "Read it again");
     this.whole = el("div", { class: "log-whole", hidden: true });
     this.element = el(
       "div", { class: "log" },
@@ -59,45 +81,54 @@ export class LogPanel {
     );
   }
 
+  /** The page's connection has changed. What was searched, the place and the pause stay. @param {"told" | "lost" | "resting"} page */
+  hears(page) {
+    if (this.state === "over") return;
+    if (page === "told") this.start();
+    else if (page === "lost") {
+      this.stop();
+      this.turn("lost");
+    } else this.turn("again");
+  }
+
+  /** Read the log, or read on after what is shown. */
   start() {
     this.stop();
-    this.lines.clear();
-    this.pending = [];
-    this.current = -1;
-    this.skipped = 0;
-    this.again.hidden = true;
-    this.over = false;
-    this.words = "Waiting for the log…";
-    this.stop = followLog(this.instance, {
+    if (this.state === "over") this.turn("waiting");
+    this.stop = followLog(this.instance, TAIL, {
+      onOpen: () => {
+        this.flush();
+        this.joint = new Joint(this.lines.kept, TAIL);
+        this.turn(this.lines.kept.length ? "live" : "waiting");
+      },
       onLine: (text) => this.add(text),
       onEnd: (state) => {
-        this.over = true;
-        this.again.hidden = false;
-        this.ended(`The instance has ended: ${state}.`);
+        this.end = state;
+        this.turn("over");
       },
-      onLost: () => {
-        this.again.hidden = false;
-        this.ended("The connection to the log was lost; what is shown is old.");
-      },
+      onLost: () => this.turn("lost"),
     });
     this.draw();
   }
 
   /** The instance runs again: what it writes from now on comes with a new stream. */
   revived() {
-    if (this.over) this.start();
+    if (this.state === "over") this.start();
   }
 
-  /** @param {string} words */
-  ended(words) {
+  /** @param {keyof typeof WORDS} state */
+  turn(state) {
     this.flush();
-    this.words = words;
+    this.state = state;
     this.tell();
   }
 
   /** @param {string} text */
   add(text) {
-    this.pending.push(text);
+    const found = this.joint.found;
+    const news = this.joint.take(text);
+    if (!found && this.joint.gap) this.pending.push(MISSING);
+    this.pending.push(...news);
     if (this.pending.length > WAITING) this.skipped += this.pending.splice(0, 5000).length;
     if (!this.timer) this.timer = setTimeout(() => this.flush(), EVERY);
   }
@@ -110,7 +141,7 @@ export class LogPanel {
     this.lines.add(this.pending);
     if (!this.follows) this.unseen += this.pending.length;
     this.pending = [];
-    this.words = "Live.";
+    if (this.state === "waiting") this.state = "live";
     this.draw(this.follows ? 0 : this.gone(before));
   }
 
@@ -182,10 +213,13 @@ export class LogPanel {
 
   /** Words about where we are, and the controls that fit it. */
   tell() {
-    const { lines } = this;
+    const { lines, state } = this;
+    this.again.hidden = state !== "over";
+    this.pane.classList.toggle("old", state === "again" || state === "lost");
+    const words = state === "over" ? `${WORDS.over}: ${this.end}.` : WORDS[state];
     const old = lines.first + this.skipped ? ` The last ${lines.kept.length.toLocaleString()} lines; older ones are in the download.` : "";
     const late = !this.follows && this.unseen ? ` Paused: ${this.unseen.toLocaleString()} new.` : this.follows ? "" : " Paused.";
-    const note = `${this.words}${late}${old}`;
+    const note = `${words}${late}${old}`;
     if (this.note.textContent !== note) this.note.textContent = note;
     const word = this.follows ? "Pause" : "Follow";
     if (this.toggle.textContent !== word) this.toggle.textContent = word;
@@ -248,6 +282,7 @@ export class LogPanel {
 
   close() {
     clearTimeout(this.timer);
+    this.unwatch();
     this.resized.disconnect();
     this.stop();
     this.element.remove();

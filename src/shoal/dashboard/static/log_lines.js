@@ -10,6 +10,9 @@ export const DRAWN = 1_000;
 const ESCAPES = /\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])?/g;
 const CONTROLS = /[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]/g;
 
+/** A line as it is kept. @param {string} text */
+const line = (text) => shown(text.length > LONGEST ? beginning(text) : text);
+
 /** A line without colours, and with other control characters made visible. @param {string} text */
 export const shown = (text) =>
   text.replace(ESCAPES, "").replace(CONTROLS, (one) => {
@@ -21,6 +24,64 @@ export const shown = (text) =>
 function beginning(text) {
   const kept = text.slice(0, LONGEST);
   return `${new TextDecoder().decode(new TextEncoder().encode(kept))} … (${text.length.toLocaleString()} characters)`;
+}
+
+/** Lines of which the page may know more than are told again: one that was told in two parts is told as one. */
+const PARTED = 8;
+
+/** Where the end of a log that is told again goes on after the lines that are known. Lines have no numbers, so this is the
+ * longest end of what is known with which what is told begins. Lines that are all alike are taken for those that are known. */
+export class Joint {
+  /** @param {string[]} known lines that are kept, in order @param {number} most lines that are told again at most */
+  constructor(known, most) {
+    this.known = known.slice(-(most + PARTED));
+    this.most = most;
+    this.from = 0;
+    /** @type {string[]} */
+    this.told = [];
+    /** @type {string[]} */
+    this.lines = [];
+    /** Whether it is known what is new. */
+    this.found = !known.length;
+    /** Whether nothing of what is known was told again: what came between may be missing. */
+    this.gap = false;
+  }
+
+  /** The lines that are new with this one; none as long as they are known, or may be. @param {string} text @returns {string[]} */
+  take(text) {
+    if (this.found) return [text];
+    this.told.push(text);
+    this.lines.push(line(text));
+    for (; this.from < this.known.length; this.from++) {
+      const news = beyond(this.known, this.from, this.lines);
+      if (news === "differs") continue;
+      if (news === "within" && this.told.length < this.most) return [];
+      this.found = true;
+      return news === "within" ? [] : this.told.slice(news);
+    }
+    this.found = this.gap = true;
+    return this.told;
+  }
+}
+
+/** How many of the lines that are told are the known ones from `from` to their end; or that they `differ`, or that they end
+ * `within`. @param {string[]} known @param {number} from @param {string[]} told @returns {number | "differs" | "within"} */
+function beyond(known, from, told) {
+  let at = from;
+  let parted = 0;
+  for (const [n, text] of told.entries()) {
+    if (at === known.length) return n;
+    const here = known[at] ?? "";
+    const next = known[at + 1];
+    if (text === here) at += 1;
+    else if (n === 0) return "differs";
+    else if (next === undefined) return here && text.startsWith(here) ? n : "differs"; // its beginning was the last that came
+    else if ((text === next || text === here + next) && parted < PARTED) {
+      at += 2; // it was told before it was complete, and then the rest of it
+      parted += 1;
+    } else return "differs";
+  }
+  return at === known.length ? told.length : "within";
 }
 
 export class Lines {
@@ -49,9 +110,9 @@ export class Lines {
   add(texts) {
     let from = this.end;
     for (const text of texts) {
-      const line = shown(text.length > LONGEST ? beginning(text) : text);
-      this.kept.push(line);
-      this.characters += line.length;
+      const kept = line(text);
+      this.kept.push(kept);
+      this.characters += kept.length;
     }
     let gone = 0;
     while (this.kept.length - gone > LINES || (this.characters > CHARACTERS && this.kept.length - gone > 1)) {
@@ -79,12 +140,6 @@ export class Lines {
     for (let number = from; number < this.end; number++) {
       if (this.line(number).toLowerCase().includes(this.needle)) this.found.push(number);
     }
-  }
-
-  clear() {
-    this.kept = [];
-    this.found = [];
-    this.first = this.characters = 0;
   }
 }
 
