@@ -128,7 +128,7 @@ export function Several({ word, value, known, none, help, wide = true }) {
 /** Copies a text. @param {{text: string, word?: string, label?: string}} props */
 export function CopyButton({ text, word = "Copy", label }) {
   const { said, copy } = useCopy(text);
-  return html`<button type="button" aria-label=${label} onClick=${copy}>${word}</button><span class="soft" role="status">${said.value}</span>`;
+  return html`<button type="button" aria-label=${label} onClick=${copy}>${word}</button><span class="soft" role="status">${said}</span>`;
 }
 
 /** Have the browser save a text as a file. @param {string} name @param {string} text @param {string} [type] */

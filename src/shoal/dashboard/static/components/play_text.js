@@ -10,7 +10,7 @@ const FORMATTED = 300_000;
 /** @param {{text: string, label: string, word?: string}} props */
 export function Copy({ text, label, word = "Copy" }) {
   const { said, copy } = useCopy(text);
-  return html`<button type="button" class="quiet" aria-label=${label} onClick=${copy}>${word}</button><span class="soft copied" role="status">${said.value}</span>`;
+  return html`<button type="button" class="quiet" aria-label=${label} onClick=${copy}>${word}</button><span class="soft copied" role="status">${said}</span>`;
 }
 
 /** @param {MarkNode} node @returns {any} */

@@ -15,18 +15,18 @@ export const Badge = ({ state }) => html`
 /** A name: it may run right to left, and must not turn the text around it. @param {{text: string}} props */
 export const Name = ({ text }) => html`<bdi>${text}</bdi>`;
 
-/** Copying a text, and what is said of it. @param {string} text */
+/** Copying a text, and what is said of it until there is another one. @param {string} text */
 export function useCopy(text) {
-  const said = useSignal("");
+  const last = useSignal({ text, words: "" });
   const copy = async () => {
     try {
       await navigator.clipboard.writeText(text);
-      said.value = "Copied";
+      last.value = { text, words: "Copied" };
     } catch {
-      said.value = "Select and copy it by hand"; // a page without TLS has no clipboard
+      last.value = { text, words: "Select and copy it by hand" }; // a page without TLS has no clipboard
     }
   };
-  return { said, copy };
+  return { said: last.value.text === text ? last.value.words : "", copy };
 }
 
 /** A command line with a button that copies it. @param {{text: string}} props */
@@ -36,7 +36,7 @@ export function Command({ text }) {
     <span class="command">
       <code dir="ltr">${text}</code>
       <button type="button" class="quiet" aria-label=${`Copy the command ${text}`} onClick=${copy}>Copy</button>
-      <span class="soft" role="status">${said.value}</span>
+      <span class="soft" role="status">${said}</span>
     </span>
   `;
 }
