@@ -138,6 +138,7 @@ def test_it_is_moved_by_keyboard_alone(served: Shoal, page: Page) -> None:
     )
     press(page, dialog.get_by_role("button", name="Move it"))
     expect(dialog).to_have_count(0)
+    expect(page.get_by_role("button", name="Details of keyed")).to_be_focused()
     expect(row.locator(".row")).to_contain_text(THIRD)
     expect(page.get_by_role("list", name="Moves under way")).to_be_hidden()
     on_third(served, "keyed")
@@ -154,6 +155,7 @@ def test_a_move_is_cancelled_and_new_settings_are_rolled_out_by_keyboard_alone(s
     strip = page.get_by_role("list", name="Moves under way")
     expect(strip).to_contain_text(f"{FIRST} → {SECOND}: another one loads")
     press(page, page.get_by_role("button", name="Cancel the move of rolled"))
+    expect(page.get_by_role("button", name="Details of rolled")).to_be_focused()
     expect(strip).to_be_hidden()
     with served.client as client:
         client.change_model("rolled", {"args": ["--device-memory", "900MiB"]})

@@ -19,7 +19,7 @@ const another = (name) => `${name.slice(0, 180).trim()} (moved)`;
 /** The answer with the model's own name. @param {FitAnswer | null} answer @param {string} name */
 const named = (answer, name) => (answer ? /** @type {FitAnswer} */ (JSON.parse(JSON.stringify(answer).replaceAll(JSON.stringify(another(name)).slice(1, -1), () => JSON.stringify(name).slice(1, -1)))) : null);
 
-/** @param {{name: string, target?: string, onEnd: () => void}} props */
+/** @param {{name: string, target?: string, onEnd: (begun: boolean) => void}} props */
 function Dialog({ name, target, onEnd }) {
   const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
   const id = useId("move");
@@ -43,13 +43,14 @@ function Dialog({ name, target, onEnd }) {
   const tins = one ? preview(devices.value, all.value, name, on, one.devices.filter((device) => to.includes(device.device))) : [];
   const several = ready.length > 1 ? instance?.id : undefined;
   const { busy, error, act } = useAct(() => call("POST", "moves", { model: name, to, ...(several ? { instance: several } : {}), stop_first: stopFirst.value }));
+  const begun = useRef(false);
   useEffect(() => dialog.current?.showModal(), []);
   const choose = (/** @type {string} */ device, /** @type {boolean} */ yes) => {
     chosen.value = width === 1 ? [device] : targets.filter((other) => (other === device ? yes : to.includes(other)));
   };
   return html`
-    <dialog ref=${dialog} class="move" aria-labelledby=${`${id}-title`} onClose=${onEnd}>
-      <form onSubmit=${async (/** @type {Event} */ event) => { event.preventDefault(); if (await act()) dialog.current?.close(); }}>
+    <dialog ref=${dialog} class="move" aria-labelledby=${`${id}-title`} onClose=${() => onEnd(begun.current)}>
+      <form onSubmit=${async (/** @type {Event} */ event) => { event.preventDefault(); if ((begun.current = await act())) dialog.current?.close(); }}>
         <h2 id=${`${id}-title`}>Move <${Name} text=${name} /></h2>
         <p class="soft">Another one loads at the target and takes its place once it answers alike. It serves all the while.</p>
         ${ready.length > 1 && html`<label class="choice"><span>Instance</span><select value=${instance?.id} onChange=${(/** @type {any} */ event) => (which.value = event.target.value)}>
@@ -89,11 +90,13 @@ export function askWhere(name, target) {
   const back = /** @type {HTMLElement | null} */ (document.activeElement);
   const place = document.createElement("div");
   document.body.append(place);
-  const end = () => {
+  const end = (/** @type {boolean} */ begun) => {
     open = false;
     render(null, place);
     place.remove();
-    back?.focus();
+    // One that moves cannot be moved: the button goes, and the keyboard is better at what opens its details.
+    const line = begun ? back?.closest(".model")?.querySelector(".more") : null;
+    /** @type {HTMLElement | null | undefined} */ (line ?? back)?.focus();
   };
   render(html`<${Dialog} name=${name} target=${target} onEnd=${end} />`, place);
 }

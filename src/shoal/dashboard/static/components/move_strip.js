@@ -25,6 +25,8 @@ function One({ move }) {
     busy.value = true;
     try {
       await call("DELETE", `moves/${encodeURIComponent(move.id)}`);
+      // The button goes: the keyboard goes on at the model.
+      /** @type {HTMLElement | null} */ (document.querySelector(`.model[aria-label="${CSS.escape(move.model)}"] .more`))?.focus();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       say("error", error.message, command);
