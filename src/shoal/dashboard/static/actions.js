@@ -75,6 +75,22 @@ export function targetsOf(model) {
   return devices.value.filter((device) => kinds.has(device.kind) && !on.has(device.id) && !device.error).map((device) => device.id);
 }
 
+/** Why a model that serves cannot move, where it lacks devices for that; empty if it can, or if another thing stands against it.
+ * @param {ModelView} model */
+export function stuckBecause(model) {
+  const [ready] = model.instances.filter((one) => one.state === "ready");
+  if (!mayAct.value || !ready || movesOf(model.name).length) return "";
+  const width = widthOf(model);
+  const count = targetsOf(model).length;
+  if (count >= width) return "";
+  const on = new Set(model.instances.filter((one) => one.state === "ready").flatMap((one) => one.devices));
+  const kinds = new Set(devices.value.filter((device) => on.has(device.id)).map((device) => device.kind));
+  const broken = devices.value.filter((device) => kinds.has(device.kind) && !on.has(device.id) && device.error).map((device) => device.id);
+  if (broken.length) return `${broken.join(", ")} ${broken.length === 1 ? "does" : "do"} not work, and without ${broken.length === 1 ? "it" : "them"} there ${count ? "are too few devices" : "is none of its kind"} to move it to.`;
+  if (count) return `It is split over ${width} devices, and there ${count === 1 ? "is only one other" : `are only ${count} others`} of their kind.`;
+  return "There is no other device of its kind to move it to.";
+}
+
 /** Moves of a model that have not ended. @param {string} name */
 export const movesOf = (name) => [...moves.value.values()].filter((move) => move.model === name && move.ended_at === null);
 

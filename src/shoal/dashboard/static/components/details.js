@@ -1,6 +1,6 @@
 // What opens below a model's line: its instances, what can be done, and the commands that do the same.
 
-import { actionsOf, begin, busy } from "../actions.js";
+import { actionsOf, begin, busy, stuckBecause } from "../actions.js";
 import { html, signal, useEffect, useRef } from "../lib.js";
 import { LogPanel } from "../log.js";
 import { mayAct } from "../session.js";
@@ -84,6 +84,7 @@ function Instance({ instance }) {
 /** @param {{model: ModelView, id: string}} props */
 export function Details({ model, id }) {
   const actions = actionsOf(model);
+  const stuck = stuckBecause(model);
   return html`
     <div class="details" id=${id}>
       <p class="soft">Source <code class="source"><${Name} text=${model.spec.source} /></code></p>
@@ -95,6 +96,7 @@ export function Details({ model, id }) {
             <button type="button" disabled=${busy.value.has(model.name)} onClick=${() => begin(model.name, action)}>${action.label}</button>
             <${Command} text=${action.command} />
           </li>`)}
+        ${stuck && html`<li key="stuck"><button type="button" disabled aria-describedby=${`${id}-stuck`}>Move…</button><span class="soft" id=${`${id}-stuck`}>${stuck}</span></li>`}
       </ul>
     </div>
   `;

