@@ -142,6 +142,55 @@ def test_what_is_refused_goes_back_and_says_why(tinned: ScriptedShoal, page: Pag
     expect(mark(page, "floor")).to_have_attribute("aria-valuenow", str(16 * GIB))
 
 
+def test_a_mark_that_was_dragged_says_the_command_that_does_the_same(tinned: ScriptedShoal, page: Page) -> None:
+    page.goto(tinned.url)
+    said = page.locator(".mark-done")
+    drag(page, "ceiling", 100 * GIB, drop=False)
+    expect(said).to_have_count(0)  # nothing is set yet
+    page.mouse.up()
+    expect(said).to_contain_text("Set: ceiling 100.0 GiB")
+    expect(said.locator("code")).to_have_text(f"shoal models set --ceiling 100GiB '{NAME}'")
+    follow(tinned, ceiling=100 * GIB)
+    expect(page.locator(".mark-value")).to_have_count(0)
+    said.get_by_role("button", name="Copy the command").click()
+    expect(said.get_by_role("status")).not_to_be_empty()
+    expect(page.locator(".notices[role=alert]")).to_be_empty()
+    drag(page, "ceiling", 200 * GIB)  # a ceiling at the end of the tin is none, and its mark goes
+    follow(tinned, ceiling=None)
+    expect(mark(page, "ceiling")).to_have_count(0)
+    expect(said.locator("code")).to_have_text(f"shoal models set --ceiling none '{NAME}'")
+    page.locator("h1").click()
+    expect(said).to_have_count(0)
+
+
+def test_a_mark_that_was_moved_by_keys_says_its_command_until_one_goes_on(tinned: ScriptedShoal, page: Page) -> None:
+    page.goto(tinned.url)
+    floor, said = mark(page, "floor"), page.locator(".mark-done")
+    copy = said.get_by_role("button", name="Copy the command")
+    floor.press("ArrowRight")
+    expect(said).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(said.locator("code")).to_have_text(f"shoal models set --floor 17GiB '{NAME}'")
+    follow(tinned, floor=17 * GIB)
+    page.keyboard.press("Tab")
+    expect(copy).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(said.get_by_role("status")).not_to_be_empty()
+    page.keyboard.press("Escape")
+    expect(said).to_have_count(0)
+    expect(floor).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(said).to_contain_text("--floor 18GiB")
+    page.keyboard.press("ArrowRight")  # it is moved again
+    expect(said).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(said).to_contain_text("--floor 19GiB")
+    page.get_by_role("button", name=f"Details of {NAME}").focus()
+    expect(said).to_have_count(0)
+    assert changes(tinned) == [{"floor": n * GIB} for n in (17, 18, 19)]
+
+
 def test_a_finger_moves_a_mark(tinned: ScriptedShoal, new_page: NewPage) -> None:
     page = new_page(viewport={"width": 390, "height": 900}, has_touch=True)
     page.goto(tinned.url)
@@ -219,6 +268,8 @@ def test_marks_and_numbers_can_be_used_by_everybody(tinned: ScriptedShoal, new_p
     mark(page, "ceiling").focus()
     page.keyboard.press("End")
     expect(page.locator(".mark-value")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.locator(".mark-done")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.evaluate(AXE.read_text(encoding="utf-8"))
     assert violations(page) == []
