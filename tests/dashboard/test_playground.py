@@ -17,7 +17,9 @@ import pytest
 from playwright.sync_api import Locator, Page, Request, expect
 
 from shoal.errors import ShoalError
+from tests.dashboard.acts import By, button, use
 from tests.dashboard.conftest import NewPage
+from tests.dashboard.keys import press
 from tests.system.harness import PATIENCE, Shoal, a_shoal, until
 
 AXE = Path(__file__).parents[2] / "tools" / "node_modules" / "axe-core" / "axe.min.js"
@@ -252,6 +254,33 @@ def test_pictures_are_scaled_down_shown_and_sent(served: Shoal, page: Page, way:
     assert shown.evaluate("image => image.naturalWidth") == 1536
 
 
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_all_answers_are_stopped_by_one_button(served: Shoal, page: Page, by: By) -> None:
+    go(page, served, "slow", "one")
+    say(page, "Count the waves")
+    until(lambda: under_way(served, "slow"), "the request")
+    use(page, button(page, "Stop all"), by)
+    expect(answer(page, "slow")).to_have_attribute("data-state", "stopped")
+    until(lambda: not under_way(served, "slow"), "its end")
+
+
+@pytest.mark.parametrize("by", ["mouse", "keyboard"])
+def test_pictures_are_removed_before_they_are_sent(served: Shoal, page: Page, by: By) -> None:
+    go(page, served, "one")
+    for name in ("fish.png", "whale.png"):
+        with page.expect_file_chooser() as chooser:
+            use(page, button(page, "Add pictures"), by)
+        chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": picture(8, 8)})
+        expect(page.locator("form").get_by_role("img", name=name)).to_be_visible()
+    use(page, button(page, "Remove fish.png"), by)
+    expect(page.locator("form").get_by_role("img", name="fish.png")).to_have_count(0)
+    expect(page.locator("form").get_by_role("img", name="whale.png")).to_be_visible()
+    with page.expect_request("**/v1/chat/completions") as request:
+        say(page, "What is it?")
+    kinds = [part["type"] for part in body_of(request.value)["messages"][0]["content"]]
+    assert kinds == ["image_url", "text"]
+
+
 def test_what_is_no_picture_is_refused_and_the_prompt_stays(served: Shoal, page: Page) -> None:
     go(page, served, "one")
     prompt(page).fill("keep me")
@@ -372,6 +401,31 @@ def test_export_as_json_and_markdown(served: Shoal, page: Page) -> None:
     assert session["turns"][0]["text"] == "Export me"
     assert words in json.dumps(session["columns"][0]["answers"])
     assert saved["Markdown"] == ("Export-me.md", f"# Export me\n\n## You\n\nExport me\n\n## one\n\n{words}\n")
+
+
+def test_sessions_are_exported_begun_opened_and_deleted_by_keyboard(served: Shoal, page: Page) -> None:
+    go(page, served, "one")
+    say(page, "The first of all")
+    expect(answer(page, "one")).to_have_attribute("data-state", "done")
+    press(page, button(page, "Sessions"))
+    for kind, name in (("JSON", "The-first-of-all.json"), ("Markdown", "The-first-of-all.md")):
+        with page.expect_download() as download:
+            press(page, button(page, f"Export this one as {kind}"))
+        assert download.value.suggested_filename == name
+        assert "The first of all" in Path(download.value.path()).read_text(encoding="utf-8")
+    press(page, button(page, "New session"))
+    expect(page.locator(".bubble")).to_have_count(0)
+    say(page, "The second")
+    expect(answer(page, "one")).to_have_attribute("data-state", "done")
+    press(page, button(page, "The first of all"))
+    expect(page.locator(".bubble")).to_have_text([re.compile("The first of all")])
+    press(page, button(page, "Delete The second"))
+    expect(button(page, "Keep it")).to_be_focused()
+    page.keyboard.press("Shift+Tab")
+    expect(button(page, "Delete it")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(button(page, "The second")).to_have_count(0)
+    expect(page.locator(".bubble")).to_have_text([re.compile("The first of all")])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
