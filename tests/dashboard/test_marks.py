@@ -191,6 +191,22 @@ def test_a_mark_that_was_moved_by_keys_says_its_command_until_one_goes_on(tinned
     assert changes(tinned) == [{"floor": n * GIB} for n in (17, 18, 19)]
 
 
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_name_of_any_length_stays_within_its_device(shoal: ScriptedShoal, new_page: NewPage, width: int) -> None:
+    name = "w" * 200
+    lease = {"device": "cuda:0", "rank": 0, "lease": GIB, "backed": GIB, "used": 0, "cached": 0,
+             "floor": GIB, "ceiling": None, "missing": 0, "waiting": 0, "recalled": None}  # fmt: skip
+    held = memory(lease=GIB, backed=GIB, floor=GIB, weights=GIB, held={"cuda:0": 2 * GIB}, leases=[lease])
+    shoal.add(name, instance("w-1", name, "ready", memory=held), floor=GIB)
+    shoal.devices = [device("cuda:0", memory_used=2 * GIB, instances=["w-1"])]
+    page = new_page(viewport={"width": width, "height": 900})
+    page.goto(shoal.url)
+    page.get_by_role("slider", name=f"floor of {name}").press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator(".mark-done code")).to_have_text(f"shoal models set --floor 2GiB {name}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_a_finger_moves_a_mark(tinned: ScriptedShoal, new_page: NewPage) -> None:
     page = new_page(viewport={"width": 390, "height": 900}, has_touch=True)
     page.goto(tinned.url)
