@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,8 +13,11 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.cli.scripted import ScriptedShoal
+from tests.dashboard.acts import button, choose
 from tests.dashboard.conftest import NewPage
+from tests.dashboard.keys import press, tab_to
 from tests.dashboard.test_whole import AXE, violations
+from tests.system.harness import Shoal, a_shoal
 
 START = time.time() - 7200
 
@@ -218,6 +222,63 @@ def test_why_nothing_is_shown_is_told(shoal: ScriptedShoal, page: Page) -> None:
     kept(page, [])
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_text("Nothing has happened yet")).to_be_visible()
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Shoal]:
+    """With more events than the list shows at once, and one failure among them."""
+    with a_shoal(simulated_devices=["8GiB"]) as shoal:
+        shoal.start()
+        shoal.add("broken", "--fail", "oom")
+        shoal.add("whole")
+        with shoal.client as client:
+            client.load("broken")
+            shoal.wait("broken", "failed")
+            for _ in range(105):
+                client.add_model({"name": "passing", "source": "anything"})
+                client.remove_model("passing")
+        yield shoal
+
+
+def test_real_events_are_filtered_and_read_by_keyboard(served: Shoal, page: Page) -> None:
+    page.goto(f"{served.url}/#/events")
+    expect(lines(page)).to_have_count(200)
+    for _ in range(8):  # backwards from the end of the page: the list before it has hundreds of stops
+        page.keyboard.press("Shift+Tab")
+        if button(page, "Older").evaluate("older => older === document.activeElement"):
+            break
+    expect(button(page, "Older")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(lines(page).nth(211)).to_be_attached()
+    expect(page.get_by_text("That is all that is kept.")).to_be_visible()
+    choose(page, choice(page, "Level"), "error")
+    expect(lines(page).first).to_contain_text("broken")
+    expect(lines(page).filter(has_text="passing")).to_have_count(0)
+    kind = lines(page).first.get_by_role("button").inner_text()
+    choose(page, choice(page, "Level"), "", "ArrowUp")
+    choose(page, choice(page, "Kind"), kind)
+    expect(page.get_by_text(f"shoal events --kind {kind}", exact=True)).to_be_visible()
+    expect(lines(page).filter(has_text="passing")).to_have_count(0)
+    choose(page, choice(page, "Kind"), "", "ArrowUp")
+    tab_to(page, choice(page, "Model"))
+    page.keyboard.type("whole")
+    expect(choice(page, "Model")).to_have_value("whole")
+    expect(lines(page)).to_have_count(1)
+    expect(lines(page)).to_contain_text("whole was added")
+    choose(page, choice(page, "Model"), "", "ArrowUp")
+    choose(page, choice(page, "Since"), "1d")
+    page.keyboard.press("Tab")
+    page.keyboard.press("/")  # from anywhere but a field, which takes the letter itself
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.keyboard.type("out of memory")
+    expect(lines(page).filter(has_text="passing")).to_have_count(0)
+    with page.expect_download() as download:
+        press(page, button(page, "Save as JSON lines"))
+    rows = [json.loads(line) for line in download.value.path().read_text().splitlines()]
+    assert rows
+    assert {row["model"] for row in rows} == {"broken"}
+    press(page, lines(page).first.get_by_role("button"))  # its kind alone
+    expect(choice(page, "Kind")).to_have_value(rows[-1]["kind"])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
