@@ -75,8 +75,11 @@ class PageFiles:
         return release
 
     def released(self, release: str, path: str) -> tuple[PageFile | None, bool]:
-        """A file of a release, modules linked; and whether it is of that one. Of others only what stands alone is there,
-        as it is now: a module of this release does not fit to those that a browser has of another. Raises LinkError."""
+        """A file of a release, modules linked; and whether it is of that one. Of others only what stands alone is
+        there, as it is now: a module of this release does not fit to those that a browser has of another.
+
+        Raises LinkError.
+        """
         there = release == self._release or release == self.release()
         file = self.get(path)
         if file is None or not path.endswith(".js"):
