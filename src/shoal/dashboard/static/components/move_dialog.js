@@ -88,6 +88,7 @@ export function askWhere(name, target) {
   if (open) return;
   open = true;
   const back = /** @type {HTMLElement | null} */ (document.activeElement);
+  const row = back?.closest(".model"); // as long as the button is there
   const place = document.createElement("div");
   document.body.append(place);
   const end = (/** @type {boolean} */ begun) => {
@@ -95,7 +96,7 @@ export function askWhere(name, target) {
     render(null, place);
     place.remove();
     // One that moves cannot be moved: the button goes, and the keyboard is better at what opens its details.
-    const line = begun ? back?.closest(".model")?.querySelector(".more") : null;
+    const line = begun ? row?.querySelector(".more") : null;
     /** @type {HTMLElement | null | undefined} */ (line ?? back)?.focus();
   };
   render(html`<${Dialog} name=${name} target=${target} onEnd=${end} />`, place);
