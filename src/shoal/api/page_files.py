@@ -44,7 +44,8 @@ class PageFiles:
         self._folder = folder
         self._known: dict[str, tuple[tuple[int, int], PageFile]] = {}
         self._release = ""
-        self._made: dict[str, PageFile] = {}  # of that release
+        self._made: dict[str, PageFile] = {}  # of that release, as are the modules
+        self._modules: dict[str, Module] = {}
 
     def get(self, path: str) -> PageFile | None:
         """A file by its path below the folder; None if there is none. No path leads out of the folder."""
@@ -71,7 +72,7 @@ class PageFiles:
                 summed.update(f"{path} {file.etag}\n".encode())
         release = summed.hexdigest()[:16]
         if release != self._release:
-            self._release, self._made = release, {}
+            self._release, self._made, self._modules = release, {}, {}
         return release
 
     def released(self, release: str, path: str) -> tuple[PageFile | None, bool]:
@@ -82,12 +83,13 @@ class PageFiles:
         """
         there = release == self._release or release == self.release()
         file = self.get(path)
-        if file is None or not path.endswith(".js"):
+        if file is None or not path.endswith(".js") or not is_module(_text(file)):
             return file, there
+        if not there:
+            return None, False
         if path not in self._made:
-            self._made[path] = self._linked(path, file)
-        made = self._made[path]
-        return (made if there or made is file else None), there
+            self._made[path] = self._linked(path)
+        return self._made[path], True
 
     def index(self) -> PageFile:
         """`index.html`, whose files are those of the release. Raises OSError."""
@@ -97,18 +99,18 @@ class PageFiles:
             self._made[""] = _made(_REFERENCE.sub(f"{release}/", text).encode(), _type("index.html"))
         return self._made[""]
 
-    def _linked(self, path: str, file: PageFile) -> PageFile:
-        if not is_module(_text(file)):
-            return file
+    def _linked(self, path: str) -> PageFile:
         there = set() if path == ENTRY else {module.path for module in needed(ENTRY, self._module)}
         modules = [module for module in needed(path, self._module) if module.path == path or module.path not in there]
         return _made(linked(modules).encode(), _type(path))
 
     def _module(self, path: str) -> Module:
-        file = self.get(path)
-        if file is None:
-            raise LinkError(f"{path} is imported, and there is no such file")
-        return parse(path, _text(file))
+        if path not in self._modules:
+            file = self.get(path)
+            if file is None:
+                raise LinkError(f"{path} is imported, and there is no such file")
+            self._modules[path] = parse(path, _text(file))
+        return self._modules[path]
 
 
 def _text(file: PageFile) -> str:

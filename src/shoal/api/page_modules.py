@@ -141,7 +141,7 @@ def linked(modules: Sequence[Module]) -> str:
     entry = modules[-1]
     parts = [f"globalThis.{TABLE} ??= Object.create(null);"]
     for module in modules:
-        body = _LAZY.sub(lambda found, at=module.path: _lazy(found["path"], at, entry.path), module.body)  # type: ignore[misc]
+        body = _moved(module, entry.path)
         names = ", ".join(one if one == name else f"{one}: {name}" for one, name in module.exports.items())
         parts.append(f'{TABLE}["{module.path}"] ??= (() => {{\n{body}\nreturn {{ {names} }};\n}})();')
     shown = [name for name in entry.exports if name != "default"]
@@ -152,7 +152,11 @@ def linked(modules: Sequence[Module]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _lazy(path: str, module: str, entry: str) -> str:
-    """An import at some later time, whose path is from `module`, as one from the script that it is part of."""
-    way = relpath(normpath(join(dirname(module), path)), dirname(entry) or ".")
-    return f'import("{way if way.startswith(".") else "./" + way}")'
+def _moved(module: Module, entry: str) -> str:
+    """The body of a module in the script of `entry`, from which its imports at some later time are found there."""
+
+    def lazy(found: re.Match[str]) -> str:
+        way = relpath(normpath(join(dirname(module.path), found["path"])), dirname(entry) or ".")
+        return f'import("{way if way.startswith(".") else "./" + way}")'
+
+    return _LAZY.sub(lazy, module.body)

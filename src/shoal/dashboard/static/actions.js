@@ -66,26 +66,26 @@ export function actionsOf(model) {
 /** Over how many devices one instance is split. @param {ModelView} model */
 export const widthOf = (model) => model.instances.find((one) => one.state === "ready")?.devices.length ?? 1;
 
-/** The devices that a model can move to now: of the kind that it is on, and more of them than it is on already.
- * @param {ModelView} model */
-export function targetsOf(model) {
+/** The devices of the kind that a model is on, without those that it is on. @param {ModelView} model */
+function besides(model) {
   const ready = model.instances.filter((one) => one.state === "ready");
   const on = new Set(ready.flatMap((one) => one.devices));
   const kinds = new Set(devices.value.filter((device) => on.has(device.id)).map((device) => device.kind));
-  return devices.value.filter((device) => kinds.has(device.kind) && !on.has(device.id) && !device.error).map((device) => device.id);
+  return devices.value.filter((device) => kinds.has(device.kind) && !on.has(device.id));
 }
+
+/** The devices that a model can move to now: those beside its own that work. @param {ModelView} model */
+export const targetsOf = (model) => besides(model).filter((device) => !device.error).map((device) => device.id);
 
 /** Why a model that serves cannot move, where it lacks devices for that; empty if it can, or if another thing stands against it.
  * @param {ModelView} model */
 export function stuckBecause(model) {
-  const [ready] = model.instances.filter((one) => one.state === "ready");
-  if (!mayAct.value || !ready || movesOf(model.name).length) return "";
+  const serves = model.instances.some((one) => one.state === "ready");
+  if (!mayAct.value || !serves || movesOf(model.name).length) return "";
   const width = widthOf(model);
   const count = targetsOf(model).length;
   if (count >= width) return "";
-  const on = new Set(model.instances.filter((one) => one.state === "ready").flatMap((one) => one.devices));
-  const kinds = new Set(devices.value.filter((device) => on.has(device.id)).map((device) => device.kind));
-  const broken = devices.value.filter((device) => kinds.has(device.kind) && !on.has(device.id) && device.error).map((device) => device.id);
+  const broken = besides(model).filter((device) => device.error).map((device) => device.id);
   if (broken.length) return `${broken.join(", ")} ${broken.length === 1 ? "does" : "do"} not work, and without ${broken.length === 1 ? "it" : "them"} there ${count ? "are too few devices" : "is none of its kind"} to move it to.`;
   if (count) return `It is split over ${width} devices, and there ${count === 1 ? "is only one other" : `are only ${count} others`} of their kind.`;
   return "There is no other device of its kind to move it to.";

@@ -6,8 +6,6 @@ import { html, useEffect, useLayoutEffect, useRef, useSignal } from "../lib.js";
 import { told } from "../store.js";
 import { useCopy } from "./small.js";
 
-export { QueryChoice, QuerySearch } from "./query.js";
-
 /** @template T @typedef {import("../vendor/signals.js").Signal<T>} Signal */
 /** @typedef {{id: string, "aria-describedby": string | undefined, "aria-invalid": "true" | undefined}} FieldAttributes */
 

@@ -1,6 +1,7 @@
 // What was used: requests and tokens by day, key and model.
 
-import { option, QueryChoice, Table, useAnswer } from "./forms.js";
+import { option, Table, useAnswer } from "./forms.js";
+import { QueryChoice } from "./query.js";
 import { html } from "../lib.js";
 import { query } from "../router.js";
 import { Command, Name } from "./small.js";

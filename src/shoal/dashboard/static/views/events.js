@@ -1,12 +1,12 @@
 // What happened and why: filtered, live at the top, older on demand.
 
-import { option, QueryChoice, QuerySearch, download } from "../components/forms.js";
+import { option, download } from "../components/forms.js";
+import { QueryChoice, QuerySearch } from "../components/query.js";
 import { Command, Name } from "../components/small.js";
 import { ApiError, call } from "../api.js";
 import { forgotten, NOTHING, reach, withPage } from "../event_reads.js";
 import { effect, html, useEffect, useRef, useSignal } from "../lib.js";
-import { query, setQuery } from "../router.js";
-import { modelAddress } from "../router.js";
+import { modelAddress, query, setQuery } from "../router.js";
 import { events, names, told } from "../store.js";
 import { brief, clock } from "../units.js";
 

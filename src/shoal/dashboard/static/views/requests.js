@@ -3,11 +3,11 @@
 import { quote } from "../actions.js";
 import { ApiError, call } from "../api.js";
 import { confirm } from "../components/confirm.js";
-import { option, QueryChoice, QuerySearch, Table } from "../components/forms.js";
+import { option, Table } from "../components/forms.js";
+import { QueryChoice, QuerySearch } from "../components/query.js";
 import { Command, Name } from "../components/small.js";
 import { html, useEffect, useRef, useSignal } from "../lib.js";
-import { query } from "../router.js";
-import { modelAddress } from "../router.js";
+import { modelAddress, query } from "../router.js";
 import { mayAct } from "../session.js";
 import { names } from "../store.js";
 import { brief, clock, seconds } from "../units.js";
