@@ -30,6 +30,7 @@ from shoal.children import Child, libc, popen
 from shoal.config import Handover
 from shoal.errors import ShoalError
 from shoal.fleet.devices import Devices
+from shoal.gateway import sharing
 from shoal.gateway.relay import RelayConfig
 from shoal.paths import Paths, find_paths, hold, make_runtime
 from shoal.settings import Settings
@@ -107,9 +108,11 @@ class Supervisor:
         self._paths = paths
         self._on_ready = on_ready
         self._controller = Child("controller", self._start_controller)
+        several = len(listeners) > 1
+        self._limits = sharing.create() if several else None
         self._relays = tuple(
-            Child(f"relay {number}" if len(listeners) > 1 else "relay", partial(self._start_relay, listener))
-            for number, listener in enumerate(listeners, 1)
+            Child(f"relay {number + 1}" if several else "relay", partial(self._start_relay, number, listener))
+            for number, listener in enumerate(listeners)
         )
         self._needed = (self._controller, *self._relays)
         own = self._settings.memory_socket is None
@@ -155,6 +158,8 @@ class Supervisor:
                 signal.signal(number, handler)
             os.close(wake_r)
             os.close(wake_w)
+            if self._limits is not None:
+                os.close(self._limits)
             self._selector.close()
 
     def _note_signal(self, number: int, _frame: object) -> None:
@@ -243,6 +248,8 @@ class Supervisor:
                 if child.process is not None and child.process.pid == pid:
                     self._unwatch(child)
                     code = child.ended(status)
+                    if self._limits is not None and child in self._relays:
+                        sharing.forget(self._limits, self._relays.index(child), len(self._relays))
                     if child not in self._ending:
                         child.restart(code)
 
@@ -275,18 +282,23 @@ class Supervisor:
         finally:
             os.close(settings)
 
-    def _start_relay(self, listener: socket.socket, notify: int, _again: bool) -> subprocess.Popen[bytes]:
+    def _start_relay(self, number: int, listener: socket.socket, notify: int, _again: bool) -> subprocess.Popen[bytes]:
         fd = listener.fileno()
         settings = self._settings
+        inherited: tuple[int, ...] = (fd, notify)
+        given = relay_settings(settings)
+        if self._limits is not None:
+            inherited += (self._limits,)
+            given |= {"worker": number, "limits_fd": self._limits}
         argv = [
             *(sys.executable, "-m", "shoal.gateway", "--fd", str(fd), "--notify-fd", str(notify)),
             *("--controller", str(self._paths.controller_socket)),
             *("--relay-socket", str(self._paths.relay_socket)),
             *("--table", str(self._paths.routing_table)),
-            *("--settings", json.dumps(relay_settings(settings))),
+            *("--settings", json.dumps(given)),
             *("--relay", settings.relay, "--grace", str(settings.drain_timeout)),
         ]
-        return popen(argv, (fd, notify))
+        return popen(argv, inherited)
 
     def _start_broker(self, _notify: int, _again: bool) -> subprocess.Popen[bytes]:
         argv = [sys.executable, "-m", "shoal.cli", "memory", "broker", "--socket", str(self._paths.memory_socket)]

@@ -9,10 +9,11 @@ how long a lookup takes tells nothing about a key that one does not have already
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from shoal.errors import ShoalError
+from shoal.gateway.limits import Account, Record
 from shoal.messages import Key
 
 KNOWN = 4096
@@ -20,108 +21,26 @@ KNOWN = 4096
 MAX_TOKEN = 512
 """Bytes; no key has more, and hashing what has would only cost time."""
 _NAMED = 20
-_NOTHING = 1e-6
-"""What may be missing of a request or a token: sums of times are not exact, and who waits as told is to get in."""
 
 
-class Bucket:
-    """A token bucket that holds a minute's worth. A level below zero is a debt, which time pays."""
+class Records(Protocol):
+    """Where relays that serve one port count together."""
 
-    __slots__ = ("_at", "_rate", "capacity", "level")
-
-    def __init__(self, capacity: float) -> None:
-        self.capacity = self.level = float(capacity)
-        self._rate = capacity / 60
-        self._at = -math.inf
-
-    def wait(self, cost: float, now: float) -> float:
-        """Seconds until `cost` may be taken; 0: now. More than the bucket holds may be taken once it is full, which
-        leaves it in debt: otherwise it never could be."""
-        level = self.level
-        if now > self._at:
-            level += (now - self._at) * self._rate
-            if level > self.capacity:
-                level = self.capacity
-            self.level = level
-            self._at = now
-        missing = min(cost, self.capacity) - level
-        return missing / self._rate if missing > _NOTHING else 0.0
-
-    def take(self, cost: float, now: float) -> bool:
-        """Take `cost`, if `wait` would be 0."""
-        level = self.level + (now - self._at) * self._rate
-        capacity = self.capacity
-        if level > capacity:
-            level = capacity
-        self._at = now
-        enough = level + _NOTHING
-        if enough < cost and enough < capacity:  # for more than it holds it has to be full
-            self.level = level
-            return False
-        self.level = level - cost
-        return True
-
-    def give(self, cost: float, now: float) -> None:
-        """Put back; with a negative `cost` take, whatever there is. What does not fit is lost."""
-        if cost < 0:
-            self.wait(0, now)  # what time has paid counts first, as far as there was room for it
-        self.level = min(self.capacity, self.level + cost)
-
-    def resized(self, capacity: float) -> Bucket:
-        """One of another capacity from which as much was taken."""
-        other = Bucket(capacity)
-        other.level -= self.capacity - self.level
-        other._at = self._at
-        return other
-
-
-class _Account:
-    """What a key may use, has left and has under way. `listed`: it is in the newest table."""
-
-    __slots__ = ("concurrent", "listed", "models", "requests", "running", "tokens")
-
-    def __init__(self) -> None:
-        self.models: frozenset[str] = frozenset()
-        self.concurrent: int | None = None
-        self.requests: Bucket | None = None
-        self.tokens: Bucket | None = None
-        self.running = 0
-        self.listed = True
-
-    def follow(self, key: Key) -> None:
-        """Take over a key's settings; what was used of the old ones counts against the new."""
-        self.models = frozenset(key.models)
-        self.concurrent = key.concurrent
-        self.requests = _follow(self.requests, key.requests_per_minute)
-        self.tokens = _follow(self.tokens, key.tokens_per_minute)
-
-    def refusal(self, key: Key, cost: float, now: float) -> ShoalError:
-        """Why a request may not begin: of the limits that forbid it, the one that does so for longest."""
-        limits: list[tuple[float, str, str]] = []
-        if self.concurrent is not None and self.running >= self.concurrent:
-            limits.append((0.0, "concurrent", f"{self.concurrent} at once; wait until one of its requests has ended"))
-        for bucket, needed, name in ((self.requests, 1, "requests"), (self.tokens, cost, "tokens")):
-            if bucket is not None and (wait := bucket.wait(needed, now)):
-                words = f"{bucket.capacity:.0f} {name} a minute; try again in {_seconds(wait)} s"
-                limits.append((wait, f"{name}_per_minute", words))
-        wait, limit, words = max(limits)
-        return ShoalError(
-            f"the API key {key.name} is limited to {words}",
-            status=429,
-            code="rate_limited",
-            param=limit,
-            headers={"Retry-After": str(_seconds(wait))},
-        )
+    def take(self, ids: Iterable[str]) -> Mapping[str, Record]:
+        """Records for these keys, by id; none for those for which there is no room."""
+        ...
 
 
 class Keyring:
-    """The keys of the newest routing table, and what each has used of its limits in this relay."""
+    """The keys of the newest routing table, and what each has used of its limits: with `records` in all relays, or
+    else in this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, records: Records | None = None) -> None:
+        self._records = records
         self._keys: tuple[Key, ...] = ()
         self._required = False
         self._by_digest: dict[str, Key] = {}
-        self._accounts: dict[str, _Account] = {}  # by id: a rotated key has two digests, and one account
+        self._accounts: dict[str, Account] = {}  # by id: a rotated key has two digests, and one account
         self._known: dict[bytes, Key] = {}
 
     def replace(self, keys: tuple[Key, ...], required: bool) -> None:
@@ -136,10 +55,12 @@ class Keyring:
         for id, account in list(self._accounts.items()):
             account.listed = id in ids
             if not account.listed and not account.running:
-                del self._accounts[id]
+                self._forget(id)
         for key in keys:
-            self._accounts.setdefault(key.id, _Account()).follow(key)
+            self._accounts.setdefault(key.id, Account()).follow(key)
         self._known.clear()
+        if self._records is not None:
+            self._share(self._records)
 
     def identify(self, authorization: bytes | None, api_key: bytes | None, wall: float) -> Key | None:
         """Whose request it is, by the values of `Authorization` (`Bearer …`) or else of `x-api-key`. `wall` in Unix
@@ -200,16 +121,8 @@ class Keyring:
         account = self._accounts.get(key.id)
         if account is None or not account.listed:
             raise _unknown()
-        requests, tokens = account.requests, account.tokens
-        if account.concurrent is not None and account.running >= account.concurrent:
+        if not account.begin(cost, now):
             raise account.refusal(key, cost, now)
-        if requests is not None and not requests.take(1, now):
-            raise account.refusal(key, cost, now)
-        if tokens is not None and not tokens.take(cost, now):
-            if requests is not None:
-                requests.level += 1
-            raise account.refusal(key, cost, now)
-        account.running += 1
 
     def end(self, key: Key, cost: float, tokens: int | None, now: float) -> None:
         """A request that `begin` let in with this `cost` has ended, and `tokens` were really used; None: that is not
@@ -217,11 +130,23 @@ class Keyring:
         account = self._accounts.get(key.id)
         if account is None:
             return
-        if tokens is not None and account.tokens is not None:
-            account.tokens.give(cost - tokens, now)
-        account.running -= 1
+        account.end(cost, tokens, now)
         if not account.running and not account.listed:
-            del self._accounts[key.id]
+            self._forget(key.id)
+
+    def _forget(self, id: str) -> None:
+        self._accounts.pop(id).share(None)
+
+    def _share(self, records: Records) -> None:
+        """Count together what has limits, and only that."""
+        lacking = []
+        for id, account in self._accounts.items():
+            if not account.limited:
+                account.share(None)
+            elif account.record is None:
+                lacking.append(id)
+        for id, record in records.take(lacking).items():
+            self._accounts[id].share(record)
 
     def _look_up(self, token: bytes) -> Key:
         """The key that was presented for the first time since the keys have changed."""
@@ -237,14 +162,6 @@ class Keyring:
 
 def _anything(_model: str) -> bool:
     return True
-
-
-def _follow(bucket: Bucket | None, limit: int | None) -> Bucket | None:
-    if limit is None:
-        return None
-    if bucket is None:
-        return Bucket(limit)
-    return bucket if bucket.capacity == limit else bucket.resized(limit)
 
 
 def token_of(authorization: bytes | None, api_key: bytes | None) -> bytes | None:
@@ -264,7 +181,3 @@ def _unknown() -> ShoalError:
         "this API key is not valid here: it may be misspelt, revoked or replaced; ask whoever runs this Shoal",
         "invalid_key",
     )
-
-
-def _seconds(wait: float) -> int:
-    return max(1, math.ceil(wait))

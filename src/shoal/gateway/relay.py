@@ -50,6 +50,10 @@ class RelayConfig:
     """URL of an OpenTelemetry collector that gets spans; None: there are none."""
     relay_workers: int = 1
     """Relays that share the port; limits of concurrency are divided among them."""
+    worker: int = 0
+    """Which of them this is, from 0."""
+    limits_fd: int | None = None
+    """Inherited memory in which they count together what keys use (`sharing.py`); None: each for itself."""
 
 
 class Relay(Protocol):

@@ -34,6 +34,7 @@ from shoal.gateway.link import Link
 from shoal.gateway.local import controller_away, health_without_controller, model_list, model_named
 from shoal.gateway.relay import ERRANDS, RelayConfig
 from shoal.gateway.routes import UNKNOWN, Routes
+from shoal.gateway.sharing import joined
 from shoal.messages import Key, Outcome, Target
 from shoal.net import UnixAddress
 
@@ -69,7 +70,7 @@ class AiohttpRelay:
 
     async def start(self, sock: socket.socket) -> None:
         self.routes = Routes(changed=self._on_change)
-        self._keyring = Keyring()
+        self._keyring = Keyring(joined(self._config))
         self._link = Link(self.routes, self._config.relay_socket, self._config.table, on_table=self._on_table)
         self._upstreams = Upstreams(self._config.connect_timeout, unpooled=self._controller)
         self._informed = asyncio.Event()

@@ -39,6 +39,7 @@ from shoal.gateway.reaching import Reaching
 from shoal.gateway.relay import ERRANDS, RelayConfig
 from shoal.gateway.routes import Routes
 from shoal.gateway.server import ClientConnection
+from shoal.gateway.sharing import joined
 from shoal.gateway.stranded import Stranded
 from shoal.gateway.telling import report, views
 from shoal.gateway.uploads import Upload
@@ -80,7 +81,7 @@ class NativeRelay:
         self.admission = Admission(
             queue_length=config.queue_length, age_bound=config.age_bound, reserve=config.fair_reserve
         )
-        self.keyring = Keyring()
+        self.keyring = Keyring(joined(config))
         self.measures = Measures()
         self.stranded: Stranded[Reaching] = Stranded()
         self.keeping = Keeping()
