@@ -97,6 +97,7 @@ def test_without_a_clipboard_it_says_how_to_copy(served: Shoal, page: Page, by: 
     is_selected(page, shown.locator("code"))
     page.goto(f"{served.url}/#/models/real")
     calling = page.get_by_role("region", name="How to call it", exact=True)
+    expect(calling.locator(".program")).to_contain_text("SHOAL_API_KEY")  # it is known by now that there is a key
     use(page, button(calling, "Copy the curl program"), by)
     expect(calling.locator(".languages").get_by_role("status")).to_have_text(BY_HAND)
     is_selected(page, calling.locator(".program"))

@@ -59,6 +59,7 @@ def test_the_first_user_is_made_and_signs_in_others_follow_and_the_last_opens_sh
     panel.get_by_label("Password", exact=True).press("Enter")
     expect(dialog(page)).to_be_visible()
     sign_in(page, "ann", ANN)
+    expect(dialog(page)).to_have_count(0)
     expect(row(page, "ann")).to_contain_text("you")
     make(page, "a/b", "battery staple", "read-only")
     expect(panel.get_by_role("alert")).to_contain_text("slashes")
@@ -74,6 +75,7 @@ def test_the_first_user_is_made_and_signs_in_others_follow_and_the_last_opens_sh
         question = page.get_by_role("dialog", name=f"Remove the user {name}?")
         expect(question).to_contain_text(lost)
         question.get_by_role("button", name="Remove", exact=True).click()
+        expect(row(page, name)).to_have_count(0)  # until then the other one is not the last
     expect(page.get_by_role("heading", name="No users")).to_be_visible()
     with served.client as client:
         assert client.users() == []
