@@ -168,8 +168,8 @@ them than `KEEPALIVE` is long."""
 class IdleCloser(Engine):
     """Closes connections that idle, each after a time of its own.
 
-    It counts beats of the loop that it shares with the relay, too. A loop that stands still lets the relay have an answer
-    later, and so take its connection for fresh for longer than a clock at the engine would tell.
+    It counts beats of the loop that it shares with the relay, too. A loop that stands still lets the relay have an
+    answer later, and so take its connection for fresh for longer than a clock at the engine would tell.
     """
 
     dice = random.Random(3)
