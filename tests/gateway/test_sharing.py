@@ -57,6 +57,29 @@ def rings(fd: int, *keys: Key, workers: int = WORKERS) -> list[Keyring]:
     return made
 
 
+_spawn = multiprocessing.get_context("fork")
+
+
+def _hold(fd: int, place: int, told: Connection) -> None:
+    """Be the relay that stands still just while it has a lock."""
+    fcntl.lockf(fd, fcntl.LOCK_EX, 1, place)
+    told.send(None)
+    signal.pause()
+
+
+@contextmanager
+def held(fd: int, place: int) -> Iterator[multiprocessing.process.BaseProcess]:
+    mine, its = _spawn.Pipe()
+    process = _spawn.Process(target=_hold, args=(fd, place, its), daemon=True)
+    process.start()
+    try:
+        mine.recv()
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
 # -- what users see ----------------------------------------------------------------------------------------------------
 
 
@@ -96,6 +119,20 @@ def test_tokens_that_one_relay_gives_back_or_owes_count_in_the_others(memory: in
     assert told is not None
     assert told[3] == {"Retry-After": "66"}
     one.begin(key, 60, 66.0)
+
+
+def test_putting_tokens_back_waits_for_nobody_and_outlives_the_relay(memory: int) -> None:
+    key = a_key("a", tokens_per_minute=600)
+    one, two, _ = rings(memory, key)
+    record = one._accounts["a"].record
+    assert isinstance(record, sharing.Shared)
+    one.begin(key, 600, 0.0)
+    with held(memory, record._place):
+        one.end(key, 600, 100, 0.0)
+    assert not one._records.stuck  # type: ignore[union-attr]
+    forget(memory, 0, WORKERS)
+    two.begin(key, 500, 0.0)
+    assert refusal(two, key, 1, 0.0) is not None
 
 
 def test_a_clock_that_was_read_before_anothers_takes_nothing_back(memory: int) -> None:
@@ -256,28 +293,6 @@ def test_a_relay_that_there_is_not_is_refused(memory: int, worker: int) -> None:
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
-
-_spawn = multiprocessing.get_context("fork")
-
-
-def _hold(fd: int, place: int, told: Connection) -> None:
-    """Be the relay that stands still just while it has a lock."""
-    fcntl.lockf(fd, fcntl.LOCK_EX, 1, place)
-    told.send(None)
-    signal.pause()
-
-
-@contextmanager
-def held(fd: int, place: int) -> Iterator[multiprocessing.process.BaseProcess]:
-    mine, its = _spawn.Pipe()
-    process = _spawn.Process(target=_hold, args=(fd, place, its), daemon=True)
-    process.start()
-    try:
-        mine.recv()
-        yield process
-    finally:
-        process.kill()
-        process.join()
 
 
 def test_a_relay_that_stands_still_keeps_nobody(memory: int, caplog: pytest.LogCaptureFixture) -> None:

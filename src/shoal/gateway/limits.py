@@ -89,6 +89,10 @@ class Record(Protocol):
         """So many requests are under way here. At any time."""
         ...
 
+    def give(self, tokens: float) -> None:
+        """Put back so many tokens; whoever fetches next finds them. At any time."""
+        ...
+
     def leave(self) -> None:
         """This relay has no more to do with the key."""
         ...
@@ -167,13 +171,16 @@ class Account:
             record.run(self.running)
         if tokens is None or self.tokens is None:
             return
+        unused = cost - tokens
         if record is None:
-            self.tokens.give(cost - tokens, now)
-            return
-        self.elsewhere = record.fetch(self.requests, self.tokens)
-        self.tokens.give(cost - tokens, now)
-        record.keep(self.requests, self.tokens)
-        record.release()
+            self.tokens.give(unused, now)
+        elif unused >= 0:  # which need not be known before somebody takes, and makes no difference then
+            record.give(unused)
+        else:
+            self.elsewhere = record.fetch(self.requests, self.tokens)
+            self.tokens.give(unused, now)
+            record.keep(self.requests, self.tokens)
+            record.release()
 
     def refusal(self, key: Key, cost: float, now: float) -> ShoalError:
         """Why a request may not begin: of the limits that forbid it, the one that does so for longest."""

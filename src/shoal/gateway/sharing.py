@@ -1,16 +1,18 @@
 """What the relays of one Shoal count together: memory that all of them map, with a record for each key with limits.
 
 A request costs no message to anybody: a relay reads and writes the record itself, while it holds a lock on one byte of
-the file, which the kernel takes from a process that dies. How many requests a relay has under way stands in a place of
-its own, which it alone writes; when it dies the supervisor clears that (`forget`), and what those requests have taken
-of the minute stays taken.
+the file, which the kernel takes from a process that dies. How many requests a relay has under way, and what it put back
+of the tokens that they took, stands in places of its own, which it alone writes and without a lock; so most requests
+need one lock, when they begin. When a relay dies the supervisor says that it has none under way (`forget`), and what
+those have taken of the minute stays taken.
 
 A record is a row of 8-byte words, for `workers` relays:
 
     16 bytes of a hash of the key's id; zeros: it was never used
     requests a minute: `at`, `used` (see `limits.Bucket`)
-    tokens a minute: `at`, `used`
+    tokens a minute: `at`, what was put back and is part of `used` already, `used`
     under way, one for each relay
+    tokens put back since the record is this key's, one for each relay
     1 where that relay knows the key, one for each relay
 
 A record that no relay knows is given to another key when one is needed; if there is none the file grows.
@@ -37,7 +39,7 @@ stopped just then (SIGSTOP, a debugger). Then it goes on without: too much may b
 PAUSE = 50e-6
 WORD = 8
 NAME = 16
-NUMBERS = Struct("@4d")
+NUMBERS = Struct("@5d")
 _AT_CELLS = NAME + NUMBERS.size
 _NONE = bytes(NAME)
 _ALLOCATION = 0
@@ -70,11 +72,11 @@ def joined(config: RelayConfig) -> Records | None:
 
 
 def _clear(words: memoryview[float], cell: int, workers: int) -> None:
-    words[cell] = words[cell + workers] = 0.0
+    words[cell] = words[cell + 2 * workers] = 0.0
 
 
 def _size(workers: int) -> int:
-    return _AT_CELLS + 2 * workers * WORD
+    return _AT_CELLS + 3 * workers * WORD
 
 
 def _name(id: str) -> bytes:
@@ -95,7 +97,7 @@ class Records:
         self.workers = workers
         self.memory = mmap.mmap(fd, os.fstat(fd).st_size)
         self.words = memoryview(self.memory).cast("d")
-        self.row = Struct(f"@{4 + workers}d")
+        self.row = Struct(f"@{NUMBERS.size // WORD + 2 * workers}d")
         self.stuck: set[int] = set()
         """Bytes whose locks were waited for in vain; once is enough."""
         self._worker = worker
@@ -155,14 +157,14 @@ class Records:
                 self._begin(record, name)
                 found[name] = record
         for record in found.values():
-            self.words[self.cell(record) + self.workers] = 1.0
+            self.words[self.cell(record) + 2 * self.workers] = 1.0
         return found
 
     def _name(self, record: int) -> bytes:
         return self.memory[record * self._size : record * self._size + NAME]
 
     def _known(self, record: int) -> bool:
-        first = self.cell(record) - self._worker + self.workers
+        first = self.cell(record) - self._worker + 2 * self.workers
         return any(self.words[first : first + self.workers])
 
     def start(self, record: int) -> int:
@@ -219,7 +221,7 @@ class Records:
 class Shared:
     """The record of one key, as one relay sees it; `limits.Record`. Called for every request, so it is no deeper."""
 
-    __slots__ = ("_cell", "_fd", "_numbers", "_place", "_records", "_row", "_start")
+    __slots__ = ("_back", "_cell", "_fd", "_last", "_numbers", "_place", "_records", "_row", "_start")
 
     def __init__(self, records: Records, number: int) -> None:
         self._records = records
@@ -228,6 +230,8 @@ class Shared:
         self._start = records.start(number) + NAME
         self._row = records.row
         self._cell = records.cell(number)
+        self._back = self._cell + records.workers
+        self._last = 5 + records.workers
         self._numbers: tuple[float, ...] = ()
 
     def fetch(self, requests: Bucket | None, tokens: Bucket | None) -> int:
@@ -244,17 +248,21 @@ class Shared:
         if requests is not None:
             requests.at, requests.used = numbers[0], numbers[1]
         if tokens is not None:
-            tokens.at, tokens.used = numbers[2], numbers[3]
-        return int(sum(numbers[4:])) - int(records.words[self._cell])
+            tokens.at, tokens.used = numbers[2], numbers[4]
+            back = sum(numbers[self._last :])
+            if back != numbers[3]:
+                tokens.give(back - numbers[3], tokens.at)
+                self._numbers = (*numbers[:3], back, *numbers[4:])
+        return int(sum(numbers[5 : self._last]) - records.words[self._cell])
 
     def keep(self, requests: Bucket | None, tokens: Bucket | None) -> None:
-        """Have others know these buckets; `at` first, so that a relay which is killed over it gives nothing away."""
-        at, used, tokens_at, tokens_used, *_ = self._numbers
+        """Have others know these buckets; in this order, a relay that is killed over it gives nothing away."""
+        at, used, tokens_at, back, tokens_used = self._numbers[:5]
         if requests is not None:
             at, used = requests.at, requests.used
         if tokens is not None:
             tokens_at, tokens_used = tokens.at, tokens.used
-        NUMBERS.pack_into(self._records.memory, self._start, at, used, tokens_at, tokens_used)
+        NUMBERS.pack_into(self._records.memory, self._start, at, used, tokens_at, back, tokens_used)
 
     def release(self) -> None:
         """Let others have it."""
@@ -263,6 +271,10 @@ class Shared:
     def run(self, running: int) -> None:
         """So many requests are under way here: one aligned word, of which nobody sees a part."""
         self._records.words[self._cell] = running
+
+    def give(self, tokens: float) -> None:
+        """Put back so many tokens."""
+        self._records.words[self._back] += tokens
 
     def leave(self) -> None:
         """This relay has no more to do with the key."""
