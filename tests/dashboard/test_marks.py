@@ -76,6 +76,18 @@ def test_a_mark_is_dragged_and_says_where_it_is(tinned: ScriptedShoal, page: Pag
     asked(tinned, [{"ceiling": 100 * GIB}])
 
 
+def test_the_end_of_the_tin_is_no_ceiling_wherever_the_steps_fall(tinned: ScriptedShoal, page: Page) -> None:
+    with tinned.lock:
+        (one,) = tinned.models[NAME]["instances"]
+        one["memory"]["held"]["cuda:0"] += 700 * 2**20  # what lies before the cache is no multiple of a step
+        tinned.publish(NAME)
+    page.goto(tinned.url)
+    mark(page, "ceiling").press("End")
+    expect(page.locator(".mark-value")).to_have_text("ceiling none · Enter sets it")
+    page.keyboard.press("Enter")
+    asked(tinned, [{"ceiling": None}])
+
+
 def test_a_click_on_a_mark_changes_nothing(tinned: ScriptedShoal, page: Page) -> None:
     follow(tinned, floor=16 * GIB + 300 * 2**20, ceiling=64 * GIB - 123)  # between two steps
     page.goto(tinned.url)

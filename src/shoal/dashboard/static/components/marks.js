@@ -37,7 +37,7 @@ export const sizeWord = (size) => (size % GIB === 0 ? `${size / GIB}GiB` : size 
 export function allowed(kind, wanted, { floor, ceiling, room, step }) {
   const near = Math.round(wanted / step) * step;
   if (kind === "floor") return Math.max(0, Math.min(near, ceiling ?? room, room));
-  if (near >= room) return null;
+  if (Math.max(near, wanted) >= room) return null; // the end need not lie on a step
   return Math.max(near, floor, step);
 }
 
