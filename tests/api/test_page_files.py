@@ -46,7 +46,7 @@ def test_the_page_asks_for_one_script_and_each_view_for_one_more() -> None:
     asked = re.findall(r'(?:src|href)="static/([^"]+)"', text(files.index()))
     assert all(name.startswith(f"{files.release()}/") for name in asked)
     names = [name.split("/", 1)[1] for name in asked]
-    assert [name for name in names if name.endswith(".js")] == ["theme.js", "early.js", "app.js"]
+    assert names == ["theme.js+early.js", "icon.svg", "base.css+overview.css", "app.js"]
     first = made_in(text(files.released(files.release(), "app.js")[0]))
     assert {"app.js", "store.js", "views/overview.js", "components/row.js", "vendor/preact.js"} <= first
     assert not {"views/playground.js", "vendor/uplot.js"} & first
@@ -74,6 +74,30 @@ def test_a_release_lasts_until_a_file_changes(tmp_path: Path) -> None:
     (tmp_path / "b.js").unlink()
     with pytest.raises(LinkError, match=r"b\.js is imported, and there is no such file"):
         files.released(files.release(), "app.js")
+
+
+def test_what_follows_each_other_in_the_index_is_asked_for_at_once(tmp_path: Path) -> None:
+    files = made(tmp_path, a_js="a()", b_js="b()", c_js="c()", x_css="x{}", y_css="y{}", z_css="z{}")
+    script, sheet = '<script src="static/{}.js"></script>', '<link rel="stylesheet" href="static/{}.css">'
+    rest = f"<p>{script.format('c')}</p><link rel=icon href='i'>{sheet.format('z')}"
+    (tmp_path / "index.html").write_text(
+        f"{script.format('a')}\n  {script.format('b')}\n{sheet.format('x')}{sheet.format('y')}{rest}"
+    )
+    release = files.release()
+    said = f"{script.format('a.js+b')}\n{sheet.format('x.css+y')}{rest}".replace("static/", f"static/{release}/")
+    assert text(files.index()) == said
+    joint, lasting = files.released(release, "a.js+b.js")
+    assert lasting and joint is not None and joint.type.startswith("text/javascript") and text(joint) == "a()\n;\nb()"
+    assert text(PageFiles(tmp_path).released(release, "x.css+y.css")[0]) == "x{}\ny{}"  # before anybody had the index
+    assert files.released(release, "a.js+c.js") == files.released(release, "+") == (None, True)
+    (tmp_path / "b.js").write_text("b2()")
+    assert files.index() and files.release() != release
+    joint, lasting = files.released(release, "a.js+b.js")  # each stands alone: it is there for a page of before too
+    assert text(joint) == "a()\n;\nb2()" and not lasting
+    (tmp_path / "b.js").unlink()
+    assert "/a.js" in text(files.index()) and "/b.js" in text(files.index())
+    (tmp_path / "index.html").unlink()
+    assert files.released(files.release(), "a.js+b.js") == (None, True)
 
 
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:

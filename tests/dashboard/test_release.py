@@ -38,7 +38,7 @@ def test_a_view_of_another_release_is_not_mixed_in(served: Shoal, new_page: NewP
         lambda route: route.fulfill(body=index.replace(release, old), content_type="text/html"),
         times=1,
     )
-    for name in ("app.js", "early.js", "theme.js", "base.css", "overview.css"):
+    for name in ("app.js", "theme.js+early.js", "base.css+overview.css"):
         page.route(f"**/static/{old}/{name}", as_before)
     page.goto(f"{served.url}/")
     expect(page.locator("#connection")).to_have_text("Live")

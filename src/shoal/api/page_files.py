@@ -1,5 +1,6 @@
 """The page's files as they are sent: read and compressed once, its modules linked into one script, and each at an
-address that names the release, so that a browser that has it need not ask again.
+address that names the release, so that a browser that has it need not ask again. Scripts that follow each other in the
+index are one file as well, and so are style sheets: while a page is opened each request takes longer than what it asks.
 """
 
 from __future__ import annotations
@@ -7,8 +8,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import mimetypes
+import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +23,11 @@ SMALL = 500
 """Bytes below which compressing is not worth it."""
 ENTRY = "app.js"
 """The module with which the page begins: what it needs is there when others come."""
+JOINT = "+"
+"""Between the names of files that are sent as one."""
+_ELEMENTS = (r'<script src="static/[^"/]+"></script>', r'<link rel="stylesheet" href="static/[^"/]+">')
+_NEIGHBOURS = re.compile("|".join(rf"(?:{one})(?:\s*{one})+" for one in _ELEMENTS))
+_NAME = re.compile(r'(?<="static/)[^"]+')
 _REFERENCE = re.compile(r'(?<=(?:href|.src)="static/)(?=[^"]+")')
 
 
@@ -43,6 +52,7 @@ class PageFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: dict[str, tuple[tuple[int, int], PageFile]] = {}
+        self._marks: tuple[tuple[str, int, int], ...] | None = None
         self._release = ""
         self._made: dict[str, PageFile] = {}  # of that release, as are the modules
         self._modules: dict[str, Module] = {}
@@ -66,11 +76,14 @@ class PageFiles:
 
     def release(self) -> str:
         """A word for all files as they are now; another one as soon as any of them changes."""
+        marks = tuple(sorted(_marks(self._folder, "")))
+        if marks == self._marks:
+            return self._release
         summed = hashlib.sha256()
-        for path in sorted(one.relative_to(self._folder).as_posix() for one in self._folder.rglob("*")):
+        for path, _, _ in marks:
             if (file := self.get(path)) is not None:
                 summed.update(f"{path} {file.etag}\n".encode())
-        release = summed.hexdigest()[:16]
+        self._marks, release = marks, summed.hexdigest()[:16]
         if release != self._release:
             self._release, self._made, self._modules = release, {}, {}
         return release
@@ -82,6 +95,8 @@ class PageFiles:
         Raises LinkError.
         """
         there = release == self._release or release == self.release()
+        if JOINT in path:
+            return self._joint(path), there
         file = self.get(path)
         if file is None or not path.endswith(".js") or not is_module(_text(file)):
             return file, there
@@ -96,8 +111,28 @@ class PageFiles:
         release = self.release()
         if "" not in self._made:
             text = (self._folder / "index.html").read_text(encoding="utf-8")
+            text = _NEIGHBOURS.sub(self._as_one, text)
             self._made[""] = _made(_REFERENCE.sub(f"{release}/", text).encode(), _type("index.html"))
         return self._made[""]
+
+    def _as_one(self, neighbours: re.Match[str]) -> str:
+        """One element for several that follow each other, which asks for one file."""
+        names = _NAME.findall(neighbours[0])
+        path = JOINT.join(names)
+        files = [file for name in names if (file := self.get(name)) is not None]
+        if len(files) < len(names):
+            return neighbours[0]  # what is missing is seen by its own name
+        between = b"\n;\n" if path.endswith(".js") else b"\n"
+        self._made[path] = _made(between.join(file.body for file in files), _type(path))
+        (first, _), *_, (_, last) = (name.span() for name in _NAME.finditer(neighbours[0]))
+        return f"{neighbours[0][:first]}{path}{neighbours[0][last:]}"
+
+    def _joint(self, path: str) -> PageFile | None:
+        """Files that the index asks for together; None for others, or if there is no index."""
+        if path not in self._made:
+            with suppress(OSError):
+                self.index()
+        return self._made.get(path)
 
     def _linked(self, path: str) -> PageFile:
         there = set() if path == ENTRY else {module.path for module in needed(ENTRY, self._module)}
@@ -111,6 +146,18 @@ class PageFiles:
                 raise LinkError(f"{path} is imported, and there is no such file")
             self._modules[path] = parse(path, _text(file))
         return self._modules[path]
+
+
+def _marks(folder: Path, below: str) -> Iterator[tuple[str, int, int]]:
+    """Of each file in a folder: its path, and what becomes another when it is changed."""
+    with os.scandir(folder) as found:
+        for one in found:
+            if one.is_dir():
+                yield from _marks(folder / one.name, f"{below}{one.name}/")
+            elif one.is_file():
+                with suppress(FileNotFoundError):  # it was there a moment ago
+                    about = one.stat()
+                    yield f"{below}{one.name}", about.st_mtime_ns, about.st_size
 
 
 def _text(file: PageFile) -> str:
