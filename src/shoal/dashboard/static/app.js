@@ -54,7 +54,7 @@ function skip(event) {
 const App = () => html`
   <header class="top">
     <a class="skip" href="#/" onClick=${skip}>Skip to the content</a>
-    <h1><img src=${new URL("icon.svg", import.meta.url).href} alt="" width="28" height="28" />Shoal</h1>
+    <h1><img loading="lazy" src=${new URL("icon.svg", import.meta.url).href} alt="" width="28" height="28" />Shoal</h1>
     <${Navigation} /><${Connection} /><${About} /><${Palette} /><${ThemeChoice} /><${Who} />
   </header>
   <main id="main" tabindex="-1" class=${connection.value === "lost" && known.value ? "old" : ""}>
@@ -81,6 +81,17 @@ startStore();
 startSession();
 startHistory();
 startTraffic();
+
+/** Milliseconds for which the first frame waits for what there is: without it, it would be drawn twice. */
+const PATIENCE = 150;
 const root = /** @type {HTMLElement} */ (document.getElementById("app"));
-root.replaceChildren();
-render(html`<${App} />`, root);
+let begun = false;
+function begin() {
+  if (begun) return;
+  begun = true;
+  root.replaceChildren();
+  render(html`<${App} />`, root);
+}
+setTimeout(begin, PATIENCE);
+known.subscribe((is) => is && begin());
+connection.subscribe((state) => state === "lost" && begin());

@@ -1,6 +1,7 @@
 // The devices: each a tin with its readings and its last ten minutes.
 
-import { computed, html } from "../lib.js";
+import { afterFrame } from "../frames.js";
+import { computed, html, signal, useEffect } from "../lib.js";
 import { mayAct } from "../session.js";
 import { all, devices } from "../store.js";
 import { byDevice, scale, tinOf } from "../tins.js";
@@ -93,14 +94,23 @@ const NoGpu = () => html`
   </div>
 `;
 
+/** Pixels of the page above the first device, and of one device, at least. */
+const ABOVE = 200;
+const HIGH = 200;
+const inTwo = matchMedia("(min-width: 700px) and (max-width: 1280px)");
+/** Devices of the first frame: as many as a screen has, so that what is below them moves out of sight. The others come in
+ * the next one. */
+const drawn = signal(Math.max(1, Math.ceil((innerHeight - ABOVE) / HIGH)) * (inTwo.matches ? 2 : 1));
+
 export function Devices() {
+  useEffect(() => afterFrame(() => (drawn.value = Infinity)), []);
   const list = tins.value;
   return html`
     <section class="devices" aria-labelledby="devices-title">
       <div class="heading"><h2 id="devices-title">Devices</h2></div>
       <${Carried} />
       ${list.length > 0
-        ? html`<${Legend} />${list.map((one) => html`<${Device} key=${one.device.id} ...${one} />`)}${hostAlone.value && html`<${NoGpu} />`}`
+        ? html`<${Legend} />${list.slice(0, drawn.value).map((one) => html`<${Device} key=${one.device.id} ...${one} />`)}${hostAlone.value && html`<${NoGpu} />`}`
         : html`<div class="empty"><h3>No devices found</h3><p>This says what is missing on the machine:</p><${Command} text="shoal doctor" /></div>`}
     </section>
   `;

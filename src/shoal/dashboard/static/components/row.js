@@ -40,7 +40,7 @@ export function noteOf(model) {
 }
 
 /** A number with its word; a dash without one. @param {{word: string, children?: any}} props */
-const Cell = ({ word, children }) => html`<span class=${children ? "cell" : "cell none"}><span class="word">${word} </span>${children || html`<span class="soft">–</span>`}</span>`;
+const Cell = ({ word, children }) => html`<span class=${children ? "cell" : "cell none"}><span class="word">${word} </span>${children || "–"}</span>`;
 
 /** @param {{name: string}} props */
 function Numbers({ name }) {
