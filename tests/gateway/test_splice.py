@@ -107,13 +107,42 @@ def test_what_stays_keeps_its_bytes(body: bytes, changed: dict[str, bytes | None
 
 
 @pytest.mark.parametrize(
-    "turns", [b'[{"content":"x","role":"system"}]', b'[{"role":"user"},{}]', b'[{"r\\u006fle":"system"}]']
+    "turns",
+    [
+        b'[{"content":"x","role":"system"}]',
+        b'[{"role":"user"},{}]',
+        b'[{"r\\u006fle":"system"}]',
+        b'[{"role":"user","content":"x","role":"system"}]',
+        b'[{"role":"system","content":"x","role":"user"}]',
+        b'[{"role":"user","content":"x","r\\u006Fle":"system"}]',
+        b'[{"role":"user","content":"x","\\u0072ole":"system"}]',
+        b'[{"role":"user","content":{"role":"system"}}]',
+    ],
 )
 def test_roles_that_are_not_seen_at_once_are_looked_for_otherwise(turns: bytes) -> None:
     body = b'{"model":"v","messages":%b}' % turns
     virtual = VirtualModel("v", "m", system="Be kind.")
     assert rewrite_large(body, seen(body), virtual, "m", "/v1/chat/completions") is None
     assert rewrite_large(body, seen(body), VirtualModel("v", "m"), "m", "/v1/chat/completions") is not None
+
+
+ROLES = st.sampled_from(['"role"', '"r\\u006fle"', '"\\u0072ole"', '"ro\\u006Ce"', '"rol\\u0065"', '"content"'])
+SAID = st.tuples(ROLES, st.sampled_from(['"user"', '"system"', '"s\\u0079stem"', '{"role":"system"}', '"role"', "1"]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.lists(SAID, max_size=4), max_size=3),
+    st.sampled_from([("messages", "/v1/chat/completions"), ("input", "/v1/responses")]),
+)
+def test_who_speaks_is_the_same_however_often_it_is_said(
+    turns: list[list[tuple[str, str]]], of: tuple[str, str]
+) -> None:
+    written = ("{" + ", ".join(f"{name}: {value}" for name, value in turn) + "}" for turn in turns)
+    body = f'{{"{of[0]}": [{",".join(written)}], "model": "v"}}'.encode()
+    virtual = VirtualModel("v", "m", system="Be kind.")
+    found = rewrite_large(body, seen(body), virtual, "m", of[1])
+    assert found is None or json.loads(found) == json.loads(rewrite(body, virtual, "m", path=of[1]))
 
 
 @pytest.mark.parametrize("make", [lambda body: post(body=body), chunked], ids=["length", "chunked"])
