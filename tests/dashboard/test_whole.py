@@ -143,7 +143,7 @@ def test_what_is_sent_is_compressed_and_small_and_asked_for_once(served: Shoal, 
     page.goto(served.url)
     expect(page.locator(".spark canvas").first).to_be_visible()
     files = {path: answer for path, answer in sent.items() if path == "/" or path.startswith("/static/")}
-    assert {path.rpartition("/")[2] for path in files} >= {"app.js", "uplot.js", "base.css"}
+    assert {path.rpartition("/")[2] for path in files} >= {"app.js", "uplot.js", "base.css+overview.css"}
     sizes = {path: answer.request.sizes()["responseBodySize"] for path, answer in files.items()}
     for path, answer in files.items():
         assert answer.status == 200 and (sizes[path] < 1000 or answer.headers["content-encoding"] == "gzip"), path
