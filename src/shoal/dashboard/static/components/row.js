@@ -39,8 +39,9 @@ export function noteOf(model) {
   return one.reason;
 }
 
-/** A number with its word; a dash without one. @param {{word: string, children?: any}} props */
-const Cell = ({ word, children }) => html`<span class=${children ? "cell" : "cell none"}><span class="word">${word} </span>${children || "–"}</span>`;
+/** A number with its word; a dash without one. No component: a hundred rows have six hundred of them.
+ * @param {string} word @param {any} [children] */
+const cell = (word, children) => html`<span class=${children ? "cell" : "cell none"}><span class="word">${word} </span>${children || "–"}</span>`;
 
 /** @param {{name: string}} props */
 function Numbers({ name }) {
@@ -48,16 +49,16 @@ function Numbers({ name }) {
   const used = lastUseOf(name).value;
   const since = slow.value;
   return html`
-    <${Cell} word="requests/s">${found?.requests ? rate(found.requests) : ""}<//>
-    <${Cell} word="tokens/s">${found?.tokens ? rate(found.tokens) : ""}<//>
-    <${Cell} word="running, waiting">${found && (found.running || found.waiting) ? html`<span>${found.running}${found.waiting > 0 && html` <b class="waiting">+${found.waiting}</b>`}</span>` : ""}<//>
-    <${Cell} word="first token, p95">${found?.p50 != null ? html`<span>${brief(found.p50)} <small>${brief(found.p95 ?? 0)}</small></span>` : ""}<//>
-    <${Cell} word="last use">${used ? ago(Math.max(0, since - used)) : ""}<//>
+    ${cell("requests/s", found?.requests && rate(found.requests))}
+    ${cell("tokens/s", found?.tokens && rate(found.tokens))}
+    ${cell("running, waiting", found && (found.running || found.waiting) && html`<span>${found.running}${found.waiting > 0 && html` <b class="waiting">+${found.waiting}</b>`}</span>`)}
+    ${cell("first token, p95", found?.p50 != null && html`<span>${brief(found.p50)} <small>${brief(found.p95 ?? 0)}</small></span>`)}
+    ${cell("last use", used && ago(Math.max(0, since - used)))}
   `;
 }
 
-/** @param {{model: ModelView}} props */
-function Kv({ model }) {
+/** @param {ModelView} model */
+function kvOf(model) {
   const sum = { used: 0, backed: 0, leases: false };
   for (const { memory } of model.instances) {
     if (memory.lease === null || !memory.backed) continue;
@@ -66,7 +67,7 @@ function Kv({ model }) {
     sum.backed += memory.backed ?? 0;
   }
   const cached = Math.max(0, sum.backed - sum.used);
-  return html`<${Cell} word="KV in use, cached">${sum.leases ? html`<span>${bytes(sum.used)} <small>${bytes(cached)}</small></span>` : ""}<//>`;
+  return cell("KV in use, cached", sum.leases && html`<span>${bytes(sum.used)} <small>${bytes(cached)}</small></span>`);
 }
 
 /** @param {{name: string}} props */
@@ -94,7 +95,7 @@ export function Row({ name }) {
           ${progress && html`<progress max="100" value=${progress.percent} aria-label=${`Progress of ${name}: ${progress.phase}`}></progress>`}
         </div>
         <${Numbers} name=${name} />
-        <${Kv} model=${model} />
+        ${kvOf(model)}
         <div class="buttons">
           ${first && html`<button type="button" class=${first.id === "load" || first.id === "wake" ? "primary" : ""} disabled=${busy.value.has(name)}
             aria-label=${`${first.label} ${name}`} onClick=${() => begin(name, first)}>${first.label}</button>`}
