@@ -159,11 +159,14 @@ def residents(draw: st.DrawFn, name: str, devices: tuple[str, ...]) -> Resident:
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
-    """Any state of a few devices within its budgets."""
+    """Any state of a few devices within its budgets. One of them may be lost, with models that are on it or may be."""
     names = tuple(f"d{n}" for n in range(draw(st.integers(1, 3))))
     some = tuple(draw(residents(f"m{n}", names)) for n in range(draw(st.integers(0, 7))))
     state = Snapshot(NOW, tuple(Device(name, 10**6) for name in names), some, 10**6)
     taken = used(state)
     gave_way = st.lists(_SECONDS.map(lambda ago: NOW - ago), max_size=3).map(tuple)
-    devices = tuple(Device(name, taken[name] + draw(st.integers(0, 8)), draw(gave_way)) for name in names)
+    lost = draw(st.sampled_from(["", "", "", *names]))  # one that cannot be read any more is not there
+    devices = tuple(
+        Device(name, taken[name] + draw(st.integers(0, 8)), draw(gave_way)) for name in names if name != lost
+    )
     return Snapshot(NOW, devices, some, taken[""] + draw(st.integers(0, 12)))

@@ -345,3 +345,46 @@ def test_floors_are_lent_before_anybody_sleeps_and_come_back() -> None:
 def test_an_empty_fleet_has_nothing_to_do() -> None:
     assert decide(Snapshot(NOW, (), ())) == Plan()
     assert decide(Snapshot(NOW, (), (wanted(unloaded("a")),))).refusals != ()
+
+
+# Devices that are lost
+
+
+def test_who_may_be_on_a_device_that_is_lost_goes_to_another() -> None:
+    both = wanted(unloaded("new", 6, "d0 lost"))
+    assert only(plan(both)).devices == ("d0",)
+    found = plan(both, awake("old", 6))
+    assert done(found) == [("sleep", "old"), ("load", "new")] and found.actions[1].devices == ("d0",)
+    assert plan(both, awake("young", 6, awake_since=NOW)).waits[0].reason == "new waits for 6 B on d0"
+
+
+def test_who_is_on_a_device_that_is_lost_disturbs_nobody() -> None:
+    pair = awake("pair", 6, on="d0 lost", floor=3, floor_wanted=3, floor_least=0)
+    found = plan(pair, wanted(unloaded("new", 7, "d0 lost"), since=20))
+    assert done(found) == [("floor", "pair"), ("load", "new")]
+    assert plan(awake("there", 6, on="lost", floor=1, floor_wanted=3)) == Plan()
+    assert plan(wanted(asleep("pair", 6, on="d0 lost"))).refusals[0].reason == (
+        "pair needs lost, which this machine does not have"
+    )
+
+
+# Many at once
+
+
+def test_the_same_answer_is_given_to_all_that_wait_for_the_same_until_something_changes() -> None:
+    claims = [wanted(unloaded(f"m{n}", 4 + n % 2), since=1 + n / 100) for n in range(6)]
+    found = plan(awake("young", 5, awake_since=NOW), *claims)
+    assert done(found) == [("load", "m5")]  # 5 B are free: the oldest of them has those
+    assert [wait.reason for wait in found.waits] == [f"m{n} waits for {4 + n % 2} B on d0" for n in (4, 3, 2, 1, 0)]
+
+
+def test_of_a_full_host_many_idle_models_take_what_is_used_least() -> None:
+    asleep_long = [asleep(f"s{n}", 2, on="d1", last_use=NOW - 900 + n) for n in range(3)]
+    copied = awake("copied", 2, on="d1", copied=True)
+    idle = [awake(f"i{n}", 2, last_use=NOW - 600 + n, sleep_after=60.0) for n in range(5)]
+    found = plan(*asleep_long, copied, *idle, sizes=(10, 10), host=8)
+    assert done(found) == [
+        ("forget", "copied"), ("sleep", "i0"), ("unload", "s0"), ("sleep", "i1"), ("unload", "s1"), ("sleep", "i2"),
+        ("unload", "s2"), ("sleep", "i3"), ("unload", "i4"),
+    ]  # fmt: skip
+    assert "have no room for its 2 B" in found.actions[-1].reason

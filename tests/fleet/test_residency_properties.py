@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.fleet.residency import Kind, Residency, Snapshot
+from shoal.fleet.residency_books import Books
 from shoal.fleet.residency_plan import decide
+from shoal.fleet.residency_sites import Sites
 from tests.fleet.residency import NOW, RULES, carried_out, overdrawn, snapshots
 
 LEAVING = (Kind.SLEEP, Kind.UNLOAD)
@@ -100,3 +102,21 @@ def test_nothing_changes_before_the_next_look(state: Snapshot, part: float) -> N
     then = min(NOW + part * (end - NOW), end - 1e-6 if end < inf else end)
     later = decide(dataclasses.replace(state, now=then), RULES)
     assert later.actions == () and later.refusals == plan.refusals
+
+
+@given(snapshots(), st.randoms(use_true_random=False))
+def test_what_could_be_had_is_the_same_whether_it_is_kept_up_to_date_or_worked_out_anew(
+    state: Snapshot, random: Random
+) -> None:
+    books = Books(state)
+    kept, anew = Sites(state, RULES, books, ()), Sites(state, RULES, books, ())
+    devices = [device.id for device in state.devices]
+    first = {device: kept.could_have(device, busy=True) for device in devices}
+    for one in random.sample(state.residents, len(state.residents) // 2):
+        kept.goes(one)
+        kept.goes(one)
+        anew.gone.add(one.name)
+    for busy in (False, True):
+        for device in devices:
+            assert kept.could_have(device, busy=busy) == anew.could_have(device, busy=busy) <= first[device]
+    assert kept.next_change == anew.next_change

@@ -34,7 +34,7 @@ class Motion(StrEnum):
 
 
 _GPU, _HOST = Residency.GPU, Residency.HOST  # looked up once: a decision asks thousands of times
-_SLEEPING, _ARRIVING = Motion.SLEEPING, (Motion.LOADING, Motion.WAKING)
+_SLEEPING, ARRIVING = Motion.SLEEPING, (Motion.LOADING, Motion.WAKING)
 
 
 class Kind(StrEnum):
@@ -130,7 +130,7 @@ class Resident:
     def taken(self) -> int:
         """Bytes on each of `on`. What moves counts as the larger of what it was and what it will be."""
         place = self.place
-        if place is _GPU or (self.motion is not None and self.motion in _ARRIVING):
+        if place is _GPU or (self.motion is not None and self.motion in ARRIVING):
             return self.awake
         return self.asleep if place is _HOST else 0
 

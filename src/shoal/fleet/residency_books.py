@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from shoal.fleet.residency import HOST, Kind, Motion, Resident, Snapshot
+from shoal.fleet.residency import ARRIVING, HOST, Kind, Motion, Residency, Resident, Snapshot
+
+_GPU, _HOST, _SLEEPING = Residency.GPU, Residency.HOST, Motion.SLEEPING
 
 
 class Books:
@@ -18,29 +20,31 @@ class Books:
         self.free = {device.id: device.budget for device in snapshot.devices}
         self.free[HOST] = snapshot.host_budget
         self.coming: dict[str, list[tuple[str, int]]] = {}
-        self._sums = dict.fromkeys(self.free, 0)
-        free, host = self.free, 0
-        for resident in snapshot.residents:
-            if not resident.on:
+        free, host, moving = self.free, 0, []
+        for one in snapshot.residents:  # `taken` and `host_taken` in one pass: every decision asks them of everybody
+            on = one.on
+            if not on:
                 continue
-            if (taken := resident.taken) > 0:
-                for device in resident.on:
-                    if device in free:
-                        free[device] -= taken
-            host += resident.host_taken
-            if resident.motion is not None:
-                self._moves(resident)
+            motion, asleep = one.motion, one.place is _HOST
+            if motion is not None:
+                moving.append(one)
+            if one.place is _GPU or (motion is not None and motion in ARRIVING):
+                size = one.awake
+            else:
+                size = one.asleep if asleep else 0
+            for device in on:
+                if device in free:
+                    free[device] -= size
+            if asleep or one.copied or motion is _SLEEPING:
+                host += one.host
         free[HOST] -= host
-
-    def _moves(self, resident: Resident) -> None:
-        if resident.motion is Motion.SLEEPING:
-            self.leaves(resident, Kind.SLEEP)
-        elif resident.motion is Motion.UNLOADING:
-            self.leaves(resident, Kind.UNLOAD)
-
-    def room(self, account: str) -> int:
-        """Bytes that are free once all that is under way or planned has ended."""
-        return self.free[account] + self._sums[account]
+        self.rooms = dict(free)
+        """Bytes by account that are free once all that is under way or planned has ended."""
+        for one in moving:
+            if one.motion is _SLEEPING:
+                self.leaves(one, Kind.SLEEP)
+            elif one.motion is Motion.UNLOADING:
+                self.leaves(one, Kind.UNLOAD)
 
     def after(self, need: int, accounts: Iterable[str]) -> tuple[str, ...] | None:
         """Whose motions have to end before each of `accounts` has `need` bytes more. None: that is not enough."""
@@ -60,6 +64,7 @@ class Books:
         """Promise `need` bytes of each."""
         for account in accounts:
             self.free[account] -= need
+            self.rooms[account] -= need
 
     def leaves(self, resident: Resident, kind: Kind) -> None:
         """Enter what comes back when `resident` has gone to sleep or is unloaded."""
@@ -75,12 +80,14 @@ class Books:
     def comes_at_once(self, size: int, accounts: Iterable[str]) -> None:
         """Enter bytes that need no motion to come back."""
         for account in accounts:
-            self.free[account] += size
+            if account in self.free:
+                self.free[account] += size
+                self.rooms[account] += size
 
     def _comes(self, account: str, name: str, size: int) -> None:
         if account in self.free:
             self.coming.setdefault(account, []).append((name, size))
-            self._sums[account] += size
+            self.rooms[account] += size
 
 
 def frees(resident: Resident, kind: Kind) -> int:
@@ -92,9 +99,10 @@ def frees(resident: Resident, kind: Kind) -> int:
     return resident.taken
 
 
-def most(rooms: Sequence[tuple[int, str]], width: int) -> list[str]:
-    """The `width` devices of `rooms` with the most room, then by name."""
+def most_room(rooms: Mapping[str, int], devices: Sequence[str], need: int, width: int) -> tuple[str, ...]:
+    """The `width` of `devices` with the most of `rooms`, then by name; none if one of them has less than `need`."""
     if width == 1:
-        best = max(room for room, _ in rooms)
-        return [min(device for room, device in rooms if room == best)]
-    return sorted(device for _, device in sorted(rooms, key=lambda one: (-one[0], one[1]))[:width])
+        best = max(map(rooms.__getitem__, devices), default=-1)
+        return (min([device for device in devices if rooms[device] == best]),) if best >= need else ()
+    found = sorted((-room, device) for device in devices if (room := rooms[device]) >= need)
+    return tuple(sorted(device for _, device in found[:width])) if len(found) >= width else ()

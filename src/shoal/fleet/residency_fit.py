@@ -19,6 +19,7 @@ class Capacity:
             if one.pinned:
                 self._hold(one)
         self.largest = max(self.free.values(), default=-1)
+        self._answers: dict[tuple[tuple[str, ...], int, int], str | None] = {}
 
     def _hold(self, one: Resident) -> None:
         """Count a pinned model as there for good, as large as it will be when its motion is over."""
@@ -30,6 +31,16 @@ class Capacity:
     def why_never(self, one: Resident, devices: Iterable[str]) -> str | None:
         """Why it can never have its memory on `one.width` of `devices` as things are, with the numbers."""
         devices = tuple(devices)
+        if one.pinned:
+            why = self._why_never(one, devices)
+        else:  # what is asked of many of one size is worked out once
+            key = devices, one.width, one.awake
+            if key not in self._answers:
+                self._answers[key] = self._why_never(one, devices)
+            why = self._answers[key]
+        return None if why is None else f"{one.name} {why}"
+
+    def _why_never(self, one: Resident, devices: tuple[str, ...]) -> str | None:
         mine = one.taken if one.pinned else 0
         fit = 0
         for device in devices:
@@ -42,9 +53,9 @@ class Capacity:
     def _why(self, one: Resident, devices: Sequence[str]) -> str:
         missing = [device for device in devices if device not in self.budgets]
         if missing and len(devices) - len(missing) < one.width:
-            return f"{one.name} needs {', '.join(missing)}, which this machine does not have"
+            return f"needs {', '.join(missing)}, which this machine does not have"
         if len(devices) < one.width:
-            return f"{one.name} needs {one.width} devices, and this machine has {len(devices)}"
+            return f"needs {one.width} devices, and this machine has {len(devices)}"
         known = [device for device in devices if device in self.budgets]
         best = max(known, key=lambda device: self.free[device])
         budget, size = self.budgets[best], self._sizes[best]
@@ -54,7 +65,7 @@ class Capacity:
         on = f"each of {one.width} devices" if one.width > 1 else "a device" if len(known) > 1 else best
         most = f"; {best} has {format_bytes(size)}{beside}"
         do = "unpin a model, or give it less memory" if one.awake <= budget else "give it less memory or more devices"
-        return f"{one.name} needs {format_bytes(one.awake)} on {on}{most}; {do}"
+        return f"needs {format_bytes(one.awake)} on {on}{most}; {do}"
 
 
 def why_never(snapshot: Snapshot, name: str) -> str | None:

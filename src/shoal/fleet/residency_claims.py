@@ -1,0 +1,206 @@
+"""Models that are asked for and not on a device: where each goes, and who gives way to it. Pure.
+
+Claims come in order, the most urgent first. Hundreds may wait of which none can be served, and each is to be answered
+in a few microseconds: what was looked for in vain holds for all that ask for the same, until something changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import inf
+
+from shoal.fleet.residency import Action, Kind, Refusal, Residency, Resident
+from shoal.fleet.residency_books import most_room
+from shoal.fleet.residency_draft import Draft, ago
+from shoal.fleet.residency_fit import Capacity
+from shoal.fleet.residency_leaving import Leaving
+from shoal.fleet.residency_options import Option
+from shoal.fleet.residency_ways import Way, Ways
+from shoal.units import format_bytes
+
+CLOSINGS = 2
+"""So many of the longest overdue claims have devices kept for them at once; the others come after them."""
+_HOST = Residency.HOST
+
+
+class _Spot:
+    """Where claims may go that are bound to the same devices, and what was found there."""
+
+    __slots__ = ("bound_at", "devices", "everywhere", "fits", "most", "tails", "vain", "vain_at", "words")
+
+    def __init__(self, devices: tuple[str, ...], fits: int, *, everywhere: bool) -> None:
+        self.devices, self.everywhere = devices, everywhere
+        self.fits = fits
+        """What is not larger fits there in principle; of what is larger it is not known."""
+        self.words = _words(devices)
+        self.tails: dict[int, str] = {}
+        """What is said of those that wait for so many bytes."""
+        self.most = self.bound_at = 0
+        """The most bytes that one of `devices` could have, at that change. What follows makes it no more, only less."""
+        self.vain: set[tuple[int, int, int, bool, bool]] = set()
+        """What was sought in vain: until there may be more to be had, if it was sought everywhere; else until
+        anything changes, because with less to be had a way may be taken that was not before."""
+        self.vain_at = 0
+
+
+class Claims:
+    """Serves claims in a draft, or says what they wait for."""
+
+    def __init__(self, draft: Draft, leaving: Leaving) -> None:
+        self._draft, self._leaving = draft, leaving
+        self._books, self._sites = draft.books, draft.sites
+        self._ways = Ways(draft.books, draft.sites)
+        self._capacity = Capacity(draft.snapshot)
+        self._everywhere = tuple(device.id for device in draft.snapshot.devices)
+        self.closed: set[str] = set()
+        """Devices that are kept for claims which have waited too long."""
+        self.left = draft.rules.claims_at_once
+        """For how many claims others may still give way."""
+        self._closings = CLOSINGS
+        self._known = frozenset(self._everywhere)
+        self._spots: tuple[dict[tuple[str, ...], _Spot], ...] = {}, {}
+
+    def serve(self, ordered: Iterable[tuple[float, str, Resident]], *, overdue: bool) -> None:
+        """Have each model come that can, with others giving way if need be; `overdue`: those in use too. `ordered` has
+        since when each waits, and its name."""
+        draft, spots, gone, longest = self._draft, self._spots[overdue], self._sites.gone, inf
+        waits = draft.waits
+        for since, name, one in ordered:
+            if self.left <= 0:
+                draft.next_look = draft.now  # others begin to give way, so that the next look finds another state
+                return
+            if name in gone:
+                continue
+            # Most who wait ask for more than can be had by anybody there. Each costs as little as can be.
+            awake = need = one.awake
+            wanted = one.usable
+            if one.place is _HOST:
+                wanted, need = one.on, max(0, awake - one.asleep)
+            spot = spots.get(wanted) or self._spot(wanted, busy=overdue)
+            known = need > spot.most and awake <= spot.fits and one.width == 1 and not (overdue and self._closings)
+            if not known and not self._is_to_wait(one, need, wanted or self._everywhere, spot, overdue=overdue):
+                continue
+            if since < longest:
+                longest = since
+            if need not in spot.tails:
+                spot.tails[need] = f" waits for {format_bytes(need)} on {spot.words}"
+            waits.append(Refusal(name, name + spot.tails[need]))
+        if not overdue:
+            draft.look(longest + draft.rules.patience)
+
+    def _is_to_wait(self, one: Resident, need: int, wanted: tuple[str, ...], spot: _Spot, *, overdue: bool) -> bool:
+        """Have it come, or refuse it; True if neither can be done."""
+        if one.width > 1 or one.awake > spot.fits:
+            why = self._capacity.why_never(one, wanted)
+            if why is not None:
+                self._refuse(one, why)
+                return False
+        if need <= spot.most and (way := self._where(one, need, spot, busy=overdue)) is not None:
+            self._come(one, need, way)
+            return False
+        if overdue and self._closings > 0:
+            self._close(one, need, wanted)
+        return True
+
+    def _spot(self, wanted: tuple[str, ...], *, busy: bool) -> _Spot:
+        """Where those go that are bound to `wanted`, or to nothing."""
+        closed, devices, everywhere = self.closed, wanted or self._everywhere, self._spots[busy].get(())
+        if closed or not self._known.issuperset(devices):
+            devices = tuple(device for device in devices if device in self._known and device not in closed)
+        fits = self._capacity.free.get(wanted[0], -1) if wanted else self._capacity.largest
+        spot = self._spots[busy][wanted] = _Spot(devices, fits, everywhere=not wanted)
+        if len(wanted) > 1:  # the bound of all devices will do for the moment: most who wait ask for more than that
+            spot.most, spot.bound_at = (everywhere or self._spot((), busy=busy)).most, -1
+        else:
+            self._bound(spot, busy=busy)
+        return spot
+
+    def _bound(self, spot: _Spot, *, busy: bool) -> None:
+        could_have = self._sites.could_have
+        spot.most = max([could_have(device, busy=busy) for device in spot.devices], default=-1)
+        spot.bound_at = self._draft.changes
+
+    def _where(self, one: Resident, need: int, spot: _Spot, *, busy: bool) -> Way | None:
+        """Where it goes now and who gives way, unless the same was looked for in vain."""
+        at = self._draft.freed if spot.everywhere else self._draft.changes
+        if spot.vain_at != at:
+            spot.vain_at = at
+            spot.vain.clear()
+        key = one.width, need, one.asleep, one.place is _HOST, one.pinned
+        if key in spot.vain:
+            return None
+        way = self._found(one, need, spot.devices, busy=busy)
+        if way is None:
+            spot.vain.add(key)
+            if spot.bound_at != self._draft.changes:
+                self._bound(spot, busy=busy)
+        return way
+
+    def _found(self, one: Resident, need: int, devices: tuple[str, ...], *, busy: bool) -> Way | None:
+        """The best way: free memory first, then what comes free, then others'."""
+        for rooms in (self._books.free, self._books.rooms):
+            if found := most_room(rooms, devices, need, one.width):
+                return Way(found, (), (False, 0, 0.0, 0.0, ()))
+        return self._ways.best(one, need, devices, busy=busy)
+
+    def _refuse(self, one: Resident, why: str) -> None:
+        """It can never be where it is asked to; one that sleeps may be loaded elsewhere."""
+        draft = self._draft
+        if one.place is _HOST and self._capacity.why_never(one, one.usable or self._everywhere) is None:
+            draft.leaves(one, Kind.UNLOAD, f"{one.name} is unloaded and loads elsewhere: {why}", cause="elsewhere")
+            self._forget()  # it may have been pinned: there is more to be had than before
+        else:
+            draft.refusals.append(Refusal(one.name, why))
+
+    def _forget(self) -> None:
+        """What was found of devices does not hold any more."""
+        for spots in self._spots:
+            spots.clear()
+
+    def _come(self, one: Resident, need: int, way: Way) -> None:
+        draft, place = self._draft, _words(way.devices)
+        if way.options:
+            self._leaving.spared, before = {option.resident.name for option in way.options}, len(draft.actions)
+            for option in way.options:
+                self._give_way(option, f"{one.name} needs {format_bytes(need)} on {place}", one.name)
+            if any(not action.after for action in draft.actions[before:]):
+                self.left -= 1
+        after = self._books.after(need, way.devices)
+        assert after is not None
+        self._books.take(need, way.devices)
+        self._sites.goes(one)
+        draft.changed(way.devices, less=not way.options)
+        kind, verb = (Kind.WAKE, "wakes") if one.place is _HOST else (Kind.LOAD, "loads")
+        count = f"{one.waiting} request{'s' if one.waiting != 1 else ''} wait{'s' if one.waiting == 1 else ''}"
+        draft.actions.append(Action(kind, one.name, way.devices, f"{one.name} {verb} on {place}: {count}", after))
+
+    def _give_way(self, option: Option, need: str, to: str) -> None:
+        one, draft = option.resident, self._draft
+        used = "has requests" if one.busy else f"was last used {ago(draft.now - one.last_use)} ago"
+        patience = f"; {to} has waited {ago(draft.rules.patience)} or more" if option.in_use else ""
+        reason = f"{one.name} gives way: {need}, {one.name} has priority {one.priority} and {used}{patience}"
+        if option.kind is Kind.FLOOR:
+            floor = one.floor_least or 0
+            self._books.comes_at_once(one.floor - floor, one.on)
+            lent = f"the floor of {one.name} is lent: {need}"
+            draft.at_once(one, Action(Kind.FLOOR, one.name, one.on, lent, (), to, floor))
+        elif option.kind is Kind.SLEEP:
+            self._leaving.sleep(one, reason, reason, to)
+        else:
+            draft.leaves(one, Kind.UNLOAD, reason, to=to)
+
+    def _close(self, one: Resident, need: int, wanted: Sequence[str]) -> None:
+        """Keep later claims off the devices that this one can have first."""
+        self._closings -= 1
+        least = 0 if one.pinned else need
+        when = sorted(
+            (self._sites.ready(device, need), device)
+            for device in wanted
+            if device not in self.closed and self._capacity.free.get(device, -1) >= least
+        )
+        self.closed.update(device for _, device in when[: one.width])
+        self._forget()
+
+
+def _words(devices: Sequence[str]) -> str:
+    return ", ".join(devices) if len(devices) <= 4 else f"one of {len(devices)} devices"
