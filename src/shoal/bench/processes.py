@@ -71,8 +71,10 @@ class Processes:
         *,
         stdin: int = subprocess.DEVNULL,
         stdout: int | None = None,
+        fds: Sequence[int] = (),
     ) -> Running:
-        """Start `argv` with `env` over this process's own. Its output goes to a log, `stdout` elsewhere if given."""
+        """Start `argv` with `env` over this process's own, and with the descriptors `fds`. Its output goes to a log,
+        `stdout` elsewhere if given."""
         log = self._logs / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -82,6 +84,7 @@ class Processes:
                 stdout=output if stdout is None else stdout,
                 stderr=subprocess.STDOUT if stdout is None else output,
                 start_new_session=True,
+                pass_fds=fds,
             )
         running = Running(name, process, log)
         self._running.append(running)

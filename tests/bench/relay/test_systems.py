@@ -42,6 +42,13 @@ def test_our_relay_serves_every_model_with_the_key_and_reports(stage: systems.St
     assert os.sched_getaffinity(system.pids(bodies.ANSWERS)[0]) == {stage.cores.proxy}
 
 
+def test_one_of_several_workers_counts_in_shared_memory(stage: systems.Stage) -> None:
+    system = systems.SYSTEMS["shared"](stage)
+    systems.wait(stage, system)
+    links = Path(f"/proc/{system.pids(bodies.ANSWERS)[0]}/fd").iterdir()
+    assert any("memfd:shoal-limits" in str(link.readlink()) for link in links)
+
+
 @pytest.mark.skipif(BINARY is None, reason="nginx is not installed")
 def test_nginx_passes_every_model_on(stage: systems.Stage) -> None:
     system = systems.SYSTEMS["nginx"](stage)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import os
 import secrets
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shoal.gateway import sharing
 from shoal.gateway.link import save_table
 from shoal.messages import Key, Route, RoutingTable, Target
 from shoal.net import TcpAddress
@@ -29,6 +31,8 @@ HOST = "127.0.0.1"
 MODELS = (bodies.ANSWERS, *bodies.STREAMS)
 CAPACITY = 256
 """Requests at once that an instance is said to run, so that admission counts and never refuses."""
+WORKERS = 4
+"""Of how many relays `shared` is one."""
 START_TIMEOUT = 90.0
 
 
@@ -76,10 +80,10 @@ class Stage:
                 self.reserved.add(port)
                 return port
 
-    def listening(self, name: str, argv: list[str], core: int) -> tuple[Running, int]:
+    def listening(self, name: str, argv: list[str], core: int, fds: Sequence[int] = ()) -> tuple[Running, int]:
         """Start a process that serves an inherited socket, its standard input; the port too."""
         with socket.create_server((HOST, 0), backlog=2048) as sock, starting_on(core):
-            return self.processes.start(name, argv, stdin=sock.fileno()), int(sock.getsockname()[1])
+            return self.processes.start(name, argv, stdin=sock.fileno(), fds=fds), int(sock.getsockname()[1])
 
 
 def start_upstreams(stage: Stage, core: int) -> dict[str, int]:
@@ -122,14 +126,15 @@ def nginx_proxy(stage: Stage) -> System:
     return _of("nginx", {model: ports[upstream] for model, upstream in stage.upstreams.items()}, running)
 
 
-def table(stage: Stage) -> RoutingTable:
-    """A routing table with the upstreams as instances, and a key that every request needs."""
+def table(stage: Stage, workers: int = 1) -> RoutingTable:
+    """A routing table with the upstreams as instances, and a key that every request needs. Each of so many relays lets
+    `CAPACITY` requests run."""
     routes = tuple(
         Route(
             model=model,
             state="ready",
             created=0,
-            targets=(Target(f"{model}-0", str(TcpAddress(HOST, port)), capacity=CAPACITY),),
+            targets=(Target(f"{model}-0", str(TcpAddress(HOST, port)), capacity=CAPACITY * workers),),
         )
         for model, port in stage.upstreams.items()
     )
@@ -154,11 +159,13 @@ def relay_kinds() -> tuple[str, ...]:
     return tuple(rest.partition("}")[0].split(",")) if found else ()
 
 
-def shoal_relay(kind: str) -> Callable[[Stage], System]:
-    """Our own relay, `native` or `aiohttp`, as `shoal serve` runs it, with a controller that takes its reports.
+def shoal_relay(kind: str, name: str = "", workers: int = 1) -> Callable[[Stage], System]:
+    """Our own relay, `native` or `aiohttp`, as `shoal serve` runs it, with a controller that takes its reports. One of
+    several `workers` shares with them what keys have used; the others are not started.
 
     Starting it raises MissingError if there is no such relay.
     """
+    name = name or kind
 
     def start(stage: Stage) -> System:
         kinds = relay_kinds()
@@ -166,8 +173,14 @@ def shoal_relay(kind: str) -> Callable[[Stage], System]:
             raise MissingError(f"python -m shoal.gateway has no relay {kind!r}, only {', '.join(kinds)}")
         if not kinds and kind != "aiohttp":
             raise MissingError(f"python -m shoal.gateway cannot be told to run the relay {kind!r}")
-        folder = stage.place(f"shoal-{kind}")
-        routing = table(stage)
+        folder = stage.place(f"shoal-{name}")
+        fds: tuple[int, ...] = ()
+        settings = "{}"
+        if workers > 1:
+            fds = (sharing.create(),)
+            stage.stack.callback(os.close, fds[0])
+            settings = json.dumps({"relay_workers": workers, "limits_fd": fds[0]})
+        routing = table(stage, workers)
         save_table(folder / "table.json", routing)
         controller = stage.stack.enter_context(Controller(folder / "relay.sock", routing))
         argv = [
@@ -175,9 +188,10 @@ def shoal_relay(kind: str) -> Callable[[Stage], System]:
             *(("--relay", kind) if kinds else ()),
             *("--controller", str(folder / "controller.sock")),
             *("--relay-socket", str(folder / "relay.sock"), "--table", str(folder / "table.json")),
+            *("--settings", settings),
         ]
-        running, port = stage.listening(kind, argv, stage.cores.proxy)
-        return _of(kind, dict.fromkeys(stage.upstreams, port), running, controller)
+        running, port = stage.listening(name, argv, stage.cores.proxy, fds)
+        return _of(name, dict.fromkeys(stage.upstreams, port), running, controller)
 
     return start
 
@@ -231,6 +245,7 @@ SYSTEMS: Mapping[str, Callable[[Stage], System]] = {
     "nginx": nginx_proxy,
     "aiohttp": shoal_relay("aiohttp"),
     "native": shoal_relay("native"),
+    "shared": shoal_relay("native", "shared", WORKERS),
     "litellm": litellm,
     "vllm-router": vllm_router,
 }
