@@ -236,6 +236,17 @@ def test_more_keys_than_there_are_records_make_room(memory: int) -> None:
         assert refusal(one, key, 1, 0.0) is not None
 
 
+def test_as_many_relays_as_there_may_be(memory: int) -> None:
+    keys = [a_key(f"k{n}", tokens_per_minute=60, concurrent=64) for n in range(20)]
+    made = rings(memory, *keys, workers=64)
+    for key in keys:
+        for ring in made[:60]:
+            ring.begin(key, 1, 0.0)
+        told = refusal(made[63], key, 1, 0.0)
+        assert told is not None
+        assert told[2] == "tokens_per_minute"
+
+
 def test_records_of_keys_that_nobody_knows_are_used_again(memory: int) -> None:
     made = rings(memory)
     size = os.fstat(memory).st_size

@@ -47,8 +47,10 @@ class Bucket:
     def take(self, cost: float, now: float) -> bool:
         """Take `cost`, if `wait` would be 0."""
         used = self.used
-        if now > self.at:  # as `_settle`, which here would cost a third more
-            used = max(0.0, used - (now - self.at) * self._rate)
+        if now > self.at:  # as `_settle`, written out: every request comes by here
+            used -= (now - self.at) * self._rate
+            if used < 0.0:
+                used = 0.0
             self.used = used
             self.at = now
         if used > _NOTHING and used + cost > self._capacity + _NOTHING:  # for more than it holds it has to be full
