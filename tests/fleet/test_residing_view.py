@@ -202,4 +202,4 @@ def test_while_readings_are_in_doubt_what_was_known_before_counts_if_that_is_mor
 def test_people_are_told_of_models_and_not_of_instances() -> None:
     names = {"qwen-3-0a1b2c3d": "org/Qwen 3", "model-00000001": "模型"}
     text = "qwen-3-0a1b2c3d gives way: model-00000001 needs 2 B, unlike other-ffffffff"
-    assert words(text, names) == "org/Qwen 3 gives way: 模型 needs 2 B, unlike other-ffffffff"
+    assert words(text, names.get) == "org/Qwen 3 gives way: 模型 needs 2 B, unlike other-ffffffff"

@@ -68,11 +68,22 @@ class Capacity:
         return f"needs {format_bytes(one.awake)} on {on}{most}; {do}"
 
 
-def why_never(snapshot: Snapshot, name: str) -> str | None:
-    """Why a resident can never be awake as things are, with the numbers; None if it can, once others give way.
+class Never:
+    """Which residents of a snapshot can never be awake as things are; worked out once for all of them."""
 
-    One that sleeps where it cannot wake may still be loaded elsewhere.
-    """
-    one = next(one for one in snapshot.residents if one.name == name)
-    capacity = Capacity(snapshot)
-    return capacity.why_never(one, one.usable or tuple(capacity.budgets))
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._capacity = Capacity(snapshot)
+        self._everywhere = tuple(self._capacity.budgets)
+        self._residents = {one.name: one for one in snapshot.residents}
+
+    def why(self, name: str) -> str | None:
+        """Why it cannot, with the numbers. None if it can, once others give way, or if there is no such resident.
+
+        One that sleeps where it cannot wake may still be loaded elsewhere.
+        """
+        one = self._residents.get(name)
+        return None if one is None else self._capacity.why_never(one, one.usable or self._everywhere)
+
+    def why_not_yet(self, one: Resident, devices: Iterable[str]) -> str | None:
+        """The same of a resident that is not in the snapshot, on `devices`."""
+        return self._capacity.why_never(one, devices)

@@ -17,7 +17,7 @@ from shoal.errors import ShoalError
 from shoal.fleet.effects import Effects
 from shoal.fleet.host_room import HostCopies, NoCopies
 from shoal.fleet.residency import HOST, Action, Device, Kind, Resident, Rules, Snapshot
-from shoal.fleet.residency_fit import Capacity, why_never
+from shoal.fleet.residency_fit import Never
 from shoal.fleet.residency_plan import decide
 from shoal.fleet.residing_use import Uses
 from shoal.fleet.residing_view import Learned, View, budgets, words
@@ -146,7 +146,7 @@ class Residing:
         snapshot = self._snapshot(self._view({}, now), now)
         if self._room.unsettled().intersection(instance.devices):
             snapshot = _whole(snapshot)
-        why = why_never(snapshot, instance.id)
+        why = Never(snapshot).why(instance.id)
         return None if why is None else self._words(why)
 
     def why_never(self, model: str, wants: Wants, *, stays: Collection[str], goes: Collection[str]) -> str | None:
@@ -160,7 +160,7 @@ class Residing:
             snapshot = _whole(snapshot)  # what others than models hold cannot be told from what these do
         residents = tuple(resident for resident in snapshot.residents if resident.name not in goes)
         one = Resident(model, usable=wants.usable, width=wants.width, awake=wants.needs)
-        return Capacity(dataclasses.replace(snapshot, residents=residents)).why_never(one, wants.usable)
+        return Never(dataclasses.replace(snapshot, residents=residents)).why_not_yet(one, wants.usable)
 
     def room(self) -> tuple[dict[str, int], bool]:
         """Bytes by device that one more instance could have now, without anybody giving way, and whether the next
@@ -179,8 +179,11 @@ class Residing:
         plan = decide(snapshot, self._rules)
         self._next = inf if plan.next_look is None else plan.next_look
         self._hopeless = {refusal.name: self._hopeless.get(refusal.name, now) for refusal in plan.refusals}
-        for refusal in plan.refusals:
-            self._refuse(self._fleet.instances[refusal.name], self._words(refusal.reason), snapshot, wants)
+        if plan.refusals:
+            never = Never(_whole(snapshot))
+            for refusal in plan.refusals:
+                sure = now >= self._hopeless[refusal.name] + SURE or never.why(refusal.name) is not None
+                self._refuse(self._fleet.instances[refusal.name], self._words(refusal.reason), wants, sure=sure)
         awaited = any(HOST in action.after for action in plan.actions)
         self._host_awaited = (now if self._host_awaited is None else self._host_awaited) if awaited else None
         began = False
@@ -278,18 +281,20 @@ class Residing:
 
     def _see_who_fits_now(self, view: View, snapshot: Snapshot) -> None:
         """Models that were refused because they could never fit may be asked for again once they could."""
+        if not self._fleet.stuck and not self._refused:
+            return
+        never = Never(snapshot)
         for id in sorted(self._fleet.stuck):
-            if id not in self._fleet.instances or why_never(snapshot, id) is None:
+            if never.why(id) is None:
                 self._fleet.stuck.discard(id)
                 self._acts.reroute()
-        capacity = Capacity(snapshot)
         for id, known in list(self._refused.items()):
             instance = self._fleet.instances.get(id)
             if instance is None or instance.state is not S.FAILED:
                 del self._refused[id]
                 continue
             wants = known or self._room.wants(instance)
-            if isinstance(wants, Wants) and capacity.why_never(view.queued(instance, wants), wants.usable) is None:
+            if isinstance(wants, Wants) and never.why_not_yet(view.queued(instance, wants), wants.usable) is None:
                 del self._refused[id]
                 self._acts.unload(instance, why="may be asked for again: it could fit now")
 
@@ -345,10 +350,9 @@ class Residing:
             self._fleet.models[instance.model] = model
             self._effects.save_model(model)
 
-    def _refuse(self, instance: Instance, why: str, snapshot: Snapshot, wants: dict[str, Wants]) -> None:
-        sure = self._hopeless[instance.id] + SURE
-        if snapshot.now < sure and why_never(_whole(snapshot), instance.id) is None:
-            self._next = min(self._next, sure)
+    def _refuse(self, instance: Instance, why: str, wants: dict[str, Wants], *, sure: bool) -> None:
+        if not sure:
+            self._next = min(self._next, self._hopeless[instance.id] + SURE)
             self._waits(instance, why)
             return
         if instance.state is S.QUEUED:
@@ -373,10 +377,7 @@ class Residing:
     # -- words --------------------------------------------------------------------------------------------------------
 
     def _words(self, text: str) -> str:
-        return words(text, self._names())
-
-    def _names(self) -> dict[str, str]:
-        return {instance.id: instance.model for instance in self._fleet.instances.values()}
+        return words(text, self._model_of)
 
     def _about(self, instance: Instance, text: str) -> str:
         """What is said of an instance, without its name."""

@@ -222,9 +222,9 @@ def budgets(
     return found
 
 
-def words(text: str, models: Mapping[str, str]) -> str:
+def words(text: str, model_of: Callable[[str], str | None]) -> str:
     """What the policy says, with the names of models in place of instances' ids."""
-    return _ID.sub(lambda match: models.get(match[0], match[0]), text)
+    return _ID.sub(lambda match: model_of(match[0]) or match[0], text)
 
 
 _ID = re.compile(r"[a-z0-9-]+-[0-9a-f]{8}")
