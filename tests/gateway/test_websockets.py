@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.gateway.harness import Message, World, eventually, get, route
+from tests.gateway.native import NativeWorld, serves
 
 UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\nSec-WebSocket-Version: 13\r\n"
 SWITCH = (
@@ -42,6 +45,35 @@ async def test_bytes_go_both_ways(world: World) -> None:
     client.close()
     await asyncio.wait_for(engine.left.wait(), 20)
     await eventually(lambda: world.outstanding == {})
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        b"\x80\x82mask\x00\x00" * 3,  # the end of a message that never began
+        b"\x01\x81maska" + b"\x01\x81maskb" + b"\x82\x81maskc",  # a second and a third begin within the first
+        b"\x09\x81maskp" + b"\x88\x80mask" + b"\x81\x81maskx",  # a ping in two parts, and text after the close
+        b"\x81\x02hi" + b"\xf3\x80mask",  # without a mask; reserved bits and a reserved opcode
+        b"\x82\xff" + b"\xff" * 8 + b"mask" + b"x" * 70_000,  # a length beyond any
+        b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n",  # no frame at all
+    ],
+    ids=["continuation", "interleaved", "after close", "reserved", "endless", "http"],
+)
+async def test_frames_that_no_peer_may_send_are_the_engines_to_refuse(native_world: NativeWorld, frames: bytes) -> None:
+    engine = await native_world.engine(script=echo)
+    await native_world.begin(serves("m", engine))
+    client = await native_world.client()
+    await client.ask(get("/v1/realtime?model=m", UPGRADE), head_only=True)
+    assert await client.reader.readexactly(4) == b"\x81\x02hi"
+    for cut in (1, len(frames) // 2, len(frames)):  # in any pieces
+        await client.send(frames[:cut])
+        assert await client.reader.readexactly(cut) == frames[:cut]
+        await client.send(frames[cut:])
+        assert await client.reader.readexactly(len(frames) - cut) == frames[cut:]
+    assert len(engine.received) == 1, "what looks like a request is none"
+    assert (await native_world.ask(get("/v1/models"))).status == 200
+    client.close()
+    await eventually(lambda: native_world.outstanding == {})
 
 
 async def test_an_engine_that_ends_it_ends_it_for_the_client(world: World) -> None:
