@@ -11,9 +11,9 @@ demo: .venv/.demo
 
 test: lint page-types test-fast test-e2e
 
-# Everything without a real model: seconds for the pure parts, a minute or two with simulated engines.
+# Everything without a real model. A file stays in one process, which starts what its tests share once.
 test-fast: .venv/.dev
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not e2e and not gpu" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not e2e and not gpu" $(ARGS)
 
 # The real vLLM CPU engine with a real small model; the first run installs both.
 test-e2e: .venv/.dev

@@ -166,6 +166,7 @@ def test_names_are_text_and_many_are_cut_off_with_a_count(shoal: ScriptedShoal, 
     for name in [*odd, *(f"m{n:03}" for n in range(100))]:
         shoal.add(name, instance(f"{name[:6]}-1", name, "ready"))
     page.goto(shoal.url)
+    expect(page.locator(".row").first).to_be_visible()  # a page that is still empty hears no key
     page.keyboard.press("Control+k")
     expect(palette(page).get_by_role("option")).to_have_count(50)
     expect(palette(page)).to_contain_text(re.compile("50 of [0-9]{3}"))

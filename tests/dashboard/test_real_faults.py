@@ -267,7 +267,8 @@ def test_marks_are_dragged_and_moved_by_keys_and_the_lease_follows(served: Shoal
         expect(mark(one, "floor")).to_have_attribute("aria-valuenow", str(wanted))
         expect(mark(one, "ceiling")).to_have_attribute("aria-valuenow", str(moved))
     mark(page, "ceiling").press("End")
-    page.keyboard.press("Enter")
+    expect(page.locator(".mark-value")).to_contain_text("Enter sets it")
+    mark(page, "ceiling").press("Enter")
     until(lambda: terms(served) == (wanted, None), "no ceiling")
     for one in (page, other):
         expect(mark(one, "ceiling")).to_have_count(0)
