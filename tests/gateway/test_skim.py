@@ -142,3 +142,22 @@ def test_of_what_would_take_long_it_lets_go(dense: bytes) -> None:
 def test_texts_and_numbers_are_passed_over_however_many() -> None:
     body = b'{"a":[' + b'"text \\"quoted\\" and [more]",' * 100_000 + b'"",' + b"12, " * 200_000 + b'0],"n":3}'
     assert skim(body, *range(0, len(body), 250_000)) == {"n": 3}
+
+
+def test_the_word_role_is_counted_in_the_objects_of_a_list_wherever_pieces_end() -> None:
+    body = (
+        b'{"role":"role","l":[{"role":"role","x":"role\\" role"},{"\\u0072\\u006F\\u006c\\u0065":{"role":["role"]}},'
+        b'"role",["role"],{"roles":"Role","arole":"\\\\role"}],"m":["role"]}'
+    )
+    for first, second in itertools.combinations(range(0, len(body) + 1, 3), 2):
+        skimmer = Skimmer((), ("l",))
+        for piece in (body[:first], body[first:second], body[second:]):
+            skimmer.feed(piece)
+        skimmer.end()
+        assert skimmer.roles == {"l": 4}
+        assert len(skimmer.objects["l"]) == 3
+
+
+def test_a_field_is_either_wanted_or_listed() -> None:
+    with pytest.raises(ValueError, match="either wanted or listed"):
+        Skimmer(("a", "b"), ("b",))

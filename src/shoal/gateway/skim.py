@@ -30,6 +30,12 @@ _SPACE = re.compile(rb"[ \t\r\n]*")
 _INSIDE = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _FLAT = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
 """Whole strings, and what else has no bracket; possessive, so that it keeps no way back however long it is."""
+_ROLE = rb'"(?:r|\\u0072)(?:o|\\u006[fF])(?:l|\\u006[cC])(?:e|\\u0065)"'
+_IS_ROLE = re.compile(_ROLE)
+_MESSAGE = re.compile(rb'(?:[^"\[\]{}]++|(?!%b)"[^"\\]*+(?:\\.[^"\\]*+)*+")*+' % _ROLE, re.DOTALL)
+"""As `_FLAT`, but no further than to the word `role`."""
+_LONGEST_ROLE = 26
+"""Bytes of it, with every letter escaped."""
 _SCALAR = re.compile(rb"[^,\[\]{}\" \t\r\n]*")
 _TEXT = msgspec.json.Decoder(str)
 _Steps = Generator[None, None, None]
@@ -57,17 +63,23 @@ class Skimmer:
     """Finds the values of the fields named `wanted`, as the bytes they came in; of one that comes twice, the last."""
 
     def __init__(self, wanted: Collection[str], listed: Collection[str] = ()) -> None:
-        """`listed`: fields of whose lists it is to be known where objects in them begin."""
+        """`listed`: fields of whose lists it is to be known where objects in them begin, and how often these say
+        `role`. None of them may be wanted too, which is a ValueError."""
+        if not frozenset(wanted).isdisjoint(listed):
+            raise ValueError("a field is either wanted or listed")
         self.fields: dict[str, bytes] = {}
         self.members: list[Member] = []
         """All of the top level, in order."""
         self.objects: dict[str, list[int]] = {}
         """Where the objects in a list begin, by the field's name."""
+        self.roles: dict[str, int] = {}
+        """How many strings in the objects of a list, or in lists in it, but in nothing deeper, are `role`."""
         self.gave_up = False
         """Whether the body has to be read by other means, because to go on would take too long."""
         self._wanted = frozenset(wanted)
         self._listed = frozenset(listed)
         self._found: list[int] | None = None  # where objects begin in the list that is read now
+        self._said = 0  # how often it has said `role`
         self._data: bytes | bytearray = b""
         self._at = 0
         self._before = 0  # bytes of earlier pieces
@@ -91,6 +103,7 @@ class Skimmer:
             self.fields.clear()
             self.members.clear()
             self.objects.clear()
+            self.roles.clear()
         self._before += len(piece)
 
     def end(self) -> None:
@@ -146,7 +159,11 @@ class Skimmer:
         if name in self._listed:
             assert name is not None
             self._found = self.objects[name] = []
+            self._said = 0
         yield from self._value()
+        if self._found is not None:
+            assert name is not None
+            self.roles[name] = self._said
         self._found = None
         self.members.append(Member(name, begin, first, self._before + self._at))
         if name in self._wanted:
@@ -200,13 +217,19 @@ class Skimmer:
         """From its first bracket to after its last one. Which kind closes which is not looked at."""
         depth = 0
         while True:
-            self._pass(_FLAT)
+            message = depth == 2 and self._found is not None
+            self._pass(_MESSAGE if message else _FLAT)
             if self._at >= len(self._data):
                 yield from self._wait()
                 continue
             byte = self._byte()
-            if byte == b'"':  # it ends in a later piece
+            if byte == b'"':  # it ends in a later piece, or is `role`
+                if message:
+                    self._keep(_LONGEST_ROLE)
                 yield from self._string()
+                if message and (raw := self._take()) is not None and _IS_ROLE.fullmatch(raw):
+                    self._step(2)
+                    self._said += 1
                 continue
             self._step()
             if depth == 1 and byte == b"{" and self._found is not None:

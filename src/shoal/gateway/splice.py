@@ -18,8 +18,6 @@ from shoal.messages import VirtualModel
 LISTED = frozenset({"messages", "input"})
 """The lists of which a `Skimmer` has to tell where objects begin."""
 _ROLE = re.compile(rb'\{[ \t\r\n]*"role"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
-_ESCAPED = (rb"\u006", rb"\u0072")
-"""How a letter of `role` begins that is escaped, which nobody does who does not mean to hide it."""
 _EMPTY = re.compile(rb"\[[ \t\r\n]*\]")
 
 
@@ -73,7 +71,7 @@ def rewrite_large(
         if path in CHAT:
             messages = last.get("messages")
             if messages is not None and body[messages.value : messages.value + 1] == b"[":
-                roles = _roles(body, seen, messages)
+                roles = _roles(body, seen, "messages")
                 if roles is None:
                     return None
                 if not roles & SYSTEM_ROLES:
@@ -83,8 +81,7 @@ def rewrite_large(
             if _is_missing(body, last.get("system")):
                 changed["system"] = text
         elif path == "/v1/responses" and _is_missing(body, last.get("instructions")):
-            given = last.get("input")
-            roles = set() if given is None else _roles(body, seen, given)
+            roles = _roles(body, seen, "input")
             if roles is None:
                 return None
             if not roles & SYSTEM_ROLES:
@@ -92,15 +89,11 @@ def rewrite_large(
     return splice(body, seen, changed, inserted)
 
 
-def _roles(body: bytes | bytearray, seen: Skimmer, messages: Member) -> set[bytes] | None:
+def _roles(body: bytes | bytearray, seen: Skimmer, name: str) -> set[bytes] | None:
     """Who speaks in the messages of a list, as JSON; None if one does not begin with that, or may say it again
     further on, where the last counts."""
-    assert messages.name is not None
-    begins = seen.objects.get(messages.name, ())
-    found = [_ROLE.match(body, at) for at in begins]
-    if None in found or body.count(b'"role"', messages.value, messages.end) > len(found):
-        return None
-    if any(body.find(escaped, messages.value, messages.end) >= 0 for escaped in _ESCAPED):
+    found = [_ROLE.match(body, at) for at in seen.objects.get(name, ())]
+    if None in found or seen.roles.get(name, 0) > len(found):
         return None
     return {match[1] for match in found if match is not None}
 
