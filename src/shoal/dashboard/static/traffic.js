@@ -2,9 +2,9 @@
 
 import { ApiError, call } from "./api.js";
 import { afterFrame } from "./frames.js";
-import { batch, signal } from "./lib.js";
+import { batch, effect, signal } from "./lib.js";
 import { keep, rates } from "./rates.js";
-import { connection } from "./store.js";
+import { connection, known } from "./store.js";
 
 /** @template T @typedef {import("./vendor/signals.js").Signal<T>} Signal */
 
@@ -65,9 +65,10 @@ function show(usage) {
 
 /** Begin to read. */
 export function start() {
-  const stop = connection.subscribe((state) => {
-    if (state !== "live") return;
-    setTimeout(() => stop());
+  let begun = false;
+  effect(() => {
+    if (begun || connection.value !== "live" || !known.value) return;
+    begun = true;
     afterFrame(read);
   });
   setInterval(read, EVERY);
