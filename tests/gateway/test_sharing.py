@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +55,51 @@ def rings(fd: int, *keys: Key, workers: int = WORKERS) -> list[Keyring]:
     return made
 
 
-_spawn = multiprocessing.get_context("fork")
-
-
-def _hold(fd: int, place: int, told: Connection) -> None:
-    """Be the relay that stands still just while it has a lock."""
-    fcntl.lockf(fd, fcntl.LOCK_EX, 1, place)
-    told.send(None)
-    signal.pause()
+HOLDS = """
+import fcntl, signal, sys
+fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX, 1, int(sys.argv[2]))
+print(flush=True)
+signal.pause()
+"""
+"""A relay that stands still just while it has a lock."""
+FLOODS = """
+import sys
+import msgspec
+from shoal.errors import ShoalError
+from shoal.gateway import sharing
+from shoal.gateway.keyring import Keyring
+from shoal.messages import Key
+fd, worker, workers, tries = map(int, sys.argv[1:5])
+key = msgspec.json.decode(sys.argv[5], type=Key)
+sharing.PATIENCE = 30.0  # a machine under load may keep a process that has the lock waiting
+ring = Keyring(sharing.Records(fd, worker, workers))
+ring.replace((key,), True)
+print(flush=True)
+sys.stdin.readline()
+begun = 0
+for _ in range(tries):
+    try:
+        ring.begin(key, 2.0, 1.0)
+    except ShoalError:
+        continue
+    begun += 1
+    ring.end(key, 2.0, 1, 1.0)
+print(begun)
+"""
+"""A relay with many requests at one moment; they use half of what they were thought to."""
 
 
 @contextmanager
-def held(fd: int, place: int) -> Iterator[multiprocessing.process.BaseProcess]:
-    mine, its = _spawn.Pipe()
-    process = _spawn.Process(target=_hold, args=(fd, place, its), daemon=True)
-    process.start()
-    try:
-        mine.recv()
-        yield process
-    finally:
-        process.kill()
-        process.join()
+def process(code: str, fd: int, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """One that has said that it is there."""
+    command = [sys.executable, "-c", code, str(fd), *map(str, arguments)]
+    with subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "\n"
+            yield running
+        finally:
+            running.kill()
 
 
 # -- what users see ----------------------------------------------------------------------------------------------------
@@ -127,7 +149,7 @@ def test_putting_tokens_back_waits_for_nobody_and_outlives_the_relay(memory: int
     record = one._accounts["a"].record
     assert isinstance(record, sharing.Shared)
     one.begin(key, 600, 0.0)
-    with held(memory, record._place):
+    with process(HOLDS, memory, record._place):
         one.end(key, 600, 100, 0.0)
     assert not one._records.stuck  # type: ignore[union-attr]
     forget(memory, 0, WORKERS)
@@ -311,7 +333,7 @@ def test_a_relay_that_stands_still_keeps_nobody(memory: int, caplog: pytest.LogC
     one, two, _ = rings(memory, key, other)
     account = one._accounts["a"]
     assert isinstance(account.record, sharing.Shared)
-    with held(memory, account.record._place):
+    with process(HOLDS, memory, account.record._place):
         one.begin(key, 1, 0.0)
         two.begin(key, 1, 0.0)
         assert refusal(one, key, 1, 0.0) is not None
@@ -323,7 +345,7 @@ def test_a_relay_that_stands_still_keeps_nobody(memory: int, caplog: pytest.LogC
 
 def test_a_new_key_is_counted_alone_while_a_relay_stands_still_over_another(memory: int) -> None:
     key = a_key("a", requests_per_minute=1)
-    with held(memory, 0):
+    with process(HOLDS, memory, 0):
         one, two, _ = rings(memory, key)
         one.begin(key, 1, 0.0)
         two.begin(key, 1, 0.0)
@@ -339,58 +361,26 @@ def test_the_lock_of_a_relay_that_is_killed_is_free(memory: int, monkeypatch: py
     one, two, _ = rings(memory, key)
     record = one._accounts["a"].record
     assert isinstance(record, sharing.Shared)
-    with held(memory, record._place) as process:
-        process.kill()
+    with process(HOLDS, memory, record._place) as holder:
+        holder.kill()
         one.begin(key, 1, 0.0)
         two.begin(key, 1, 0.0)
     assert not one._records.stuck  # type: ignore[union-attr]
     assert refusal(one, key, 1, 0.0) is not None
 
 
-def _flood(fd: int, worker: int, workers: int, key: Key, tries: int, told: Connection) -> None:
-    """A relay with many requests at one moment; those that end use half of what they were thought to."""
-    ring = Keyring(Records(fd, worker, workers))
-    ring.replace((key,), True)
-    told.send(None)
-    told.recv()
-    begun = 0
-    for _ in range(tries):
-        try:
-            ring.begin(key, 2.0, 1.0)
-        except ShoalError:
-            continue
-        begun += 1
-        ring.end(key, 2.0, 1, 1.0)
-    told.send(begun)
-    told.recv()
-
-
 @pytest.mark.parametrize(
     ("limits", "expected"), [({"requests_per_minute": 700}, 700), ({"tokens_per_minute": 701}, 700)]
 )
-def test_processes_that_ask_at_once_get_exactly_the_limit(
-    memory: int, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], expected: int
-) -> None:
-    monkeypatch.setattr(sharing, "PATIENCE", 30.0)  # a machine under load may keep a process that has the lock waiting
-    workers, key = 4, a_key("a", **limits)
-    pipes, processes = [], []
-    for worker in range(workers):
-        mine, its = _spawn.Pipe()
-        pipes.append(mine)
-        arguments = (memory, worker, workers, key, 500, its)
-        processes.append(_spawn.Process(target=_flood, args=arguments, daemon=True))
-        processes[-1].start()
-    try:
-        for pipe in pipes:
-            pipe.recv()
-        for pipe in pipes:
-            pipe.send(None)
-        begun = [pipe.recv() for pipe in pipes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    assert sum(begun) == expected
+def test_processes_that_ask_at_once_get_exactly_the_limit(memory: int, limits: dict[str, int], expected: int) -> None:
+    workers, key = 4, msgspec.json.encode(a_key("a", **limits)).decode()
+    with ExitStack() as stack:
+        floods = [stack.enter_context(process(FLOODS, memory, worker, workers, 500, key)) for worker in range(workers)]
+        for flood in floods:
+            assert flood.stdin is not None
+            flood.stdin.write("\n")
+            flood.stdin.flush()
+        assert sum(int(flood.communicate()[0]) for flood in floods) == expected
 
 
 # -- whatever happens --------------------------------------------------------------------------------------------------
