@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 
-import msgspec
-
-from shoal.errors import ConflictError, NotFoundError, ShoalError
+from shoal.errors import ConflictError, ShoalError
 from shoal.fleet import facts
+from shoal.fleet.catalogue import Catalogue
 from shoal.fleet.effects import Effects
 from shoal.fleet.facts import Fact
 from shoal.fleet.host_room import HostCopies
 from shoal.fleet.inbox import Inbox
 from shoal.fleet.life import Life, Limits
 from shoal.fleet.measures import Measures
-from shoal.fleet.memory import MemoryView, Terms
+from shoal.fleet.memory import Terms
 from shoal.fleet.move_runs import Moves
 from shoal.fleet.occupancy import seen_now
 from shoal.fleet.records import Event as Note
@@ -25,7 +23,7 @@ from shoal.fleet.snapshot import Access, Fleet, ModelView
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Instance, Model
 from shoal.fleet.state import InstanceState as S
-from shoal.messages import RoutingTable
+from shoal.fleet.telling import Telling
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +47,8 @@ class Manager(Inbox):
         self.moves = Moves(self.fleet, effects, self._life, self.change_model, limits.drain)
         self.measures = Measures(self.fleet)
         self.moves.ended = self.measures.move_ended
-        self._epoch = secrets.token_hex(8)
-        self._version = 0
+        self._models = Catalogue(self.fleet, effects, self._life)
+        self._telling = Telling(self.fleet, effects, self._life, self.measures)
 
     def keep_copies(self, copies: HostCopies) -> None:
         """Have the residency policy know of copies of weights, and forget them where they are in the way."""
@@ -66,13 +64,13 @@ class Manager(Inbox):
             else:
                 self._take(item)
             self.moves.settle()  # no table is to say that nothing comes where a move goes on
-            self._tell_relays()  # draining looks at what the relays were told
+            self._telling.relays()  # draining looks at what the relays were told
             self._life.settle()
             self.moves.settle()
         except Exception:  # the fleet must go on whatever one event does to us
             _log.exception("while handling %r", item)
         try:
-            self._tell_all()
+            self._telling.all()
         except Exception:
             _log.exception("while telling what %r led to", item)
 
@@ -94,15 +92,14 @@ class Manager(Inbox):
                 code="model_exists",
                 param="name",
             )
-        self._put_model(Model(spec, origin, self._effects.now()))
-        self._life.say(self._note("model_added", f"{spec.name} was added", spec.name))
+        self._models.put(Model(spec, origin, self._effects.now()))
+        self._models.say("model_added", f"{spec.name} was added", spec.name)
         return Outcome(self.fleet.model_view(spec.name), changed=True)
 
     def terms_to_change(self, name: str, make: Callable[[ModelSpec], ModelSpec]) -> dict[str, tuple[Terms, Terms]]:
         """For `change_model` with the same arguments: the terms, before and after, of each instance whose lease they
         would change. Raises what that would raise for settings that cannot be."""
-        model = self._model(name)
-        self._refuse_if_declared(model)
+        model = self._models.to_change(name)
         wanted = Terms.of(make(model.spec))
         changes = {}
         for instance in self.fleet.of_model(name):
@@ -114,23 +111,21 @@ class Manager(Inbox):
     def change_model(self, name: str, make: Callable[[ModelSpec], ModelSpec]) -> Outcome:
         """Give a model other settings. Instances that run take its terms of memory over at once, and keep the others
         until they are loaded anew."""
-        model = self._model(name)
-        self._refuse_if_declared(model)
+        model = self._models.to_change(name)
         spec = make(model.spec)
         if spec.name != name:
             raise ShoalError("a model cannot be renamed; add it under its new name", code="immutable", param="name")
         if spec == model.spec:
             return Outcome(self.fleet.model_view(name), changed=False)
-        self._put_model(dataclasses.replace(model, spec=spec))
+        self._models.put(dataclasses.replace(model, spec=spec))
         self._life.shares.set_terms(name, Terms.of(spec))
-        self._life.say(self._note("model_changed", f"{name} has new settings", name))
+        self._models.say("model_changed", f"{name} has new settings", name)
         return Outcome(self.fleet.model_view(name), changed=True)
 
     def remove_model(self, name: str, *, unload: bool = False, force: bool = False) -> bool:
         """Forget a model. While instances run it is refused, unless they are to be unloaded first: then False,
         and it has to be asked again once they have ended."""
-        model = self._model(name)
-        self._refuse_if_declared(model)
+        model = self._models.to_change(name)
         live = [i for i in self.fleet.of_model(name) if not i.state.ended]
         if live and not unload:
             raise ConflictError(
@@ -140,15 +135,15 @@ class Manager(Inbox):
         if live:
             self.fleet.leaving.add(name)
             if model.desired:
-                self._put_model(dataclasses.replace(model, desired=0))
+                self._models.put(dataclasses.replace(model, desired=0))
             self._life.end_all(live, force=force)
             return False
-        self._drop_model(name)
+        self._models.drop(name)
         return True
 
     def load(self, name: str, instances: int | None = None) -> Outcome:
         """Have so many instances of a model (its own number if None). Those that run already count."""
-        model = self._model(name)
+        model = self._models.get(name)
         wanted = instances if instances is not None else model.spec.instances
         if not 1 <= wanted <= 64:
             raise ShoalError("instances has to be from 1 to 64", code="invalid_request", param="instances")
@@ -165,7 +160,7 @@ class Manager(Inbox):
         missing = max(0, wanted - len(live))
         roused = [self._life.slumber.wake(i, "loaded") for i in asleep[: max(0, wanted - len(live) + len(asleep))]]
         if model.desired != max(wanted, len(live)):
-            self._put_model(dataclasses.replace(model, desired=max(wanted, len(live))))
+            self._models.put(dataclasses.replace(model, desired=max(wanted, len(live))))
         failed = [i for i in present if i.state is S.FAILED]
         for instance in failed[:missing]:
             self._life.retry(instance, model.spec)
@@ -182,28 +177,28 @@ class Manager(Inbox):
             for instance in asleep:
                 self._life.slumber.wake(instance, "a request asks for it")
         else:
-            self._life.say(self._note("load_on_request", f"{name} is loaded because a request asked for it", name))
+            self._models.say("load_on_request", f"{name} is loaded because a request asked for it", name)
             self.load(name)
 
     def unload(self, name: str, *, force: bool = False) -> Outcome:
         """End every instance of a model; running requests may finish first unless forced. The next request has it
         loaded again, unless its settings forbid that (`on_request`)."""
-        model = self._model(name)
+        model = self._models.get(name)
         if model.desired:
-            self._put_model(dataclasses.replace(model, desired=0))
+            self._models.put(dataclasses.replace(model, desired=0))
         ended = self._life.end_all(self.fleet.of_model(name), force=force)
         return Outcome(self.fleet.model_view(name), changed=bool(ended))
 
     def sleep(self, name: str, level: int = 1, *, force: bool = False) -> Outcome:
         """Put every instance of a model to sleep; running requests may finish first unless forced. The next request
         wakes it, unless its settings forbid that (`on_request`)."""
-        self._model(name)
+        self._models.get(name)
         changed = self._life.slumber.sleep_all(name, level, force=force)
         return Outcome(self.fleet.model_view(name), changed)
 
     def wake(self, name: str) -> Outcome:
         """Wake every instance of a model that sleeps. Those that serve need nothing."""
-        self._model(name)
+        self._models.get(name)
         changed = self._life.slumber.wake_all(name)
         return Outcome(self.fleet.model_view(name), changed)
 
@@ -223,9 +218,9 @@ class Manager(Inbox):
         changed = instance.state is not S.STOPPED
         model = self.fleet.models.get(instance.model)
         counts = instance.state not in (S.DRAINING, S.STOPPING) and instance_id not in self.fleet.apart
-        if changed and model is not None and model.desired and counts:
-            self._put_model(dataclasses.replace(model, desired=model.desired - 1))
         if changed:
+            if counts:
+                self._models.want_one_less(model)
             instance = self._life.unload(instance, force=force)
         return instance, changed
 
@@ -235,10 +230,10 @@ class Manager(Inbox):
         for name, spec in specs.items():
             model = self.fleet.models.get(name)
             if model is None:
-                self._put_model(Model(spec, origin, self._effects.now()))
+                self._models.put(Model(spec, origin, self._effects.now()))
                 added.append(name)
             elif model.spec != spec or model.origin != origin:
-                self._put_model(dataclasses.replace(model, spec=spec, origin=origin))
+                self._models.put(dataclasses.replace(model, spec=spec, origin=origin))
                 self._life.shares.set_terms(name, Terms.of(spec))
                 changed.append(name)
                 if any(view.outdated for view in self.fleet.model_view(name).instances):
@@ -248,10 +243,10 @@ class Manager(Inbox):
                 removed.append(name)
                 if any(not i.state.ended for i in self.fleet.of_model(name)):
                     # It serves somebody: it stays, as one that may be removed by hand.
-                    self._put_model(dataclasses.replace(self.fleet.models[name], origin="api"))
+                    self._models.put(dataclasses.replace(self.fleet.models[name], origin="api"))
                     restart.append(name)
                 else:
-                    self._drop_model(name)
+                    self._models.drop(name)
         return {"added": added, "changed": changed, "removed": removed, "restart_needed": restart}
 
     def set_access(self, change: Callable[[Access], Access]) -> None:
@@ -284,8 +279,8 @@ class Manager(Inbox):
         model = self.fleet.models.get(instance.model)
         if model is None:
             model = Model(instance.spec, "api", self._effects.now())
-            self._life.say(self._note("model_added", f"{instance.model} was added: it runs already", instance.model))
-        self._put_model(dataclasses.replace(model, desired=model.desired + 1))
+            self._models.say("model_added", f"{instance.model} was added: it runs already", instance.model)
+        self._models.put(dataclasses.replace(model, desired=model.desired + 1))
         self._life.adopt(instance)
 
     def restore(self, *, remembered: bool) -> None:
@@ -297,14 +292,14 @@ class Manager(Inbox):
                     self.load(model.spec.name, wanted)
                 except ShoalError as error:  # what was wanted may not fit settings that were changed since
                     text = f"{model.spec.name} was not loaded: {error.message}"
-                    self._life.say(self._note("not_restored", text, model.spec.name, "error"))
+                    self._models.say("not_restored", text, model.spec.name, "error")
 
     def stop_all(self, *, force: bool = False) -> list[str]:
         """End every instance because Shoal stops. What serves stays wanted; what sleeps is loaded when it is asked for,
         because nothing can be asleep that was not loaded before. The instances that still run."""
         if not self.fleet.closing:
             for instance in list(self.fleet.instances.values()):
-                self._want_no_sleeper(instance)
+                self._models.want_no_sleeper(instance)
         self.fleet.closing = True
         live = [i for i in self.fleet.instances.values() if not i.state.ended]
         self._life.end_all(live, force=force)
@@ -345,14 +340,12 @@ class Manager(Inbox):
             ):
                 self._life.slumber.take(fact)
             case facts.DevicesRead():
-                before = self.fleet.device_views()
-                self._life.on_devices(fact)
-                self.fleet.observed.take(self._effects.now(), seen_now(self.fleet))
-                after = self.fleet.device_views()
-                if before != after:
-                    self._effects.publish("devices", {"devices": after})
+                with self._telling.of_devices():
+                    self._life.on_devices(fact)
+                    self.fleet.observed.take(self._effects.now(), seen_now(self.fleet))
             case facts.BooksRead():
-                self._read_books(fact)
+                with self._telling.of_memory():
+                    self._life.shares.on_books(fact)
             case facts.TermsRefused():
                 self._life.shares.on_refused(fact)
             case facts.RelayReported():
@@ -366,7 +359,7 @@ class Manager(Inbox):
                 self.measures.reported(self._effects.now())
             case facts.StoreProblem():
                 level, text = ("error", fact.problem) if fact.problem else ("info", "everything is saved again")
-                self._effects.publish("message", self._note("store", text or "", None, level))
+                self._effects.publish("message", Note(self._effects.now(), level, "store", text, None, None))
             case facts.Tick():
                 pass  # `settle` follows every fact
 
@@ -374,84 +367,5 @@ class Manager(Inbox):
 
     def _exited(self, fact: facts.Exited) -> None:
         if (instance := self.fleet.instances.get(fact.instance)) is not None:
-            self._want_no_sleeper(instance)
+            self._models.want_no_sleeper(instance)
         self._life.on_exited(fact)
-
-    def _want_no_sleeper(self, instance: Instance) -> None:
-        """One that sleeps and nobody wants awake is about to end: the next start is not to load it."""
-        model = self.fleet.models.get(instance.model)
-        if instance.sleeps and instance.id not in self.fleet.rouse and model is not None and model.desired:
-            self._put_model(dataclasses.replace(model, desired=model.desired - 1))
-
-    def _read_books(self, fact: facts.BooksRead) -> None:
-        before = self._memory_views(), self.fleet.device_views()
-        self._life.shares.on_books(fact)
-        after = self._memory_views(), self.fleet.device_views()
-        changed = {id: view for id, view in after[0].items() if before[0].get(id) != view}
-        if changed or before[1] != after[1]:
-            self._effects.publish("memory", {"instances": changed, "devices": after[1]})
-
-    def _memory_views(self) -> dict[str, MemoryView]:
-        return {i.id: self.fleet.memory_view(i) for i in self.fleet.instances.values() if not i.state.ended}
-
-    _table = RoutingTable("", 0)
-
-    def _tell_all(self) -> None:
-        dirty, self._life.dirty = self._life.dirty, set()
-        self.measures.look(dirty, self._effects.now())
-        for name in sorted(dirty):
-            if name in self.fleet.models:
-                self._effects.publish("model", self.fleet.model_view(name))
-        self._tell_relays()
-
-    def _tell_relays(self) -> None:
-        if self._life.routes_changed:
-            self._life.routes_changed = False
-            table = RoutingTable(
-                self._epoch,
-                self._version,
-                tuple(self.fleet.route(name) for name in sorted(self.fleet.models)),
-                self.fleet.access.keys,
-                self.fleet.access.virtual,
-                self.fleet.access.keys_required,
-            )
-            if table != self._table or not self._version:
-                self._version += 1
-                self._table = msgspec.structs.replace(table, version=self._version)
-                self._life.drains.table_id = (self._epoch, self._version)
-                self._effects.route(self._table)
-
-    def _model(self, name: str) -> Model:
-        model = self.fleet.models.get(name)
-        if model is None:
-            raise NotFoundError(
-                f"there is no model {name}; `shoal models ls` lists them", code="model_not_found", param="model"
-            )
-        return model
-
-    def _refuse_if_declared(self, model: Model) -> None:
-        if model.origin == "file":
-            raise ConflictError(
-                f"{model.spec.name} is declared in the configuration file; change it there, then `shoal reload`",
-                code="declared_in_file",
-            )
-
-    def _put_model(self, model: Model) -> None:
-        self.fleet.models[model.spec.name] = model
-        self._effects.save_model(model)
-        self._life.dirty.add(model.spec.name)
-        self._life.routes_changed = True
-
-    def _drop_model(self, name: str) -> None:
-        for instance in [i for i in self.fleet.instances.values() if i.model == name]:
-            self._life.forget(instance.id)
-        del self.fleet.models[name]
-        self.fleet.leaving.discard(name)
-        self.fleet.context_lengths.pop(name, None)
-        self._effects.delete_model(name)
-        self._effects.publish("model_removed", {"name": name})
-        self._life.routes_changed = True
-        self._life.say(self._note("model_removed", f"{name} was removed", name))
-
-    def _note(self, kind: str, message: str, model: str | None, level: str = "info") -> Note:
-        return Note(self._effects.now(), level, kind, message, model, None)
