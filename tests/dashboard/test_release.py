@@ -1,4 +1,4 @@
-"""A page that was opened before Shoal was changed."""
+"""The opening of the page: before anything is told, and of one that was opened before Shoal was changed."""
 
 from __future__ import annotations
 
@@ -47,3 +47,15 @@ def test_a_view_of_another_release_is_not_mixed_in(served: Shoal, new_page: NewP
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_role("heading", name="Requests", level=2)).to_be_visible()
     assert page.evaluate("location.hash") == "#/requests"
+
+
+def test_the_page_is_drawn_though_the_stream_tells_nothing_yet(served: Shoal, new_page: NewPage) -> None:
+    page = new_page()
+    held: list[Route] = []
+    page.route("**/api/v1/events", lambda route: held.append(route), times=1)
+    page.goto(f"{served.url}/")
+    expect(page.locator("main")).to_contain_text("Reading what there is…")
+    expect(page.locator("#connection")).to_have_text("Connecting…")
+    held[0].continue_()
+    expect(page.locator("#connection")).to_have_text("Live")
+    expect(page.get_by_role("heading", name="Devices")).to_be_visible()
