@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,14 +33,14 @@ from shoal.fleet.devices import Devices
 from shoal.fleet.history import History
 from shoal.fleet.hub import Hub
 from shoal.fleet.life import Limits
-from shoal.fleet.lifecycle import WITH_PROCESS, RestartPolicy
+from shoal.fleet.lifecycle import RestartPolicy
 from shoal.fleet.live import LiveEffects
 from shoal.fleet.manager import Manager, Outcome
 from shoal.fleet.memory import Terms
 from shoal.fleet.relays import Relays
 from shoal.fleet.residency import Rules
 from shoal.fleet.spec import ModelSpec
-from shoal.fleet.state import Instance, Model
+from shoal.fleet.state import Instance
 from shoal.fleet.state import InstanceState as S
 from shoal.gateway.measures import BOUNDS
 from shoal.introduction import Introduction
@@ -50,18 +49,17 @@ from shoal.messages import UsageReport
 from shoal.orphans import OrphanControl
 from shoal.paths import Paths, find_paths, fleet_id, make_runtime
 from shoal.presets import PresetControl
+from shoal.recovery import recover
 from shoal.schedules import Scheduler
 from shoal.settings import Settings
 from shoal.sign_in import SignIn
 from shoal.status import MemoryStatus, Snapshot, Status, StoreStatus
-from shoal.store.saved import Saved
 from shoal.store.store import Store
 
 T = TypeVar("T")
 SAVE_PATIENCE = 1.0
 """Seconds that an answer waits for the store: what was accepted is to survive a crash, but a sick disk stops nobody."""
 FOLDER_INTERVAL = 2.0
-ENDING = 10.0
 _log = logging.getLogger("shoal.controller")
 
 
@@ -225,7 +223,8 @@ class Controller:
         self.access.restore(saved)  # before any table can be made: none is to let anybody in whom keys keep out
         self.manager.handle(facts.DevicesRead(await asyncio.to_thread(self.devices.read), {}))
         self.manager.moves.restore(saved.moves)
-        await self._recover(saved)
+        for instance in await recover(saved, self.effects, self.manager, self.orphans):
+            self.look_after(instance)
         self.manager.handle(lambda: self._declare(first=first))
         self.presets.restore(saved)
         await self.relays.start()
@@ -272,49 +271,6 @@ class Controller:
             self.manager.restore(remembered=self.settings.restore)
         self.access.publish()
 
-    async def _recover(self, saved: Saved) -> None:
-        """Find process groups again: take back those that are known, end those that are known and were not to run.
-
-        Those that nothing knows of are left, for people to take back or to end: what is not in a database that was lost
-        may serve somebody.
-        """
-        processes = self.effects.processes
-        instances = [self._completed(instance, saved.models) for instance in saved.instances]
-        known = {instance.id: instance for instance in instances}
-        self.orphans.bring_along(known)
-        found = {item.instance: item for item in processes.find()}
-        running = {
-            id
-            for id, item in found.items()
-            if id in known and known[id].state in WITH_PROCESS and processes.adopt(item)
-        }
-        killed = set()
-        for id, item in found.items():
-            if id not in known:
-                self.orphans.leave(item)
-            elif id not in running and processes.adopt(item):
-                _log.warning("ending %s (process %d): it is ours, and was not to run", id, item.pid)
-                processes.kill(id)
-                killed.add(id)
-        for instance in instances:
-            if instance.id not in killed:
-                self.effects.remember(instance)  # one may end while the others are looked at
-        # An instance that was not known to run may start anew at once: never beside its own former self.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ENDING):
-                while killed & {item.instance for item in processes.find()}:
-                    await asyncio.sleep(0.02)
-        if saved.complete and (ended := processes.sweep({*running, *found}, gone=known)):
-            _log.warning("ended processes %s: an engine that is gone left them", ended)
-        exits = []
-        for instance in instances:
-            if instance.state in WITH_PROCESS and instance.id not in running:
-                how = processes.last_exit(instance.id)
-                exits.append(facts.Exited(instance.id, how, await self.effects.failure_of(instance, how)))
-        self.manager.handle(lambda: self.manager.recover(saved.models, instances, running, exits))
-        for id in running:
-            self.look_after(known[id])
-
     def look_after(self, instance: Instance) -> None:
         """Go on with an instance whose process group was taken back: watch it, or have it end if it was to."""
         if instance.id not in self.effects.processes.watched:
@@ -324,17 +280,6 @@ class Controller:
             self.effects.terminate(instance.id)
         elif instance.state in (S.STARTING, S.READY):
             self.effects.watch(instance)
-
-    def _completed(self, instance: Instance, models: Sequence[Model]) -> Instance:
-        """Settings that this version could not read are replaced by the model's present ones; an instance that was
-        being started when the last controller was killed has no address in the store yet, and where sockets are
-        follows the runtime folder."""
-        if instance.address.startswith("unix:"):
-            instance = dataclasses.replace(instance, address=self.effects.address(instance))
-        if instance.spec is None:
-            spec = next((model.spec for model in models if model.spec.name == instance.model), None)
-            instance = dataclasses.replace(instance, spec=spec)
-        return dataclasses.replace(instance, address=instance.address or self.effects.address(instance))
 
 
 async def serve(handover: Handover, *, first: bool, notify_fd: int | None) -> None:
