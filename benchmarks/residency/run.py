@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import random
 import time
@@ -60,11 +61,67 @@ def fleet(seed: int, waiting: int, *, models: int = 1000, devices: int = 64, you
     return Snapshot(NOW, made, tuple(residents), host_budget=20_000 * GIB)
 
 
-def decisions(waiting: int, runs: int, *, young: bool = False) -> dict[str, Any]:
+def as_they_are(snapshot: Snapshot, _: random.Random) -> Snapshot:
+    """A full fleet, as `fleet` makes it."""
+    return snapshot
+
+
+def of_all_sizes(snapshot: Snapshot, chance: random.Random) -> Snapshot:
+    """No two models that wait ask for the same, and some may be on a few devices only."""
+    devices = [device.id for device in snapshot.devices]
+    changed = []
+    for one in snapshot.residents:
+        if one.place is Residency.DISK:
+            usable = tuple(chance.sample(devices, chance.choice([2, 4, 8]))) if chance.random() < 0.3 else ()
+            one = dataclasses.replace(one, awake=chance.randint(4 * GIB, 40 * GIB), usable=usable)
+        changed.append(one)
+    return dataclasses.replace(snapshot, residents=tuple(changed))
+
+
+def too_large(snapshot: Snapshot, chance: random.Random) -> Snapshot:
+    """All that is not loaded is larger than any device."""
+    residents = (
+        dataclasses.replace(one, awake=chance.randint(81, 100) * GIB) if one.place is Residency.DISK else one
+        for one in snapshot.residents
+    )
+    return dataclasses.replace(snapshot, residents=tuple(residents))
+
+
+def nothing_loaded(snapshot: Snapshot, chance: random.Random) -> Snapshot:
+    """Every model is on disk and asked for: the machine was started anew."""
+    residents = (
+        dataclasses.replace(
+            one, place=Residency.DISK, on=(), running=0, waiting=1, waiting_since=NOW - chance.uniform(0, 9)
+        )
+        for one in snapshot.residents
+    )
+    return dataclasses.replace(snapshot, residents=tuple(residents))
+
+
+def all_idle(snapshot: Snapshot, _: random.Random) -> Snapshot:
+    """All that is awake has been idle for too long at once, and the host has no room for it."""
+    residents = tuple(dataclasses.replace(one, sleep_after=1.0, unload_after=None) for one in snapshot.residents)
+    return dataclasses.replace(snapshot, residents=residents, host_budget=sum(one.host_taken for one in residents))
+
+
+SHAPES = {
+    "": as_they_are,
+    "all of different sizes": of_all_sizes,
+    "too large for any device": too_large,
+    "nothing loaded yet": nothing_loaded,
+    "all idle, the host full": all_idle,
+}
+CASES = [(waiting, False, "") for waiting in (0, 1, 20, 200, 700)] + [
+    (700, True, ""), (700, True, "all of different sizes"), (700, True, "too large for any device"),
+    (1000, False, "nothing loaded yet"), (700, False, "all idle, the host full"),
+]  # fmt: skip
+
+
+def decisions(waiting: int, runs: int, *, young: bool = False, shape: str = "") -> dict[str, Any]:
     """CPU milliseconds of a decision, over as many different fleets as runs."""
     rules, times, actions, waits = Rules(), [], 0, 0
     for seed in range(runs):
-        snapshot = fleet(seed, waiting, young=young)
+        snapshot = SHAPES[shape](fleet(seed, waiting, young=young), random.Random(seed))
         gc.collect()
         began = time.process_time()
         plan = decide(snapshot, rules)
@@ -73,6 +130,7 @@ def decisions(waiting: int, runs: int, *, young: bool = False) -> dict[str, Any]
         waits += len(plan.waits)
     return {
         "what": "decision", "models": 1000, "devices": 64, "waiting": waiting, "nobody_may_leave": young,
+        "shape": shape,
         "median_ms": median(times), "p99_ms": percentile(times, 0.99), "max_ms": max(times),
         "actions": actions / runs, "waits": waits / runs,
     }  # fmt: skip
@@ -108,13 +166,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=250_000, help="requests of the week")
     options = parser.parse_args()
     runs = 5 if options.quick else 100
-    rows = [decisions(waiting, runs) for waiting in (0, 1, 20, 200, 700)]
-    rows.append(decisions(700, runs, young=True))
+    rows = [decisions(waiting, runs, young=young, shape=shape) for waiting, young, shape in CASES]
     long = week(10_000 if options.quick else options.requests)
     checks = [
         Check(
             f"decision, 1,000 models on 64 devices, {row['waiting']} waiting"
             + (", nobody may leave" if row["nobody_may_leave"] else "")
+            + (f", {row['shape']}" if row["shape"] else "")
             + ": p99",
             row["p99_ms"],
             "ms of CPU",
