@@ -327,6 +327,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a rehearsal: everything once and short")
     parser.add_argument("--parts", nargs="+", choices=[*parts, *views], default=[*parts, *views])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    whole = shutil.which("chromium") or CHROMIUM  # what people open is a whole browser, not its headless shell
+    parser.add_argument("--browser", default=whole, help="the Chromium to measure with (default: %(default)s)")
     options = parser.parse_args()
     rows: list[Row] = []
     for part in parts:
@@ -334,7 +336,8 @@ def main() -> None:
             rows += parts[part](options.quick)
     if wanted := [part for part in views if part in options.parts]:
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            browser = playwright.chromium.launch(executable_path=options.browser, args=FLAGS)
+            say(f"{options.browser}, {browser.version}")
             for part in wanted:
                 rows += views[part](browser, options.quick)
             browser.close()
