@@ -20,7 +20,7 @@ def fleet(*instances: Instance, measured: tuple[Profile, ...] = ()) -> Fleet:
     made = Fleet()
     for name in ("a", "b"):
         made.models[name] = Model(ModelSpec(name=name, source="x", engine="simulated"), "api", 0.0)
-    made.instances = {one.id: one for one in instances}
+    made.instances.update({one.id: one for one in instances})
     made.profiles = {one.id: one for one in measured}
     return made
 

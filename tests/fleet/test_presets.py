@@ -40,7 +40,7 @@ def instance(
 def fleet(*models: ModelSpec, instances: Iterable[Instance] = (), origin: str = "api") -> Fleet:
     made = Fleet(devices=DEVICES)
     made.models = {one.name: Model(one, origin, 0.0) for one in models}
-    made.instances = {one.id: one for one in instances}
+    made.instances.update({one.id: one for one in instances})
     return made
 
 

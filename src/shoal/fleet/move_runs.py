@@ -295,7 +295,8 @@ class Moves:
 
     def _with_a_hint(self, id: str | None, seen: Sight) -> Sight:
         """What a new one that does not fit beside the old one could do about it."""
-        failure = self._fleet.instances[id].failure if id in self._fleet.instances else None
+        instance = self._fleet.instances.get(id or "")
+        failure = None if instance is None else instance.failure
         if seen.state != "failed" or failure is None or failure.code != "too_little_memory":
             return seen
         return dataclasses.replace(seen, why=f"{seen.why}; {STOP_FIRST}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from shoal.engines.base import Engine, EngineMetrics
+from shoal.fleet.known import Instances
 from shoal.fleet.lifecycle import Event
 from shoal.fleet.memory import Ledger, MemoryView, PoolView
 from shoal.fleet.observed import Observed
@@ -109,7 +110,7 @@ class Fleet:
     engines: Mapping[str, Engine] = field(default_factory=dict)
     """What is known of each kind of engine."""
     models: dict[str, Model] = field(default_factory=dict)
-    instances: dict[str, Instance] = field(default_factory=dict)
+    instances: Instances = field(default_factory=Instances)
     devices: tuple[Device, ...] = ()
     needs: dict[str, int | None] = field(default_factory=dict)
     weights: dict[str, int | None] = field(default_factory=dict)
@@ -143,7 +144,7 @@ class Fleet:
     def of_model(self, name: str) -> list[Instance]:
         """The model's instances that have not been stopped, oldest first."""
         return sorted(
-            (i for i in self.instances.values() if i.model == name and i.state is not InstanceState.STOPPED),
+            (i for i in self.instances.of(name) if i.state is not InstanceState.STOPPED),
             key=lambda i: (i.created_at, i.id),
         )
 
