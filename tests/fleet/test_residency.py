@@ -208,6 +208,34 @@ def test_switches_are_bounded() -> None:
     assert decide(dataclasses.replace(busy, now=NOW + 1), RULES).actions != ()
 
 
+def test_a_limit_of_switches_ends_when_it_was_to_be_looked_at_again() -> None:
+    then = 231.14230860269166  # with the window added and taken away again it is another number
+    old = awake("a", 8, last_use=0.0, awake_since=0.0)
+    state = snapshot(old, wanted(unloaded("new", 8), waiting_since=then - 50))
+    full = dataclasses.replace(state, now=then + 1, devices=(Device("d0", 10, (then,) * 3),))
+    look = decide(full, RULES).next_look
+    assert look == then + RULES.switch_window and look - RULES.switch_window < then
+    assert decide(dataclasses.replace(full, now=look), RULES).actions != ()
+
+
+def test_who_is_also_on_a_device_of_which_enough_gave_way_stays() -> None:
+    both = awake("both", 2, on="d0 d1")
+    lately = (NOW - 30, NOW - 20, NOW - 10)
+    state = snapshot(both, wanted(unloaded("new", 9, "d0"), since=50), sizes=(10, 10))
+    free, full = (Device("d0", 10), Device("d1", 10)), (Device("d0", 10), Device("d1", 10, lately))
+    assert done(decide(dataclasses.replace(state, devices=free), RULES)) == [("sleep", "both"), ("load", "new")]
+    found = decide(dataclasses.replace(state, devices=full), RULES)
+    assert found.actions == () and found.next_look == NOW + 30
+
+
+def test_who_is_also_on_a_device_of_which_enough_give_way_now_stays() -> None:
+    alone, both = awake("alone", 9, on="d1"), awake("both", 2, on="d0 d1")
+    claims = [wanted(unloaded("first", 8, "d1"), since=60), wanted(unloaded("second", 9, "d0"), since=50)]
+    devices = (Device("d0", 10), Device("d1", 11, (NOW - 30, NOW - 20)))
+    state = dataclasses.replace(snapshot(alone, both, *claims), devices=devices)
+    assert done(decide(state, RULES)) == [("sleep", "alone"), ("load", "first")]
+
+
 def test_switches_of_one_decision_count() -> None:
     claims = [wanted(unloaded(f"new{n}", 3, "d0"), since=5 - n) for n in range(2)]
     state = snapshot(awake("a", 5, host=0), awake("b", 5, host=0), *claims)

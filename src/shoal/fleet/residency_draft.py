@@ -30,13 +30,14 @@ class Draft:
 
     def _limited(self) -> dict[str, float]:
         """Devices on which so many gave way lately that nobody else may, and until when."""
-        since, limited = self.now - self.rules.switch_window, {}
+        window, limited = self.rules.switch_window, {}
         for device in self.snapshot.devices:
             if device.gave_way:
-                lately = sorted(at for at in device.gave_way if at > since)
+                # By the very sum that is looked at again: a difference may round to another side of now.
+                lately = sorted(until for at in device.gave_way if (until := at + window) > self.now)
                 self._switches[device.id] = len(lately)
                 if len(lately) >= self.rules.switches:
-                    limited[device.id] = lately[-self.rules.switches] + self.rules.switch_window
+                    limited[device.id] = lately[-self.rules.switches]
         return limited
 
     def plan(self) -> Plan:
@@ -57,7 +58,7 @@ class Draft:
         if to:
             self._switches.update(one.on)
             full = [device for device in one.on if self._switches[device] >= self.rules.switches]
-            self.sites.limited.update(full)
+            self.sites.limit(full)
         self.books.leaves(one, kind)
         self.changed(one.on)
         self.actions.append(Action(kind, one.name, one.on, reason, after, to, cause="gave_way" if to else cause))

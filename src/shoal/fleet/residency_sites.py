@@ -45,12 +45,14 @@ class Site:
 
 class Sites:
     """The devices of a snapshot. Something is done already with those that are `gone`; on `limited` devices nobody
-    gives way."""
+    gives way, nor on others a model that is also on one of those."""
 
     def __init__(self, snapshot: Snapshot, rules: Rules, books: Books, limited: Iterable[str]) -> None:
         self._now, self._rules, self._books = snapshot.now, rules, books
         self.limited = set(limited)
         self.gone: set[str] = set()
+        self._barred: set[str] = set()
+        """Those that give way no more: gone, or also on a limited device."""
         self.next_change = inf
         """When the next of those that may not give way yet may; known once somebody was looked for."""
         self._made: dict[tuple[str, Kind], Option] = {}
@@ -67,15 +69,19 @@ class Sites:
         return self._sites[device]
 
     def _enter(self, residents: Iterable[Resident]) -> None:
-        now, times, sites, gone, next_change = self._now, self._rules.times, self._sites, self.gone, self.next_change
+        now, times, sites, next_change = self._now, self._rules.times, self._sites, self.next_change
+        self._barred |= self.gone
+        barred = self._barred
         for one in residents:
             place = one.place
             if place is _DISK or one.motion is not None or one.pinned:
                 continue
+            if self.limited and len(one.on) > 1 and not self.limited.isdisjoint(one.on):
+                barred.add(one.name)
             size = 0
             if place is _HOST:
                 used = one.waiting > 0
-                if one.name not in gone:
+                if one.name not in barred:
                     size = one.asleep
                 for device in one.on:
                     if (site := sites.get(device)) is not None:
@@ -91,7 +97,7 @@ class Sites:
             if now < quiet < next_change:
                 next_change = quiet
             used = quiet > now or one.running > 0 or one.waiting > 0
-            if may and one.name not in gone:
+            if may and one.name not in barred:
                 size = one.awake
             for device in one.on:
                 if (site := sites.get(device)) is not None:
@@ -105,10 +111,27 @@ class Sites:
 
     def goes(self, one: Resident) -> None:
         """Something is done with a model: nothing else is."""
-        if one.name in self.gone:
-            return
         self.gone.add(one.name)
-        if self._residents is not None or one.place is _DISK or one.motion is not None or one.pinned:
+        self._keep(one)
+
+    def limit(self, devices: Iterable[str]) -> None:
+        """Nobody gives way on `devices` any more, nor a model of theirs elsewhere."""
+        for device in devices:
+            self.limited.add(device)
+            site = self._sites.get(device)
+            if site is None or self._residents is not None:
+                continue  # those on it are seen to when they are entered
+            for one in [*site.asleep, *(one for one, _ in site.awake)]:
+                if len(one.on) > 1 and one.name not in self._barred:
+                    self._keep(one)
+                    self.changed(one.on)
+
+    def _keep(self, one: Resident) -> None:
+        """It is not offered any more."""
+        if self._residents is not None or one.name in self._barred:
+            return
+        self._barred.add(one.name)
+        if one.place is _DISK or one.motion is not None or one.pinned:
             return
         if one.place is _HOST:
             size, used = one.asleep, one.waiting > 0
@@ -175,7 +198,7 @@ class Sites:
     def _coldest(self, device: str, *, busy: bool) -> Coldness:
         best: Coldness = (True, inf, inf, device)
         for one, used in self._site(device).may_go:
-            if (busy or not used) and one.name not in self.gone:
+            if (busy or not used) and one.name not in self._barred:
                 best = min(best, (used, one.priority, one.last_use, device))
         return best
 
@@ -214,7 +237,7 @@ class Sites:
             options = site.options[busy] = sorted(
                 self.option(one, kinds[one.sleep_level > 0])
                 for one, used in site.may_go
-                if (busy or not used) and one.name not in self.gone
+                if (busy or not used) and one.name not in self._barred
             )
         return options
 
@@ -226,7 +249,7 @@ class Sites:
         return [
             one
             for one in self._site(device).asleep
-            if one.asleep and (busy or not one.waiting) and one.name not in self.gone
+            if one.asleep and (busy or not one.waiting) and one.name not in self._barred
         ]
 
     def sleep_would_do(self, device: str, need: int) -> bool:
