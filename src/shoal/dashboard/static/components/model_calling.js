@@ -37,7 +37,7 @@ export function CallingSection({ model }) {
         ? html`<p class="soft">A request has to show an API key: put one into the variable <code>SHOAL_API_KEY</code>. To make one:</p><${Command} text="shoal keys create my-app" />`
         : keys.error.value
           ? html`<p class="soft">Whether a request has to show a key could not be read: ${keys.error.value}</p>`
-          : html`<p class="soft">No key is needed: Shoal has none, and answers on this machine alone.</p>`}
+          : keys.data.value && html`<p class="soft">No key is needed: Shoal has none, and answers on this machine alone.</p>`}
       ${spec.on_request === false
         ? html`<p class="soft">It is not loaded by requests: while it does not run, they are refused.</p>`
         : html`<p class="soft">While it is not loaded or sleeps, a request waits until it serves.</p>`}

@@ -114,7 +114,7 @@ function useEvents({ kind, model, since }) {
     if (live) void refresh();
   }, [kind, model, since, live]);
   useEffect(() => effect(() => take(events.value)), []);
-  return { known: known(), ended: reached() === 0, gap: gap(), full: kept.value.size > MOST, state, read, refresh };
+  return { known: known(), begun: Number.isFinite(reached()), ended: reached() === 0, gap: gap(), full: kept.value.size > MOST, state, read, refresh };
 }
 
 /** While somebody reads further down, or is in the list by keyboard, what comes waits above and is counted.
@@ -157,7 +157,7 @@ const Line = ({ event }) => html`
 
 export function Events() {
   const filter = wanted();
-  const { known, ended, gap, full, state, read, refresh } = useEvents(filter);
+  const { known, begun, ended, gap, full, state, read, refresh } = useEvents(filter);
   const shown = useSignal(SHOWN);
   const until = useSignal(Infinity);
   const from = filter.since ? Date.now() / 1000 - span(filter.since) : 0;
@@ -201,7 +201,7 @@ export function Events() {
       ${above > 0 && html`<button type="button" class="primary news" onClick=${top}>↑ ${above} new</button>`}
       ${error && html`<p class="failure" role="alert">${error} <button type="button" onClick=${() => void refresh()}>Try again</button></p>`}
       ${found.length > 0 && html`<ol class="event-list" ref=${list} aria-label="Events, the newest first">${lines.map((event) => html`<${Line} key=${keyOf(event)} event=${event} />`)}</ol>`}
-      ${!found.length && !busy && html`<div class="empty"><h3>${filtered ? "No event matches" : "Nothing has happened yet"}</h3>
+      ${!found.length && begun && !busy && html`<div class="empty"><h3>${filtered ? "No event matches" : "Nothing has happened yet"}</h3>
         ${filtered ? html`<p><a href="#/events">Show all events</a></p>` : html`<p>Loads, failures and restarts appear here.</p>`}</div>`}
       ${gap && !busy && html`<p class="soft" role="status">More happened while the connection was lost than was read so far: the list ends at this gap.</p>`}
       <p class="older">
