@@ -51,6 +51,7 @@ def flooded(page: Page) -> Page:
 
 def test_a_million_lines_leave_few_in_the_page_and_the_page_alive(shoal: ScriptedShoal, flooded: Page) -> None:
     log = show(shoal, flooded, [])
+    flooded.wait_for_function("window.flood")  # the log is asked for
     flooded.evaluate(f"window.flood({MANY})")
     expect(log).to_contain_text(f"line {MANY - 1}")
     assert log.locator(".log-line").count() < 60
@@ -87,6 +88,7 @@ def test_what_is_no_text_is_made_visible(shoal: ScriptedShoal, page: Page) -> No
 
 def test_matches_are_gone_through_and_shown_alone(shoal: ScriptedShoal, page: Page) -> None:
     log = show(shoal, page, (f"{n} {'ERROR <b>' if n % 100 == 0 else 'fine'}" for n in range(1000)))
+    expect(log).to_contain_text("999 fine")
     search = page.get_by_label("Search the log of m-1")
     search.fill("error <B>")
     count, current = page.locator(".log-count"), log.locator(".log-line.current")
@@ -111,6 +113,7 @@ def test_matches_are_gone_through_and_shown_alone(shoal: ScriptedShoal, page: Pa
 
 def test_a_paused_log_stays_where_it_is_and_follows_again(shoal: ScriptedShoal, flooded: Page) -> None:
     log = show(shoal, flooded, [])
+    flooded.wait_for_function("window.flood")  # the log is asked for
     flooded.evaluate("window.flood(1000)")
     expect(log).to_contain_text("line 999")
     flooded.get_by_role("button", name="Pause").click()
