@@ -108,8 +108,12 @@ VIEWS = {
     "presets": "#/presets",
     "events": "#/events",
     "access": "#/access",
+    "reference": "api/docs",
+    "sign-in": "",
 }
-"""Where they are. Keys are made for the last: from then on requests need one."""
+"""Where they are. Keys are made for `access`, from then on requests need one; a user for `sign-in`."""
+READY = {"reference": "#reference details", "sign-in": "#sign-in-title"}
+"""What shows that a view is there; of the others, that the page is connected."""
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
@@ -131,9 +135,15 @@ def main() -> None:
                 for asker in askers:
                     asker.join()
                 make_keys(shoal)
+            if view == "sign-in":
+                with shoal.client as client:
+                    client.set_user("ann", role="admin", password="a picture of it")
             page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
             page.goto(f"{shoal.url}/{VIEWS[view]}")
-            expect(page.locator("#connection")).to_have_text("Live")
+            if view in READY:
+                expect(page.locator(READY[view]).first).to_be_visible()
+            else:
+                expect(page.locator("#connection")).to_have_text("Live")
             if view in PREPARED:
                 PREPARED[view](page)
             page.wait_for_timeout(SETTLING)
