@@ -17,23 +17,20 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from shoal.errors import ShoalError, is_anthropics
-from shoal.gateway import heads
-from shoal.gateway.administration import Administration, Told
+from shoal.errors import ShoalError
 from shoal.gateway.admission import Admission, Job
 from shoal.gateway.circuits import Circuits
-from shoal.gateway.comments import Commented
 from shoal.gateway.cors import Cors
 from shoal.gateway.exchange import Exchange
 from shoal.gateway.expiry import expire, expire_stranded
-from shoal.gateway.http1 import Kind, Place, RequestHead
+from shoal.gateway.http1 import RequestHead
 from shoal.gateway.inference import Inference
 from shoal.gateway.keeping import Keeping
 from shoal.gateway.keyring import Keyring
 from shoal.gateway.link import Link
-from shoal.gateway.local import model_list, model_named
-from shoal.gateway.manner import Manner, manner_of
+from shoal.gateway.manner import manner_of
 from shoal.gateway.measures import Measures
+from shoal.gateway.opening import administer, infer, list_models, place_of
 from shoal.gateway.passage import Passage
 from shoal.gateway.reaching import Reaching
 from shoal.gateway.relay import ERRANDS, RelayConfig
@@ -42,7 +39,6 @@ from shoal.gateway.server import ClientConnection
 from shoal.gateway.sharing import joined
 from shoal.gateway.stranded import Stranded
 from shoal.gateway.telling import report, views
-from shoal.gateway.uploads import Upload
 from shoal.gateway.upstream import Pool, Pools
 from shoal.gateway.virtual import Names
 from shoal.messages import ModelCount, Route, Target
@@ -87,7 +83,7 @@ class NativeRelay:
         self.keeping = Keeping()
         self.circuits = Circuits()
         self.tracing: Tracing | None = None
-        self._cors = Cors(config.cors_origins)
+        self.cors = Cors(config.cors_origins)
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
 
@@ -150,43 +146,10 @@ class NativeRelay:
 
     def open(self, connection: ClientConnection, head: RequestHead) -> Exchange:
         """Begin an exchange. Raises ShoalError to refuse it."""
-        place = head.shared.place or _place(head)
+        place = head.shared.place or place_of(head)
         if place.kind == "inference":
-            return self._infer(connection, head, place, head.shared.manner or manner_of(head))
-        return self._others(connection, head, place.kind, place.target, place.path)
-
-    def _others(self, connection: ClientConnection, head: RequestHead, kind: Kind, target: str, path: str) -> Exchange:
-        if kind == "models":
-            return self._models(connection, head, path)
-        if head.upgrade and head.fields.get(b"upgrade", b"").lower() == b"websocket":
-            raise ShoalError(
-                "The controller speaks no websockets; use the HTTP endpoints.",
-                status=501,
-                code="websocket_not_supported",
-            )
-        errand = Administration(self, connection, head, target, path)
-        self.errands.add(errand)
-        return errand
-
-    def _infer(self, connection: ClientConnection, head: RequestHead, place: Place, manner: Manner) -> Exchange:
-        if manner.origin is not None:
-            connection.extra = self._cors.headers(manner.origin)
-            if head.method == b"OPTIONS" and b"access-control-request-method" in head.fields:
-                return Told(connection, head, *self._cors.preflight(manner.origin))
-        if head.upgrade and not manner.websocket:
-            head.upgrade = False  # a server may ignore it (RFC 9110, section 7.8)
-        make = Upload if manner.form else Commented if manner.comments else Inference
-        inference = make(self, connection, head, place, manner)
-        self.requests[inference.id] = inference
-        connection.extra["x-request-id"] = inference.id
-        if place.anthropic:
-            connection.extra["request-id"] = inference.id
-        try:
-            inference.identify()
-        except ShoalError as error:
-            inference.on_refused(error)
-            raise
-        return inference
+            return infer(self, connection, head, place, head.shared.manner or manner_of(head))
+        return (list_models if place.kind == "models" else administer)(self, connection, head, place)
 
     def fault(self, error: BaseException) -> None:
         """Log a fault of the relay's own."""
@@ -195,25 +158,6 @@ class NativeRelay:
     def full(self) -> bool:
         """Whether there are as many connections as are allowed."""
         return len(self.connections) >= self.config.max_connections
-
-    def _models(self, connection: ClientConnection, head: RequestHead, path: str) -> Exchange:
-        fields = head.fields
-        if b"origin" in fields:
-            connection.extra = self._cors.headers(fields[b"origin"])
-            if head.method == b"OPTIONS" and b"access-control-request-method" in fields:
-                return Told(connection, head, *self._cors.preflight(fields[b"origin"]))
-        if head.method not in (b"GET", b"HEAD"):
-            raise ShoalError(
-                f"{head.method.decode('latin-1')} is not possible here; models are changed under /api/v1/models.",
-                status=405,
-                code="method_not_allowed",
-                headers={"Allow": "GET, HEAD"},
-            )
-        key = self.keyring.bearer(manner_of(head).token, self.wall)
-        visible = self.keyring.may_see(key)
-        model = heads.model_in_path(path)
-        body = model_list(self.routes, visible) if model is None else model_named(self.routes, model, visible)
-        return Told(connection, head, 200, body, connection.extra)
 
     # -- for exchanges ------------------------------------------------------------------------------------------------
 
@@ -228,7 +172,7 @@ class NativeRelay:
         origin = head.fields.get(b"origin")
         if origin is None:
             return b""
-        return "".join(f"{name}: {value}\r\n" for name, value in self._cors.headers(origin).items()).encode("latin-1")
+        return "".join(f"{name}: {value}\r\n" for name, value in self.cors.headers(origin).items()).encode("latin-1")
 
     def pick(self, model: str, passed_over: Sequence[str]) -> Target:
         """The instance that a request goes to; those that take no connections are left alone where there are others.
@@ -412,18 +356,3 @@ class NativeRelay:
         deadline = self.now() + seconds
         while condition() and self.now() < deadline:
             await asyncio.sleep(0.02)
-
-
-def _place(head: RequestHead) -> Place:
-    """Where a request is to go. Raises ShoalError 400 `invalid_target`."""
-    given = head.target.decode("latin-1")
-    target = heads.origin_form(given)
-    path = heads.path_of(target)
-    kind: Kind = "other"
-    if path == "/v1/models" or heads.model_in_path(path) is not None:
-        kind = "models"
-    elif heads.is_inference(path):
-        kind = "inference"
-    straight = target == given and b"host" in head.fields
-    place = head.shared.place = Place(target, path, kind, straight, is_anthropics(path))
-    return place
