@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-Json = dict[str, Any]
-
-
-class Asking(Protocol):
-    """What this part needs of the client."""
-
-    def _json(
-        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
-    ) -> Json: ...
+from shoal.client_http import HttpClient, Json
 
 
-class Fitting:
+class Fitting(HttpClient):
     """A part of `Client`."""
 
     def fit(
-        self: Asking,
+        self,
         models: Sequence[str | Mapping[str, Any]],
         *,
         devices: Sequence[str] | None = None,

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
-from urllib.parse import quote
+from typing import Any
 
-Json = dict[str, Any]
-
-
-class Asking(Protocol):
-    """What this part needs of the client."""
-
-    def _json(
-        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
-    ) -> Json: ...
+from shoal.client_http import HttpClient, Json, quoted
 
 
-class MoveCalls:
+class MoveCalls(HttpClient):
     """A part of `Client`."""
 
-    def moves(self: Asking) -> list[Json]:
+    def moves(self) -> list[Json]:
         """Moves that wait or are under way, and the last that have ended, as MoveView."""
         return list(self._json("GET", "/moves")["moves"])
 
-    def move(self: Asking, id_: str) -> Json:
+    def move(self, id_: str) -> Json:
         """One move, as MoveView."""
-        return self._json("GET", f"/moves/{quote(id_, safe='')}")
+        return self._json("GET", f"/moves/{quoted(id_)}")
 
     def begin_move(
-        self: Asking,
+        self,
         model: str,
         *,
         to: Sequence[str] = (),
@@ -49,6 +40,6 @@ class MoveCalls:
         }
         return self._json("POST", "/moves", body={"model": model, **body})
 
-    def cancel_move(self: Asking, id_: str) -> Json:
+    def cancel_move(self, id_: str) -> Json:
         """Undo a move: the new instance ends, the old one serves on."""
-        return self._json("DELETE", f"/moves/{quote(id_, safe='')}")
+        return self._json("DELETE", f"/moves/{quoted(id_)}")

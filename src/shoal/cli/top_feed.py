@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
 from shoal.cli.top_acts import Act, View
 from shoal.cli.top_state import EVENTS_KEPT
-from shoal.client import Client, Event
+from shoal.client import Client
 from shoal.errors import ShoalError
 
 READ_EVERY = 3.0
@@ -20,23 +19,6 @@ _PATIENCE = 10.0  # seconds for an answer of a reading
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between two tries
 
 Message = tuple[str, Any]
-
-
-class Watcher(Client):
-    """A client that looks on."""
-
-    def follow(self) -> Iterator[Event]:
-        """The events, from a snapshot on, until the connection is lost; then it raises ShoalError."""
-        for event in self._events("GET", "/api/v1/events", read_timeout=_SILENCE):
-            error = event.data.get("error")
-            if isinstance(error, dict):  # so a relay that stops ends the streams that go through it
-                raise ShoalError(str(error.get("message")), status=503, code="unreachable")
-            yield event
-        raise ShoalError("Shoal closed the connection", status=503, code="unreachable")
-
-    def traffic(self) -> dict[str, Any]:
-        """What models are asked and answer, in counts that grow."""
-        return self._json("GET", "/traffic")
 
 
 class Feed:
@@ -74,8 +56,8 @@ class Feed:
         pause = _FIRST_PAUSE
         while not self._ended.is_set():
             try:
-                with Watcher(self.url, timeout=_PATIENCE) as client:
-                    for event in client.follow():
+                with Client(self.url, timeout=_PATIENCE) as client:
+                    for event in client.events_until_lost(silence=_SILENCE):
                         if self._ended.is_set():
                             return
                         self.inbox.put((event.kind, event.data))
@@ -89,7 +71,7 @@ class Feed:
 
     def _read(self) -> None:
         readings = 0
-        with Watcher(self.url, timeout=_PATIENCE) as client:
+        with Client(self.url, timeout=_PATIENCE) as client:
             while not self._ended.is_set():
                 fresh = self._fresh.is_set()
                 self._fresh.clear()
