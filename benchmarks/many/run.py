@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.system.harness import Shoal, a_shoal  # noqa: E402
+from tests.system.harness import Shoal, a_shoal, until  # noqa: E402
 
 from shoal.bench import clock, command  # noqa: E402
 from shoal.bench import rig as rigs  # noqa: E402
@@ -112,11 +112,13 @@ class Bench:
         return model_settings(self.rig, python, f"cuda:{self.options.gpu}", args, context_length=4096, **sleep)
 
     def load(self, shoal: Shoal, name: str) -> float:
-        """Load a model and wait until it serves; the seconds."""
+        """Load a model and wait until it serves; the seconds. Raises RuntimeError if it fails."""
         began = time.monotonic()
         with shoal.client as admin:
             admin.load(name)
-        shoal.wait(name, "ready", seconds=max(60.0, self.left()))
+        until(lambda: shoal.model(name)["state"] in ("ready", "failed"), name, max(60.0, self.left()))
+        if (model := shoal.model(name))["state"] == "failed":
+            raise RuntimeError(f"{name} failed: {model['instances'][-1]['reason']}")
         return round(time.monotonic() - began, 2)
 
     def traffic(
@@ -153,7 +155,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="which of sleep, unload, in this order")
     parser.add_argument("--models", type=int, default=10, help="models, all of one shape")
     parser.add_argument("--fit", type=int, default=4, help="how many of them the device holds awake")
-    parser.add_argument("--card-gib", type=float, default=78.0, help="GiB of the card that a ballast leaves; 0 for all")
+    parser.add_argument("--card-gib", type=float, default=80.0, help="GiB of the card that a ballast leaves; 0 for all")
     parser.add_argument("--host-memory", default="85%", help="of the host's memory for weights of models that sleep")
     parser.add_argument("--min-awake", type=float, default=2.0, help="seconds that a model that came stays at least")
     parser.add_argument("--rate", type=float, default=6.0, help="requests a second to all models together")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from shoal.engines.progress import ProgressTracker
-from shoal.engines.vllm.milestones import MILESTONES
+from shoal.engines.vllm.milestones import MILESTONES, WEIGHTS_LINE
 
 LOG = (Path(__file__).parent / "logs" / "start.txt").read_text().splitlines()
 
@@ -35,3 +37,19 @@ def test_a_real_start_passes_through_every_phase_that_a_cpu_has() -> None:
         "ready",
     ]
     assert tracker.progress(float(len(LOG))).percent == 100
+
+
+@pytest.mark.parametrize(
+    ("line", "gib"),
+    [
+        (
+            "(Worker_TP1 pid=9) INFO 11-22 [model_runner.py:305] Model loading took 15.0 GiB and 2.176114 seconds",
+            "15.0",
+        ),
+        ("INFO 11-22 [cpu_worker.py:9] Model loading took 0.25 GiB memory and 1.5 seconds", "0.25"),
+        ("INFO Loading weights took 2.00 seconds", None),
+    ],
+)
+def test_what_the_weights_took_is_told(line: str, gib: str | None) -> None:
+    found = WEIGHTS_LINE.search(line)
+    assert (found and found["gib"]) == gib

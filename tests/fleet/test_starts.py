@@ -182,3 +182,19 @@ def test_one_that_ends_or_was_found_running_shows_nothing() -> None:
     read(fresh, 20)
     assert not world.effects.profiles
     assert not fresh.effects.profiles, "nobody saw what was there before"
+
+
+def test_weights_that_the_files_did_not_tell_are_what_the_engine_said_that_it_loaded() -> None:
+    world = World(gpu(0, 70 * GIB))
+    world.add("m")
+    world.load("m")
+    world.effects.prepared.clear()
+    id = world.only().id
+    world.tell(facts.Prepared(id, None, ("cuda",), weights=None, kv=GIB))
+    world.tell(facts.Spawned(id, "unix:/x", "env", "0.26.0", elastic=True))
+    world.tell(facts.Healthy(id, 42, {"starting": 1.0}, 15 * GIB))
+    lease(world, id)
+    world.tell(facts.Measured(id, TOKEN))
+    read(world, 29)  # 10 were there, 2 are KV cache
+    profile = only(world)
+    assert (profile.weights, profile.overhead) == (15 * GIB, 2 * GIB)

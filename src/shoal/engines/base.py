@@ -129,6 +129,8 @@ class Engine(Protocol):
     kind: str
     device_kinds: tuple[str, ...]
     milestones: Sequence[Milestone]
+    weights_line: re.Pattern[str]
+    """A log line that tells what the weights took on a device once they were loaded, in GiB as its group `gib`."""
 
     def capabilities(self, spec: ModelSpec) -> Capabilities:
         """What an instance started from `spec` can do."""

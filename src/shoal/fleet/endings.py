@@ -9,6 +9,10 @@ from shoal.fleet.lifecycle import Event, RestartPolicy
 from shoal.fleet.state import Exit, Failure, Instance
 from shoal.fleet.state import InstanceState as S
 
+OUT_OF_MEMORY = "out_of_memory"
+STARTS_WITH_MORE = 2
+"""How often a start that ran out of memory is tried again with more room."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -47,3 +51,22 @@ def ending(
     event = Event.END_RESTART if instance.state is S.STOPPING else Event.CRASH
     again = dataclasses.replace(instance, restarts=count, restart_at=now + delay)
     return Ending(again, event, f"{exit}; restart {count} of {restarts.limit} in {delay:.0f} s", "warning")
+
+
+def needs_more_room(instance: Instance, failure: Failure) -> bool:
+    """Whether a start ended for want of memory and is worth another one with more of it: what a model needs is an
+    estimate before its first load, and at a start engines take more for moments than they hold afterwards."""
+    return (
+        instance.state is S.STARTING
+        and failure.code == OUT_OF_MEMORY
+        and instance.ready_at is None
+        and instance.restarts < STARTS_WITH_MORE
+    )
+
+
+def with_more_room(instance: Instance, failure: Failure) -> Ending:
+    """It is queued again, and has its devices once there is more room on them."""
+    again = dataclasses.replace(
+        instance, pid=None, memory={}, devices=(), failure=failure, restarts=instance.restarts + 1, restart_at=None
+    )
+    return Ending(again, Event.CRASH, "ran out of memory at its start; it is started again with more room", "warning")

@@ -49,11 +49,13 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Healthy:
-    """The engine answers. `phases`: seconds that each phase of the start took."""
+    """The engine answers. `phases`: seconds that each phase of the start took. `weights`: bytes that its weights took
+    on its fullest device, if it said so."""
 
     instance: str
     pid: int | None
     phases: Mapping[str, float]
+    weights: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from shoal.errors import NotFoundError
 from shoal.fleet import facts, rests
 from shoal.fleet.drains import Drains
 from shoal.fleet.effects import Effects
-from shoal.fleet.endings import ending
+from shoal.fleet.endings import ending, needs_more_room, with_more_room
 from shoal.fleet.lifecycle import WITH_PROCESS, Effect, Event, Limits, step
 from shoal.fleet.placement import next_starts
 from shoal.fleet.records import Event as Note
@@ -172,6 +172,8 @@ class Life:
         instance = dataclasses.replace(
             instance, pid=fact.pid or instance.pid, ready_at=now, progress=None, failure=None
         )
+        if self.fleet.weights.get(instance.id) is None and fact.weights is not None:  # its files did not tell
+            self.fleet.weights[instance.id] = fact.weights
         seconds = self._starts.seconds(instance)
         self._starts.record(instance, fact.phases, "ready")
         self._apply(instance, Event.HEALTHY, f"ready after {seconds:.1f} s")
@@ -216,7 +218,10 @@ class Life:
         after = self.fleet.after.pop(instance.id, Event.END)
         if instance.state is S.STARTING and instance.restarts == 0:
             self._starts.record(instance, {}, failure.code)
-        end = ending(instance, failure, fact.exit, after, self._limits.restart, self._effects.now())
+        if needs_more_room(instance, failure) and self._room.ran_out(instance):
+            end = with_more_room(instance, failure)
+        else:
+            end = ending(instance, failure, fact.exit, after, self._limits.restart, self._effects.now())
         self._apply(end.instance, end.event, end.reason, level=end.level)
 
     def on_described(self, fact: facts.Described) -> None:

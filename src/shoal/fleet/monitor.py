@@ -24,6 +24,8 @@ FIRST_LOOK = 0.02
 SLOWEST_LOOK = 0.5
 ANSWER = 5.0
 READS_AT_ONCE = 64
+LONGEST_LINE = 1000
+"""Characters of a line of the log that are looked at for a number."""
 _log = logging.getLogger(__name__)
 
 
@@ -114,10 +116,15 @@ class Monitor:
         tracker.progress(time.monotonic())  # its clock starts now
         return tracker
 
+    def _weights(self, line: str) -> int | None:
+        found = self._engine.weights_line.search(line[:LONGEST_LINE])
+        return None if found is None else int(float(found["gib"]) * 2**30)
+
     async def _until_ready(self, instance: Instance, probe: Probe, earlier: Sequence[Mapping[str, float]]) -> bool:
         tracker = self._tracker(earlier)
         follower = Follower(self._log)
         shown: Progress | None = None
+        weights: int | None = None
         pause = FIRST_LOOK
         limit = instance.spec.start_timeout if instance.spec is not None else float("inf")
         deadline = time.monotonic() + limit
@@ -128,11 +135,13 @@ class Monitor:
                         break
                     for line in lines:
                         if line == BEGIN:  # what came before was an earlier start
-                            tracker = self._tracker(earlier)
+                            tracker, weights = self._tracker(earlier), None
                         tracker.feed(line, time.monotonic())
+                        weights = max(self._weights(line) or 0, weights or 0) or None
                     await asyncio.sleep(0)  # a flood of lines must not hold up everyone else
                 if await probe.get("/health") is not None:
-                    self._tell(facts.Healthy(instance.id, self._engine_pid(), tracker.phases(time.monotonic())))
+                    phases = tracker.phases(time.monotonic())
+                    self._tell(facts.Healthy(instance.id, self._engine_pid(), phases, weights))
                     return True
                 now = time.monotonic()
                 if now > deadline:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from shoal.errors import ShoalError
+from shoal.fleet.lifecycle import WITH_PROCESS
 from shoal.fleet.placement import place, usable
 from shoal.fleet.profiles import measured_needs
 from shoal.fleet.snapshot import Fleet
@@ -21,6 +22,9 @@ from shoal.units import format_bytes
 
 # A reading may have been under way when a process ended, so the next one may still show what that process held.
 READINGS_AFTER_AN_END = 2
+MORE = 512 * 2**20
+"""Bytes beyond those that it had for which an instance asks that ran out of memory at its start: what one of its larger
+allocations takes, such as the activations of vLLM's longest batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class Room:
         self._ended_last = ""
         self._unknown: set[str] = set()
         self._came: dict[str, float] = {}
+        self._given: dict[str, int] = {}
+        self._least: dict[str, int] = {}
 
     def prepared(self, instance: str, needs: int | None, kinds: tuple[str, ...], kv: int | None = None) -> None:
         """What an instance needs on each device, in bytes (None: unknown), and the kinds of device that it can use.
@@ -81,6 +87,8 @@ class Room:
         self._known.pop(instance, None)
         self._unknown.discard(instance)
         self._came.pop(instance, None)
+        self._given.pop(instance, None)
+        self._least.pop(instance, None)
 
     def came(self, instance: str, now: float) -> None:
         """It has all that it needs, since just now."""
@@ -110,7 +118,10 @@ class Room:
             return Failure(error.code, error.message)
         needs = [measured.get(device, estimate) for device in found]
         known = [size for size in needs if size is not None]
-        return Wants(found, spec.tensor_parallel, max(known)) if len(known) == len(needs) else None
+        least = self._least.get(instance.id)
+        if least is None and len(known) < len(needs):
+            return None
+        return Wants(found, spec.tensor_parallel, max([*known, least or 0]))
 
     def take(self, instance: Instance, devices: tuple[str, ...], needs: int) -> bool:
         """Give a queued instance its devices if it fits there by now; whether it does."""
@@ -118,6 +129,17 @@ class Room:
         if any(room.get(device, -1) < needs for device in devices):
             return False
         self._fleet.needs[instance.id] = needs
+        self._given[instance.id] = min(room[device] for device in devices)
+        return True
+
+    def ran_out(self, instance: Instance) -> bool:
+        """It ran out of memory at its start: from now on it asks for more than it had. False if that is of no use, as
+        nobody else is on its devices who could give way."""
+        given = self._given.get(instance.id)
+        others = (i for i in self._fleet.instances.values() if i.id != instance.id and i.state in WITH_PROCESS)
+        if given is None or not any(set(other.devices) & set(instance.devices) for other in others):
+            return False
+        self._least[instance.id] = given + MORE
         return True
 
     @property
@@ -184,6 +206,8 @@ class Room:
             return Failure(error.code, error.message)
         known = [share for device in devices if (share := needs[device.id]) is not None]
         self._fleet.needs[instance.id] = max(known) if len(known) == len(devices) else None
+        room = self.now()
+        self._given[instance.id] = min(room[device.id] for device in devices)
         return tuple(device.id for device in devices)
 
     def _measured(self, instance: Instance, spec: ModelSpec, kv: int | None) -> Mapping[str, int]:

@@ -14,7 +14,7 @@ from shoal.engines.copies import CopiesByCall
 from shoal.engines.readings import read_vllm_metrics
 from shoal.engines.simulated.options import MAX_NUM_SEQS, PROGRAM, Options, parse
 from shoal.engines.vllm.failures import explain
-from shoal.engines.vllm.milestones import MILESTONES
+from shoal.engines.vllm.milestones import MILESTONES, WEIGHTS_LINE
 from shoal.errors import ShoalError
 from shoal.fleet.needs import KvCost, KvLayers, Needs
 from shoal.fleet.spec import ModelSpec
@@ -31,6 +31,7 @@ class SimulatedEngine(CopiesByCall):
     kind: str = "simulated"
     device_kinds: tuple[str, ...] = ("simulated", "host", "cuda")
     milestones: Sequence[Milestone] = MILESTONES
+    weights_line: re.Pattern[str] = WEIGHTS_LINE
 
     def capabilities(self, spec: ModelSpec) -> Capabilities:
         """Sleep and LoRA, if the model's arguments or variables ask for them."""

@@ -12,6 +12,7 @@ Seen with 0.32:
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from shoal.engines.readings import read_vllm_metrics
 from shoal.engines.vllm import elastic, slumber
 from shoal.engines.vllm.architectures import surely_unsupported
 from shoal.engines.vllm.failures import explain
-from shoal.engines.vllm.milestones import MILESTONES
+from shoal.engines.vllm.milestones import MILESTONES, WEIGHTS_LINE
 from shoal.engines.vllm.overhead import CPU_OVERHEAD, CUDA_OVERHEAD, GIB, default_sequences
 from shoal.engines.vllm.sizing import estimate, fixed_kv, python_path, virtual_kv, why_fixed, why_fixed_with
 from shoal.engines.vllm.sources import Source, is_local, read_source
@@ -58,6 +59,7 @@ class VllmEngine(CopiesByCall):
     kind: str = "vllm"
     device_kinds: tuple[str, ...] = ("cuda", "host")
     milestones: Sequence[Milestone] = MILESTONES
+    weights_line: re.Pattern[str] = WEIGHTS_LINE
 
     def __init__(self, environments: Environments, python_path: Path | None = None) -> None:
         self._environments = environments

@@ -44,6 +44,15 @@ class Widths:
     vocabulary: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Heads of a layer, those of them with keys and values of their own, and the elements of each."""
+
+    heads: int
+    kv_heads: int
+    size: int
+
+
 def read_widths(config: Mapping[str, Any]) -> Widths | None:
     """The widths of a language model, or None if its configuration does not give them. Raises ShoalError."""
     hidden, layers = _first(config, _HIDDEN, "width"), _first(config, _LAYERS, "layers")
@@ -98,6 +107,12 @@ def _bytes_a_layer(config: Mapping[str, Any], element: int, tensor_parallel: int
     rank, rotary = _whole(config, "kv_lora_rank", "width"), _whole(config, "qk_rope_head_dim", "width")
     if rank is not None:
         return None if rotary is None else (rank + rotary) * element
+    found = read_attention(config)
+    return None if found is None else 2 * max(1, found.kv_heads // tensor_parallel) * found.size * element
+
+
+def read_attention(config: Mapping[str, Any]) -> Attention | None:
+    """The heads of multi-head and grouped-query attention; None if they are not given. Raises ShoalError."""
     heads, hidden = _first(config, _HEADS, "heads"), _first(config, _HIDDEN, "width")
     size = _whole(config, "head_dim", "width") or _whole(config, "kv_channels", "width")
     if heads is None or (size is None and hidden is None):
@@ -109,7 +124,7 @@ def _bytes_a_layer(config: Mapping[str, Any], element: int, tensor_parallel: int
     kv_heads = _first(config, _KV_HEADS, "heads") or kv_heads or heads
     if not size:
         raise _bad(f"gives {heads} heads to a width of {hidden}")
-    return 2 * max(1, kv_heads // tensor_parallel) * size * element
+    return Attention(heads, kv_heads, size)
 
 
 def _kinds(config: Mapping[str, Any], layers: int) -> tuple[list[int | None] | None, str]:

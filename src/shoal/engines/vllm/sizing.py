@@ -111,7 +111,10 @@ def estimate(
         widths, cost = read_widths(source.text_config), kv_cost(spec, source)
         longest = longest_context(source.text_config)
         if stored is None:
-            notes.append(f"{source.folder} holds no weights, so their size is not known")
+            about = source.weights_by_shape(spec.dtype)
+            weights = None if about is None else -(-about // spec.tensor_parallel)
+            told = "their size is not known" if about is None else "their size is estimated from the model's shape"
+            notes.append(f"{source.folder} holds no weights, so {told}")
         else:
             whole = source.weight_bytes(spec.dtype) or 0
             weights = -(-whole // spec.tensor_parallel)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoal.engines.vllm.parameters import dense_parameters
 from shoal.engines.vllm.shapes import read_kv
-from shoal.engines.vllm.weights import Weights, read_weights
+from shoal.engines.vllm.weights import FLOAT_BYTES, Weights, read_weights
 from shoal.errors import ShoalError
 from shoal.fleet.needs import KvCost
 
@@ -48,6 +49,12 @@ class Source:
         if weights is None:
             return None
         return weights.loaded(self.computes_in(dtype), self._stored, quantised=self.quantised) or None
+
+    def weights_by_shape(self, dtype: str = "auto") -> int | None:
+        """About as many bytes as the weights take once they are loaded, by the shape alone; None if that tells nothing.
+        Raises ShoalError (`bad_config`)."""
+        parameters = None if self.quantised else dense_parameters({**self.config, **self.text_config})
+        return None if parameters is None else parameters * FLOAT_BYTES[self.computes_in(dtype)]
 
     @property
     def quantised(self) -> bool:

@@ -16,7 +16,8 @@ MAX_INDEX = 64 * 2**20
 """Bytes that an index may have: that of a model with a hundred thousand tensors has ten million."""
 MOST = 2**50
 """Bytes beyond which weights are an error: a thousand times the largest models."""
-_CONVERTED = {"float32": 4, "float16": 2, "bfloat16": 2}
+FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of an element by the data types that engines compute in."""
 _STORED = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -39,11 +40,11 @@ class Weights:
         Floats become that data type, as vLLM allocates its parameters; whatever is quantised stays as it is, and so do
         the floats beside it, which are scales. `stored` is what the configuration says of files without headers.
         """
-        if quantised or dtype not in _CONVERTED:
+        if quantised or dtype not in FLOAT_BYTES:
             return self.size
-        each = _CONVERTED[dtype]
+        each = FLOAT_BYTES[dtype]
         if not self.dtypes:
-            was = _CONVERTED.get(stored)
+            was = FLOAT_BYTES.get(stored)
             return self.size if was is None or self.kind == "gguf" else self.size * each // was
         return sum(
             size * each // _STORED[name] if name in FLOATS else size for name, size in self.dtypes.items()
