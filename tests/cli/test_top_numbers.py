@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from shoal.cli import top_words
 from shoal.cli.top_looks import ASCII, SHAPES, drawn, marked
-from shoal.cli.top_rates import Rates, keep, quantile, rates
+from shoal.cli.top_rates import Rates, keep, rates
 from shoal.cli.top_tins import Holding, Kind, Tin, bar, marks, spans, tin_of
 from tests.cli.scripted import GIB, device, instance, memory, pool
 from tests.cli.top_parts import View, elastic, model
@@ -150,16 +150,6 @@ def test_only_the_last_minute_counts() -> None:
     assert len(kept) == 21
     assert rates(kept)["a"].requests == pytest.approx(2.0)
     assert keep(kept, traffic(10.0, 0)) == [traffic(10.0, 0)]  # a clock that was set back
-
-
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=12), st.floats(0, 1))
-def test_a_quantile_lies_within_the_bounds(counts: list[int], q: float) -> None:
-    bounds = [0.01 * 2**n for n in range(len(counts) - 1)]
-    found = quantile(counts, bounds, q)
-    if found is not None:
-        assert 0 <= found <= (bounds[-1] if bounds else 0)
-    if sum(counts) and q and bounds:
-        assert found is not None
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.histograms import quantile
+
 WINDOW = 60.0
 """Seconds."""
 
@@ -64,20 +66,3 @@ def _between(
         running=after["running"],
         waiting=after["queued"] + after["held"],
     )
-
-
-def quantile(counts: Sequence[int], bounds: Sequence[float], q: float) -> float | None:
-    """A quantile of a histogram, as if values lay evenly within a bucket; of the last one, its lower bound.
-
-    `bounds` are upper bounds, ascending; `counts` has one more, of what is beyond them all. None without values.
-    """
-    left = q * sum(counts)
-    if left <= 0:
-        return None
-    lower = 0.0
-    for count, upper in zip(counts, bounds, strict=False):
-        if count and left <= count:
-            return lower + (upper - lower) * left / count
-        left -= count
-        lower = upper
-    return lower if bounds else None

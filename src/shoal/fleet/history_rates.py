@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from shoal.histograms import quantile
 from shoal.messages import RelayReport
 
 RELAYS = 64
@@ -68,26 +69,15 @@ class Rates:
             model: Rate(
                 sum_.requests[model] / seconds,
                 sum_.tokens[model] / seconds,
-                quantile(sum_.first.get(model, ()), self._bounds, 0.5),
-                quantile(sum_.first.get(model, ()), self._bounds, 0.95),
+                self._quantile(sum_.first.get(model, ()), 0.5),
+                self._quantile(sum_.first.get(model, ()), 0.95),
             )
             for model in sum_.requests.keys() | sum_.tokens.keys() | sum_.first.keys()
         }
 
-
-def quantile(counts: Sequence[int], bounds: Sequence[float], q: float) -> float:
-    """A quantile of a histogram, as if values lay evenly within a bucket; of the one beyond all bounds, the last bound.
-    `counts` has one more than `bounds`; NaN without values."""
-    left = q * sum(counts)
-    if not left:
-        return math.nan
-    lower = 0.0
-    for count, upper in zip(counts, bounds, strict=False):
-        if count and left <= count:
-            return lower + (upper - lower) * left / count
-        left -= count
-        lower = upper
-    return bounds[-1]
+    def _quantile(self, counts: Sequence[int], q: float) -> float:
+        found = quantile(counts, self._bounds, q)
+        return math.nan if found is None else found
 
 
 def _counted(report: RelayReport, buckets: int) -> _Counts:
