@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shoal.cli.shell import AsJson, Url, connect
-from shoal.errors import ConflictError, ShoalError
+from shoal.cli.stored import Config, StateDir, ask_or_store, check_place
+
+if TYPE_CHECKING:
+    from shoal.client import Client
+    from shoal.paths import Paths
+    from shoal.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Make and manage API keys.")
 
@@ -44,13 +47,8 @@ def create(
     tpm: Tpm = None,
     concurrent: Concurrent = None,
     expires: Expires = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", help="For a Shoal that does not run: its settings.", metavar="FILE"),
-    ] = None,
-    state_dir: Annotated[
-        Path | None, typer.Option(help="For a Shoal that does not run: its state folder.", metavar="FOLDER")
-    ] = None,
+    config: Config = None,
+    state_dir: StateDir = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,20 +56,22 @@ def create(
 
     Where no Shoal runs it is made for the next one, so that shoal serve may listen for other machines.
     """
-    if url is not None and (config is not None or state_dir is not None):
-        raise typer.BadParameter("--url is for a Shoal that runs, --config and --state-dir for one that does not")
-    settings = {"name": name, **_settings(model, priority, weight, rpm, tpm, concurrent, expires)}
-    settings = {field: value for field, value in settings.items() if value is not None}
-    if config is not None or state_dir is not None:
-        made = _create_stored(settings, config, state_dir)
-    else:
-        try:
-            with connect(url) as client:
-                made = client.create_key(settings)
-        except ShoalError as error:
-            if error.code != "unreachable" or url is not None or os.environ.get("SHOAL_URL"):
-                raise
-            made = _create_stored(settings, None, None)
+    check_place(url, config, state_dir)
+    given = {"name": name, **_settings(model, priority, weight, rpm, tpm, concurrent, expires)}
+    given = {field: value for field, value in given.items() if value is not None}
+
+    def ask(client: Client) -> dict[str, Any]:
+        return client.create_key(given)
+
+    async def store(settings: Settings, paths: Paths) -> dict[str, Any]:
+        from shoal.access import create_stored_key
+        from shoal.api.keys import shown
+        from shoal.fleet.keys import parse_key
+
+        new = await create_stored_key(settings, paths, parse_key(given))
+        return {**shown(new.record, {}).model_dump(mode="json"), "key": new.key}
+
+    made = ask_or_store(url, config, state_dir, what="key", ask=ask, store=store)
     _show_new(made, as_json=as_json)
 
 
@@ -206,33 +206,6 @@ def _number(text: str, option: str) -> int | None:
     if number < 1:
         raise typer.BadParameter(f"{text!r} is no number from 1; give one, or none", param_hint=option)
     return number
-
-
-def _create_stored(settings: Mapping[str, Any], config: Path | None, state_dir: Path | None) -> dict[str, Any]:
-    """Make a key in the store of a Shoal that does not run."""
-    import asyncio
-
-    from shoal.access import create_stored_key
-    from shoal.api.keys import shown
-    from shoal.config import load_settings
-    from shoal.fleet.keys import parse_key
-    from shoal.paths import find_paths
-
-    found = load_settings({"state_dir": state_dir}, file=config)
-    paths = find_paths(found)
-    try:
-        new = asyncio.run(create_stored_key(found, paths, parse_key(settings)))
-    except ShoalError as error:
-        if error.code != "already_running":
-            raise
-        raise ConflictError(
-            f"a Shoal runs with the state folder {paths.state}: it has to make the key; say where it listens with "
-            "--url, without --config and --state-dir",
-            code="already_running",
-        ) from None
-    where = "the database of database_url" if found.database_url else str(paths.database)
-    print(f"No Shoal runs here; the key was stored in {where} for the next shoal serve.", file=sys.stderr)
-    return {**shown(new.record, {}).model_dump(mode="json"), "key": new.key}
 
 
 def _show_new(made: Mapping[str, Any], *, as_json: bool) -> None:

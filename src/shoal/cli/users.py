@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shoal.cli.shell import AsJson, Url, connect
-from shoal.errors import ConflictError, ShoalError
+from shoal.cli.stored import Config, StateDir, ask_or_store, check_place
+
+if TYPE_CHECKING:
+    from shoal.client import Client
+    from shoal.paths import Paths
+    from shoal.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Say who may sign in to the page and the admin API."
@@ -33,13 +36,8 @@ def set_(
     keep_password: Annotated[
         bool, typer.Option("--keep-password", help="Change the role alone, of a user that there is.")
     ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", help="For a Shoal that does not run: its settings.", metavar="FILE"),
-    ] = None,
-    state_dir: Annotated[
-        Path | None, typer.Option(help="For a Shoal that does not run: its state folder.", metavar="FOLDER")
-    ] = None,
+    config: Config = None,
+    state_dir: StateDir = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -49,8 +47,7 @@ def set_(
     """
     from shoal.fleet.users import check_password, check_role, check_user_name
 
-    if url is not None and (config is not None or state_dir is not None):
-        raise typer.BadParameter("--url is for a Shoal that runs, --config and --state-dir for one that does not")
+    check_place(url, config, state_dir)
     if password_stdin and keep_password:
         raise typer.BadParameter("say either --password-stdin or --keep-password")
     if keep_password and role is None:
@@ -59,16 +56,19 @@ def set_(
     if role is not None:
         check_role(role)
     password = None if keep_password else check_password(_from_stdin() if password_stdin else _asked(name))
-    if config is not None or state_dir is not None:
-        user = _set_stored(name, role, password, config, state_dir)
-    else:
-        try:
-            with connect(url) as client:
-                user = client.set_user(name, role=role, password=password)
-        except ShoalError as error:
-            if error.code != "unreachable" or url is not None or os.environ.get("SHOAL_URL"):
-                raise
-            user = _set_stored(name, role, password, None, None)
+
+    def ask(client: Client) -> dict[str, Any]:
+        return client.set_user(name, role=role, password=password)
+
+    async def store(settings: Settings, paths: Paths) -> dict[str, Any]:
+        from shoal.sign_in import set_stored_user
+
+        wanted = None if role is None else check_role(role)
+        user, _ = await set_stored_user(settings, paths, name, wanted, password)
+        times = {"created_at": user.created_at, "changed_at": user.changed_at}
+        return {"name": user.name, "role": user.role, **times, "sessions": 0}
+
+    user = ask_or_store(url, config, state_dir, what="user", ask=ask, store=store)
     from shoal.cli.output import plain, print_json, stdout
 
     if as_json:
@@ -120,33 +120,3 @@ def _asked(name: str) -> str:
         raise typer.BadParameter("there is nobody to ask for the password; give it with --password-stdin")
     password: str = typer.prompt(f"Password of {name}", hide_input=True, confirmation_prompt="Once more", err=True)
     return password
-
-
-def _set_stored(
-    name: str, role: str | None, password: str | None, config: Path | None, state_dir: Path | None
-) -> dict[str, Any]:
-    """Make or change a user in the store of a Shoal that does not run."""
-    import asyncio
-
-    from shoal.config import load_settings
-    from shoal.fleet.users import check_role
-    from shoal.paths import find_paths
-    from shoal.sign_in import set_stored_user
-
-    found = load_settings({"state_dir": state_dir}, file=config)
-    paths = find_paths(found)
-    try:
-        wanted = None if role is None else check_role(role)
-        user, _ = asyncio.run(set_stored_user(found, paths, name, wanted, password))
-    except ShoalError as error:
-        if error.code != "already_running":
-            raise
-        raise ConflictError(
-            f"a Shoal runs with the state folder {paths.state}: it has to do this; say where it listens with --url, "
-            "without --config and --state-dir",
-            code="already_running",
-        ) from None
-    where = "the database of database_url" if found.database_url else str(paths.database)
-    print(f"No Shoal runs here; the user was stored in {where} for the next shoal serve.", file=sys.stderr)
-    times = {"created_at": user.created_at, "changed_at": user.changed_at}
-    return {"name": user.name, "role": user.role, **times, "sessions": 0}
