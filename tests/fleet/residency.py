@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -19,30 +20,29 @@ def snapshot(*residents: Resident, sizes: tuple[int, ...] = (10,), host: int = 1
     return Snapshot(now, tuple(Device(f"d{n}", size) for n, size in enumerate(sizes)), residents, host)
 
 
-def awake(name: str, size: int = 6, on: str = "d0", **values: object) -> Resident:
+def awake(name: str, size: int = 6, on: str = "d0", **values: Any) -> Resident:
     """One that has been awake for long, was last used a minute ago, and can sleep."""
     base = Resident(
         name, GPU, on=tuple(on.split()), width=len(on.split()), awake=size, asleep=1, host=size, sleep_level=1,
         last_use=NOW - 60, awake_since=NOW - 600,
     )  # fmt: skip
-    return dataclasses.replace(base, **values)  # type: ignore[arg-type]
+    return dataclasses.replace(base, **values)
 
 
-def asleep(name: str, size: int = 6, on: str = "d0", **values: object) -> Resident:
+def asleep(name: str, size: int = 6, on: str = "d0", **values: Any) -> Resident:
     """One that sleeps."""
-    return dataclasses.replace(awake(name, size, on), place=HOST, **values)  # type: ignore[arg-type]
+    return dataclasses.replace(awake(name, size, on), place=HOST, **values)
 
 
-def unloaded(name: str, size: int = 6, usable: str = "", **values: object) -> Resident:
+def unloaded(name: str, size: int = 6, usable: str = "", **values: Any) -> Resident:
     """One on disk."""
     base = dataclasses.replace(awake(name, size, ""), place=DISK, width=1, usable=tuple(usable.split()))
-    return dataclasses.replace(base, **values)  # type: ignore[arg-type]
+    return dataclasses.replace(base, **values)
 
 
-def wanted(resident: Resident, waiting: int = 1, since: float = 1.0, **values: object) -> Resident:
+def wanted(resident: Resident, waiting: int = 1, since: float = 1.0, **values: Any) -> Resident:
     """The same with requests that wait for `since` seconds."""
-    more = {"waiting": waiting, "waiting_since": NOW - since, **values}
-    return dataclasses.replace(resident, **more)  # type: ignore[arg-type]
+    return dataclasses.replace(resident, **{"waiting": waiting, "waiting_since": NOW - since, **values})
 
 
 def used(state: Snapshot) -> dict[str, int]:

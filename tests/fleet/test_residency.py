@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,8 @@ from shoal.fleet.residency_plan import decide
 from tests.fleet.residency import NOW, RULES, asleep, awake, snapshot, unloaded, wanted
 
 
-def plan(*residents: Resident, rules: Rules = RULES, **more: object) -> Plan:
-    return decide(snapshot(*residents, **more), rules)  # type: ignore[arg-type]
+def plan(*residents: Resident, rules: Rules = RULES, **more: Any) -> Plan:
+    return decide(snapshot(*residents, **more), rules)
 
 
 def done(found: Plan) -> list[tuple[str, str]]:
@@ -48,8 +49,8 @@ def test_an_engine_that_cannot_sleep_is_unloaded_instead() -> None:
 
 
 @pytest.mark.parametrize("busy", [{"running": 1}, {"waiting": 1, "waiting_since": NOW}, {"pinned": True}])
-def test_who_has_requests_or_is_pinned_does_not_leave_for_being_idle(busy: dict[str, object]) -> None:
-    one = dataclasses.replace(awake("a", sleep_after=0.0, unload_after=0.0), **busy)  # type: ignore[arg-type]
+def test_who_has_requests_or_is_pinned_does_not_leave_for_being_idle(busy: dict[str, Any]) -> None:
+    one = dataclasses.replace(awake("a", sleep_after=0.0, unload_after=0.0), **busy)
     assert plan(one) == Plan()
 
 

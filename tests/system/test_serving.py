@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import openai
 import psutil
@@ -165,8 +166,8 @@ def test_loads_on_one_device_in_turn_on_two_in_parallel() -> None:
 def test_progress_is_shown_and_learns_from_the_first_load(shoal: Shoal) -> None:
     shoal.add("m", "--start-seconds", "2")
 
-    def watch() -> list[dict[str, object]]:
-        seen: list[dict[str, object]] = []
+    def watch() -> list[dict[str, Any]]:
+        seen: list[dict[str, Any]] = []
         with shoal.client as client:
             client.load("m")
             for event in client.events():
@@ -180,7 +181,7 @@ def test_progress_is_shown_and_learns_from_the_first_load(shoal: Shoal) -> None:
 
     first = watch()
     percents = [progress["percent"] for progress in first]
-    assert percents == sorted(percents)  # type: ignore[type-var]
+    assert percents == sorted(percents)
     assert len(set(percents)) >= 3
     assert len({progress["phase"] for progress in first}) >= 3
     assert all(progress["seconds_left"] is None for progress in first)

@@ -46,7 +46,7 @@ class Catalogue:
 
     def drop(self, name: str) -> None:
         """Forget a model, and its instances, which have ended."""
-        for instance in [i for i in self._fleet.instances.values() if i.model == name]:
+        for instance in list(self._fleet.instances.of(name)):
             self._life.forget(instance.id)
         del self._fleet.models[name]
         self._fleet.leaving.discard(name)

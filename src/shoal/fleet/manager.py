@@ -67,9 +67,9 @@ class Manager(Inbox):
             self._telling.relays()  # draining looks at what the relays were told
             self._life.settle()
             self.moves.settle()
-        except Exception:  # the fleet must go on whatever one event does to us
+        except Exception:  # a fault nobody foresaw; were the loop to end with it, every command would wait for ever
             _log.exception("while handling %r", item)
-        try:
+        try:  # apart from that: what has changed before the fault is true, and others have to know it
             self._telling.all()
         except Exception:
             _log.exception("while telling what %r led to", item)
