@@ -221,12 +221,13 @@ class Records:
 class Shared:
     """The record of one key, as one relay sees it; `limits.Record`. Called for every request, so it is no deeper."""
 
-    __slots__ = ("_back", "_cell", "_fd", "_last", "_numbers", "_place", "_records", "_row", "_start")
+    __slots__ = ("_back", "_cell", "_fd", "_last", "_numbers", "_records", "_row", "_start", "place")
 
     def __init__(self, records: Records, number: int) -> None:
         self._records = records
         self._fd = records.fd
-        self._place = number + 1
+        self.place = number + 1
+        """The byte whose lock guards it."""
         self._start = records.start(number) + NAME
         self._row = records.row
         self._cell = records.cell(number)
@@ -238,12 +239,12 @@ class Shared:
         """Fill the buckets, and say how many requests the other relays have under way."""
         records = self._records
         try:
-            lockf(self._fd, TRY, 1, self._place)
+            lockf(self._fd, TRY, 1, self.place)
         except OSError:
-            records.wait(self._place)
+            records.wait(self.place)
         else:
             if records.stuck:
-                records.stuck.discard(self._place)
+                records.stuck.discard(self.place)
         numbers = self._numbers = self._row.unpack_from(records.memory, self._start)
         if requests is not None:
             requests.at, requests.used = numbers[0], numbers[1]
@@ -266,7 +267,7 @@ class Shared:
 
     def release(self) -> None:
         """Let others have it."""
-        lockf(self._fd, LOCK_UN, 1, self._place)
+        lockf(self._fd, LOCK_UN, 1, self.place)
 
     def run(self, running: int) -> None:
         """So many requests are under way here: one aligned word, of which nobody sees a part."""
