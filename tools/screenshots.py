@@ -17,13 +17,12 @@ from typing import Literal
 
 from playwright.sync_api import FloatRect, Page, expect, sync_playwright
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.dashboard.conftest import CHROMIUM, FLAGS  # noqa: E402
-from tests.system.harness import Shoal, a_shoal  # noqa: E402
+from tests.dashboard.conftest import CHROMIUM, FLAGS
+from tests.system.harness import Shoal, a_shoal
 
-IMAGES = ROOT / "docs" / "images"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 WATCHED = 45  # seconds: enough for something to be seen of the last ten minutes
 TALLEST = 2_000  # pixels: what is below says nothing new
 SETTLING = 7_000  # milliseconds: two readings of the traffic

@@ -14,25 +14,25 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
-from tests.dashboard.conftest import CHROMIUM, FLAGS  # noqa: E402
-from tests.system.harness import Shoal, a_shoal, until  # noqa: E402
+from tests.dashboard.conftest import CHROMIUM, FLAGS
+from tests.system.harness import Shoal, a_shoal, until
 
-from shoal.bench.clock import say  # noqa: E402
-from shoal.bench.dashboard import browser as measured  # noqa: E402
-from shoal.bench.dashboard.fleet import MARKED  # noqa: E402
-from shoal.bench.results import Check, show, write  # noqa: E402
-from shoal.bench.stats import median, percentile, rounded  # noqa: E402
-from shoal.client import Client  # noqa: E402
+from shoal.bench.clock import say
+from shoal.bench.dashboard import browser as measured
+from shoal.bench.dashboard.fleet import MARKED
+from shoal.bench.results import Check, show, write
+from shoal.bench.stats import median, percentile, rounded
+from shoal.client import Client
 
 VIEWERS = 200
 RATE = 4
@@ -230,9 +230,13 @@ def pinned(page: Page, client: Client, times: int) -> list[float]:
     measured.watch_pins(page, "m-0", from_events=True)
     for number in range(times):
         client.change_model("m-0", {"pin": number % 2 == 0})
-        until(lambda many=number: len(measured.delays(page)) > many, "the change")  # type: ignore[misc]
+        until(partial(drawn, page, number + 1), "the change")
         time.sleep(0.35 + 0.013 * number)  # at any place of the page's own time
     return measured.delays(page)
+
+
+def drawn(page: Page, changes: int) -> bool:
+    return len(measured.delays(page)) >= changes
 
 
 def large(browser: Browser, quick: bool) -> list[Row]:
@@ -269,7 +273,7 @@ def hour(browser: Browser, quick: bool) -> list[Row]:
         measured.count_updates(page)
         began = time.monotonic()
         for part in range(11):
-            until(lambda least=part: reached(page, wanted * least // 10), "the updates", 600)  # type: ignore[misc]
+            until(partial(reached, page, wanted * part // 10), "the updates", 600)
             held.append(measured.held(page))
             say("after", held[-1].updates, "updates:", held[-1])
         seconds = time.monotonic() - began
