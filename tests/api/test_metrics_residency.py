@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from shoal.api.metrics_residency import residency_families
 from shoal.fleet import facts
 from tests.fleet.fakes import World
-from tests.fleet.test_move_runs import a_world, answer, begin, cancel, drained, loads
+from tests.fleet.moving import a_world, answer, begin, cancel, drained, loads
 
 
 class _Residency(Collector):

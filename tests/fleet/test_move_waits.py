@@ -11,7 +11,7 @@ from shoal.fleet import facts
 from shoal.fleet.state import Exit, Failure
 from shoal.fleet.state import InstanceState as S
 from tests.fleet.fakes import GIB, World, gpu, void
-from tests.fleet.test_move_runs import (
+from tests.fleet.moving import (
     HAPPENS,
     a_world,
     answer,
