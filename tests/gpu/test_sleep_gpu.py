@@ -111,3 +111,31 @@ def test_dropped_weights_leave_the_copy_alone(tmp_path: Path) -> None:
         quick = engine.tell({"sleep": 1})["seconds"]
         print(f"slept in {slow:.3f} s with other weights, in {quick:.3f} s with the same")
         assert quick < slow
+
+
+def test_what_a_worker_says_that_it_gave_back_is_what_came_back(tmp_path: Path) -> None:
+    gpu = devices.gpu()
+    with a_small_engine(tmp_path) as engine:
+        engine.tell(LOAD)
+        for level in (1, 2, 1):
+            awake, used = holds(engine), gpu.used
+            assert 4 * GIB < awake["held"] < used
+            engine.tell({"sleep": level})
+            asleep, left = holds(engine), gpu.used
+            print(
+                f"level {level}: it says {awake['held'] / GIB:.3f} GiB, then {asleep['held'] / GIB:.3f}; in use are "
+                f"{used / GIB:.3f}, then {left / GIB:.3f}; asked in {holds(engine)['seconds'] * 1e3:.1f} ms"
+            )
+            assert asleep["pages"] == 0
+            assert abs((awake["held"] - asleep["held"]) - (used - left)) < 64 * MIB
+            engine.tell({"wake": True})
+            woken = holds(engine)
+            assert abs(woken["held"] - woken["pages"] - (awake["held"] - awake["pages"])) < GIB
+
+
+def holds(engine: Engine) -> dict[str, Any]:
+    """What its worker says, and the seconds that it took to."""
+    began = time.monotonic()
+    found: dict[str, Any] = engine.tell({"call": "shoal_holds", "with": []})["results"][0]
+    assert "held" in found, found
+    return {**found, "seconds": time.monotonic() - began}

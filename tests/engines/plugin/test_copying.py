@@ -27,6 +27,9 @@ class CuMemAllocator:
     def __init__(self) -> None:
         self.pointer_to_data: dict[int, Any] = {}
         self.done: list[tuple[str, int]] = []
+        self.mapped: set[int] = set()
+        self.stuck: set[int] = set()
+        """Whose memory stays although it was told to go."""
 
     @staticmethod
     def get_instance() -> CuMemAllocator:
@@ -36,6 +39,7 @@ class CuMemAllocator:
 
     def allocate(self, pointer: int, tag: str) -> None:
         self.pointer_to_data[pointer] = SimpleNamespace(handle=(0, SIZE, pointer), tag=tag, cpu_backup_tensor=None)
+        self.mapped.add(pointer)
 
     def sleep(self, offload_tags: tuple[str, ...] | str | None = None) -> None:
         for pointer, data in self.pointer_to_data.items():
@@ -43,11 +47,13 @@ class CuMemAllocator:
                 data.cpu_backup_tensor = "a fresh copy"
                 self.done.append(("copy out", pointer))
             self.done.append(("unmap", pointer))
+            self.mapped -= {pointer} - self.stuck
 
     def wake_up(self, tags: list[str] | None = None) -> None:
         for pointer, data in self.pointer_to_data.items():
             if tags is None or data.tag in tags:
                 self.done.append(("map", pointer))
+                self.mapped.add(pointer)
                 if data.cpu_backup_tensor is not None:
                     self.done.append((f"copy in {data.cpu_backup_tensor}", pointer))
                     data.cpu_backup_tensor = None
@@ -60,12 +66,34 @@ class AllocationData:
     def __init__(self, handle: Any, tag: str, cpu_backup_tensor: Any = None) -> None: ...
 
 
+class Driver:
+    """CUDA's as far as it knows which of the allocator's addresses have memory."""
+
+    CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_MAPPED=13)
+    CUresult = SimpleNamespace(CUDA_SUCCESS=0, CUDA_ERROR_INVALID_VALUE=1)
+
+    @staticmethod
+    def cuPointerGetAttribute(attribute: int, pointer: int) -> tuple[int, int]:  # noqa: N802
+        assert attribute == 13
+        return 0, int(pointer == ACTIVATIONS or pointer in CuMemAllocator.get_instance().mapped)
+
+
+ACTIVATIONS = 99
+"""Where torch has what does not sleep."""
+
+
+def segments() -> list[dict[str, int]]:
+    """What torch goes on listing, whatever sleeps."""
+    listed = [ACTIVATIONS, *CuMemAllocator.get_instance().pointer_to_data]
+    return [{"device": 0, "address": pointer, "total_size": SIZE} for pointer in listed]
+
+
 class Worker:
     """vLLM's worker."""
 
     def __init__(self, *, sleep_mode: bool = True) -> None:
         self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(enable_sleep_mode=sleep_mode))
-        self.device = "cuda:0"
+        self.device = SimpleNamespace(index=0)
         self.closed = False
 
     def _maybe_get_memory_pool_context(self, tag: str) -> str:
@@ -87,8 +115,8 @@ class Worker:
 class CudaMover:
     """Copies at once; what is where never differs."""
 
-    def __init__(self, device: str) -> None:
-        assert device == "cuda:0"
+    def __init__(self, device: Any) -> None:
+        assert device.index == 0
 
     def reserve(self, size: int) -> Any:
         return SimpleNamespace(tensor="the kept copy", close=lambda: None)
@@ -122,15 +150,17 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     module("vllm.version", __version__="0.26.0")
     module("vllm.device_allocator", AllocationData=AllocationData)
     module("vllm.device_allocator.cumem", CuMemAllocator=CuMemAllocator)
-    module("torch", _C=SimpleNamespace(_construct_storage_from_data_pointer=lambda: None))
+    cuda = SimpleNamespace(memory_snapshot=segments)
+    module("torch", _C=SimpleNamespace(_construct_storage_from_data_pointer=lambda: None), cuda=cuda)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", Driver)
     module(f"{PACKAGE}.pinned", CudaMover=CudaMover)
     monkeypatch.setattr(CuMemAllocator, "instance", None)
-    for name in ("copying", "keeping"):
+    for name in ("copying", "keeping", "holding"):
         monkeypatch.delitem(sys.modules, f"{PACKAGE}.{name}", raising=False)
     found = importlib.import_module(f"{PACKAGE}.copying")
     monkeypatch.setattr(found, "host_room", lambda: copies.SPARE + 100 * SIZE)
     yield found
-    for name in ("copying", "keeping"):
+    for name in ("copying", "keeping", "holding"):
         sys.modules.pop(f"{PACKAGE}.{name}", None)
 
 
@@ -179,6 +209,53 @@ def test_who_comes_after_knows_that_the_device_was_waited_for(plugin: Any, monke
         worker.wake_up()
     assert seen == [True, False], "a deeper sleep looks at no copy"
     assert not worker._settled
+
+
+def test_what_is_held_is_what_has_memory_and_not_what_is_listed(plugin: Any) -> None:
+    worker, allocator = loaded(plugin)
+    assert worker.shoal_holds() == {"held": 4 * SIZE, "pages": 0}
+    worker.sleep()
+    assert worker.shoal_holds() == {"held": SIZE, "pages": 0}
+    worker.wake_up(["weights"])
+    assert worker.shoal_holds() == {"held": 3 * SIZE, "pages": 0}
+    worker.wake_up(["kv_cache"])
+    allocator.stuck.add(2)
+    worker.sleep()
+    assert worker.shoal_holds() == {"held": 2 * SIZE, "pages": 0}, "it says that all was unmapped"
+
+
+def test_elastic_pages_are_held_too(plugin: Any) -> None:
+    worker, _ = loaded(plugin)
+    rank = SimpleNamespace(arena=None)
+    worker._shoal = SimpleNamespace(rank=rank)
+    assert worker.shoal_holds() == {"held": 4 * SIZE, "pages": 0}, "a cache that is not elastic"
+    rank.arena = SimpleNamespace(held_bytes=5 * SIZE)
+    assert worker.shoal_holds() == {"held": 9 * SIZE, "pages": 5 * SIZE}
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda patch: patch.setattr(sys.modules["torch"].cuda, "memory_snapshot", list), "lists no memory"),
+        (lambda patch: patch.setattr(Driver, "cuPointerGetAttribute", lambda *_: (700, 0)), "failed with 700"),
+        (lambda patch: patch.setitem(sys.modules, "cuda.bindings.driver", None), "cuda.bindings.driver"),
+        (lambda patch: patch.delattr(sys.modules["torch"], "cuda"), "cuda"),
+    ],
+)
+def test_what_cannot_be_measured_is_not_made_up(
+    plugin: Any, monkeypatch: pytest.MonkeyPatch, make: Callable[[pytest.MonkeyPatch], None], why: str
+) -> None:
+    worker, _ = loaded(plugin)
+    make(monkeypatch)
+    answer = worker.shoal_holds()
+    assert "held" not in answer
+    assert why in answer["reason"]
+
+
+def test_addresses_that_the_driver_does_not_know_hold_nothing(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, _ = loaded(plugin)
+    monkeypatch.setattr(Driver, "cuPointerGetAttribute", lambda _, pointer: (0, 1) if pointer == 1 else (1, 0))
+    assert worker.shoal_holds()["held"] == SIZE
 
 
 def test_a_wake_in_parts(plugin: Any) -> None:

@@ -1,6 +1,7 @@
 """A worker that keeps host copies of its weights: `--worker-cls shoal.engines.vllm.plugin.copying.CopyingWorker`.
 
-`collective_rpc` reaches `shoal_copies`, which takes, forgets and looks at them.
+`collective_rpc` reaches `shoal_copies`, which takes, forgets and looks at them, and `shoal_holds`, which says what a
+sleep has left on the device.
 """
 
 from __future__ import annotations
@@ -61,6 +62,20 @@ class CopyingMixin:
         if what not in ("take", "forget", "look"):
             raise ValueError(f"shoal_copies takes take, forget or look, not {what!r}")
         return {"take": copies.take, "forget": copies.forget, "look": copies.look}[what]()
+
+    def shoal_holds(self) -> dict[str, Any]:
+        """Bytes of its device that this process holds now, `pages` of elastic KV cache among them; see `holding`."""
+        worker: Any = self
+        memory = getattr(worker, "_shoal", None)
+        arena = memory.rank.arena if memory is not None else None
+        pages = 0 if arena is None else int(arena.held_bytes)
+        try:
+            from .holding import held
+
+            return {"held": held(worker.device) + pages, "pages": pages}
+        except (RuntimeError, ImportError, AttributeError, KeyError) as error:  # there are other readings
+            log.debug("Shoal: what this process holds is not known: %s", error)
+            return {"reason": f"{type(error).__name__}: {error}"}
 
     def shutdown(self) -> None:
         """Stop copying first."""
