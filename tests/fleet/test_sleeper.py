@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shoal.engines.base import EngineMetrics
 from shoal.engines.simulated.adapter import SimulatedEngine
 from shoal.errors import ShoalError
 from shoal.fleet import canary, facts, sleeper
-from shoal.fleet.footprint import Footprints
+from shoal.fleet.footprint import Ask, Footprint, Footprints, Way
 from shoal.fleet.sleeper import Sleeper, resume_calls
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Instance, InstanceState, Rest
@@ -38,7 +39,7 @@ class Bed:
             address=f"unix:{engine.socket}", spec=spec, rest=Rest(level=1),
         )  # fmt: skip
         footprints = Footprints(
-            Path("/nowhere"), self._devices, lambda: {"i": self._resident()}, lambda _: engine.popen.pid
+            Path("/nowhere"), self._devices, lambda: {"i": self._resident()}, lambda _: engine.popen.pid, tuple
         )
         self.sleeper = Sleeper(
             {"simulated": SimulatedEngine()}, footprints, self.facts.put_nowait, self._flush, self._room
@@ -216,6 +217,92 @@ async def test_what_is_stopped_tells_nothing() -> None:
         one.sleeper.stop("nobody")
         await one.sleeper.close()
         assert one.facts.empty()
+
+
+class Scripted(Footprints):
+    """Readings that the test gives, and in which way which instance was read."""
+
+    def __init__(self, way: Way) -> None:
+        async def none() -> Sequence[Device]:
+            return []
+
+        super().__init__(Path("/nowhere"), none, dict, lambda _: None, tuple)
+        self.way = way
+        self.asleep: dict[str, bool] = {}
+        self.reads: list[tuple[str, Way | None, bool]] = []
+        self.answers: list[tuple[int, str] | None] = []
+
+    async def read(
+        self,
+        instance: Instance,
+        metrics: EngineMetrics | None,
+        ask: Ask,
+        *,
+        falling: Collection[str] = (),
+        way: Way | None = None,
+    ) -> Footprint | None:
+        self.reads.append((instance.id, way, instance.id in falling))
+        if way is None:
+            self.answers.append(await ask())
+        if way not in (None, self.way):
+            return None
+        return Footprint(MIB if way is not None else 100 * MIB, 0, self.way)
+
+
+@pytest.mark.parametrize("way", [Way.PROCESSES, Way.WORKERS])
+async def test_a_sleep_is_read_as_what_was_there_before_it(way: Way) -> None:
+    async with bed() as one:
+        one.sleeper._footprints = readings = Scripted(way)
+        await one.weigh()
+        assert await one.suspend() == facts.Asleep("i", 99 * MIB, 0)
+        assert readings.reads == [("i", None, False), ("i", way, True)]
+        (answer,) = readings.answers
+        assert answer is not None
+        assert "no 'shoal_holds'" in answer[1], "its workers were asked"
+        await one.resume()
+        await one.weigh()
+        assert readings.reads[2:] == [("i", None, False)], "it does not fall asleep any more"
+
+
+async def test_what_can_be_read_otherwise_only_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sleeper, "PATIENCE", 0.0)
+    async with bed() as one:
+        one.sleeper._footprints = readings = Scripted(Way.WORKERS)
+        await one.weigh()
+        readings.way = Way.DEVICES
+        fact = await one.suspend()
+        assert isinstance(fact, facts.NotAsleep)
+        assert "cannot be read any more as it was before" in fact.reason
+
+
+async def test_what_an_earlier_controller_read_is_read_again_unless_it_sleeps_already() -> None:
+    async with bed() as one:
+        one.sleeper._footprints = readings = Scripted(Way.WORKERS)
+        one.instance = replace(one.instance, rest=Rest(level=1, held=7 * MIB))
+        assert await one.suspend() == facts.Asleep("i", 99 * MIB, 0)
+        assert readings.reads == [("i", None, False), ("i", Way.WORKERS, True)]
+        one.sleeper.stop("i")
+        readings.reads.clear()
+        one.instance = replace(one.instance, rest=Rest(level=1, held=200 * MIB))
+        assert await one.suspend() == facts.Asleep("i", 100 * MIB, 0)
+        assert readings.reads == [("i", None, False)], "in the first way there is: nothing says how it was read before"
+
+
+async def test_sleeps_that_only_the_device_shows_come_one_after_the_other() -> None:
+    async with bed("--sleep-seconds", "0.3") as one, bed("--sleep-seconds", "0.3") as two:
+        one.sleeper._footprints = readings = Scripted(Way.DEVICES)
+        both = [one.instance, replace(two.instance, id="j")]
+        for instance in both:
+            one.sleeper.weigh(instance)
+            await one.said()
+        readings.reads.clear()
+        for instance in both:
+            one.sleeper.suspend(instance)
+        told = [await one.said() for _ in both]
+        assert told == [facts.Asleep(id, 99 * MIB, 0) for id in ("i", "j")]
+        assert readings.reads == [(id, way, way is not None) for id in ("i", "j") for way in (None, Way.DEVICES)], (
+            "each is read before and after, with nothing of the other between"
+        )
 
 
 def test_dropped_weights_are_read_again_before_there_is_a_cache() -> None:

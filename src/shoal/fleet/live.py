@@ -83,7 +83,9 @@ class LiveEffects:
             on_exit=self._on_exit,
         )
         socket = settings.memory_socket or paths.memory_socket
-        footprints = Footprints(socket, self._read_devices, self.processes.memory, self.processes.engine_pid)
+        footprints = Footprints(
+            socket, self._read_devices, self.processes.memory, self.processes.engine_pid, lambda: self._specs.values()
+        )
         self._sleeper = Sleeper(engines, footprints, tell, partial(store.flush, STORE_PATIENCE), self._room_to_wake)
         self._specs: dict[str, Instance] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -1,27 +1,32 @@
 """Sleep and wake for real: what is said to engines, and the proof that it happened. What comes of it are facts.
 
 Nothing that an engine answers counts as proof: one may say that it sleeps and keep its memory, or say that it woke with
-weights that are gone. So memory is read before and after, and a canary is asked.
+weights that are gone. So memory is read before and after, and a canary is asked. Sleeps that only the device as a whole
+can show come one after the other there: two at once would show each other's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from shoal.engines.base import Engine
 from shoal.errors import ShoalError
 from shoal.fleet import canary, facts
-from shoal.fleet.footprint import Footprint, Footprints, why_not_asleep
+from shoal.fleet.footprint import ASK_WORKERS, Footprint, Footprints, Way, why_not_asleep
 from shoal.fleet.monitor import Probe
 from shoal.fleet.state import Failure, Instance
 
 PATIENCE = 5.0
 """Seconds in which memory has to come back once the engine says that it sleeps."""
 LOOK = 0.05
+ANSWER = 5.0
+"""Seconds in which workers have to say what they hold."""
 LOOKS = 20
 """How often an engine is asked whether it sleeps before it counts as silent."""
 PAUSE = 0.25
@@ -67,9 +72,15 @@ class Sleeper:
         self._flush = flush
         self._room = room
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._weighed: dict[str, Footprint] = {}
+        self._falling: set[str] = set()
+        """Who was told to sleep, until something else is wanted of it."""
+        self._locks: dict[str, asyncio.Lock] = {}
 
     def weigh(self, instance: Instance) -> None:
         """→ Weighed, or NotAsleep."""
+        self._falling.discard(instance.id)
+        self._weighed.pop(instance.id, None)
         self._begin(instance, self._weigh(instance))
 
     def suspend(self, instance: Instance) -> None:
@@ -78,6 +89,7 @@ class Sleeper:
 
     def resume(self, instance: Instance) -> None:
         """→ Awake, NoRoom or NotAwake."""
+        self._falling.discard(instance.id)
         self._begin(instance, self._resume(instance))
 
     def look(self, instance: Instance) -> None:
@@ -86,6 +98,8 @@ class Sleeper:
 
     def stop(self, instance: str) -> None:
         """Do nothing more with an instance: it ends."""
+        self._falling.discard(instance)
+        self._weighed.pop(instance, None)
         if (task := self._tasks.pop(instance, None)) is not None:
             task.cancel()
 
@@ -130,34 +144,52 @@ class Sleeper:
             if instance.rest.canary is None and (answer := await canary.ask(probe, instance.model)) is None:
                 return facts.NotAsleep(instance.id, "it did not answer the canary")
             now = await self._footprint(instance, probe)
+            if now is None:
+                return facts.NotAsleep(instance.id, "what it holds cannot be read")
+            self._weighed[instance.id] = now
             return facts.Weighed(instance.id, now.held, now.kv, answer)
         finally:
             await probe.close()
 
     async def _suspend(self, instance: Instance) -> facts.Fact:
-        rest, probe = instance.rest, Probe(instance.address)
+        probe = Probe(instance.address)
         try:
             await self._flush()
-            asleep, calls = await _sleeps(probe), suspend_calls(rest.level or 1)
-            if not asleep and (wrong := await _say(probe, calls, _limit(instance))):
-                return facts.NotAsleep(instance.id, wrong)
-            if not await _sleeps(probe):
-                return facts.NotAsleep(instance.id, "it says that it does not sleep")
-            if rest.held is None:
-                return facts.NotAsleep(instance.id, "what it held before is not known any more")
-            return await self._proof(instance, probe, rest.held)
+            before = self._weighed.get(instance.id)
+            if before is not None and before.way is Way.DEVICES:
+                async with self._alone(instance):  # what is read before, too: others may have slept meanwhile
+                    return await self._fall_asleep(instance, probe, None)
+            return await self._fall_asleep(instance, probe, before)
         finally:
             await probe.close()
 
-    async def _proof(self, instance: Instance, probe: Probe, held: int) -> facts.Fact:
+    async def _fall_asleep(self, instance: Instance, probe: Probe, before: Footprint | None) -> facts.Fact:
+        """`before` is None if what it holds now is to be read, or was read by an earlier controller."""
+        rest = instance.rest
+        asleep = await _sleeps(probe)
+        if asleep is False and before is None:
+            before = await self._footprint(instance, probe)
+        if not asleep:
+            self._falling.add(instance.id)
+            if wrong := await _say(probe, suspend_calls(rest.level or 1), _limit(instance)):
+                return facts.NotAsleep(instance.id, wrong)
+        if not await _sleeps(probe):
+            return facts.NotAsleep(instance.id, "it says that it does not sleep")
+        if before is None and rest.held is not None:
+            before = Footprint(rest.held, rest.kv)
+        if before is None:
+            return facts.NotAsleep(instance.id, "what it held before is not known any more")
+        return await self._proof(instance, probe, before)
+
+    async def _proof(self, instance: Instance, probe: Probe, before: Footprint) -> facts.Fact:
         """What its sleep gave back; readings may lag a little behind."""
         weights = await self._weights(instance)
-        kv, deadline = instance.rest.kv, asyncio.get_running_loop().time() + PATIENCE
+        deadline = asyncio.get_running_loop().time() + PATIENCE
         while True:
-            now = await self._footprint(instance, probe)
-            wrong = why_not_asleep(held, weights, kv, now)
-            if not wrong:
-                return facts.Asleep(instance.id, max(0, held - now.held), kv)
+            now = await self._footprint(instance, probe, before.way)
+            wrong = why_not_asleep(before, weights, now)
+            if now is not None and not wrong:
+                return facts.Asleep(instance.id, max(0, before.held - now.held), before.kv)
             if asyncio.get_running_loop().time() >= deadline:
                 return facts.NotAsleep(instance.id, f"it says that it sleeps, but {wrong}")
             await asyncio.sleep(LOOK)
@@ -203,10 +235,19 @@ class Sleeper:
             return None
         return None if each is None else each * len(instance.devices)
 
-    async def _footprint(self, instance: Instance, probe: Probe) -> Footprint:
+    async def _footprint(self, instance: Instance, probe: Probe, way: Way | None = None) -> Footprint | None:
         text = await probe.get("/metrics")
         metrics = self._engines[instance.engine].read_metrics(text) if text is not None else None
-        return await self._footprints.read(instance, metrics)
+        ask = partial(probe.ask, *ASK_WORKERS, limit=ANSWER)
+        return await self._footprints.read(instance, metrics, ask, falling=self._falling, way=way)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, instance: Instance) -> AsyncIterator[None]:
+        """While no other is put to sleep on its devices that would ask for this too."""
+        async with contextlib.AsyncExitStack() as held:
+            for device in sorted(instance.devices):  # in one order: two that share several must not wait for each other
+                await held.enter_async_context(self._locks.setdefault(device, asyncio.Lock()))
+            yield
 
 
 async def _sleeps(probe: Probe) -> bool | None:
