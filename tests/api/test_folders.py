@@ -15,7 +15,7 @@ from shoal.api.folders import browse, roots
 from shoal.errors import ShoalError
 from shoal.fleet.spec import ModelSpec
 from tests.api.fitting import app, world
-from tests.api.test_guard import Admin
+from tests.api.guarded import Admin
 
 Json = dict[str, Any]
 
@@ -194,18 +194,14 @@ async def test_links_may_lead_about_but_not_out(home: Path, tmp_path: Path) -> N
     assert (await ask(tmp_path, 403, path=str(links / "loop")))["code"] == "folder_not_allowed"
 
 
-async def test_who_may_only_look_sees_no_folders(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    admin = Admin()
+async def test_who_may_only_look_sees_no_folders(home: Path, admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admin, "manager", world().manager, raising=False)
     await admin.user()
     await admin.user("bob", "read-only")
-    try:
-        answer = await (await admin.signed_in(name="bob")).get("/api/v1/folders")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "read_only")
-        assert "bob may look at all of Shoal, but" in answer.json()["error"]["message"]
-        assert (await (await admin.signed_in(name="ann")).get("/api/v1/folders")).status_code == 200
-    finally:
-        admin.sign_in.close()
+    answer = await (await admin.signed_in(name="bob")).get("/api/v1/folders")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "read_only")
+    assert "bob may look at all of Shoal, but" in answer.json()["error"]["message"]
+    assert (await (await admin.signed_in(name="ann")).get("/api/v1/folders")).status_code == 200
 
 
 def test_a_declared_model_opens_the_folder_that_it_lies_in(home: Path, tmp_path: Path) -> None:

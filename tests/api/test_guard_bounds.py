@@ -18,17 +18,10 @@ from shoal.fleet.attempts import BURST
 from shoal.fleet.users import MAX_PASSWORD, MAX_USER_NAME, PasswordHash
 from shoal.gateway.heads import MAX_SESSION_BODY
 from shoal.sign_in import MOST_REMEMBERED, REMEMBERED, Admitted
-from tests.api.test_guard import BAD, ELSEWHERE, GOOD, HERE, Admin, Listener, asked, code, listening
+from tests.api.guarded import BAD, ELSEWHERE, GOOD, HERE, Admin, Listener, asked, code, listening
 
 JSON = {"content-type": "application/json"}
 MARKS = "\u0323\u0307"
-
-
-@pytest.fixture
-async def admin() -> AsyncIterator[Admin]:
-    made = Admin()
-    yield made
-    made.sign_in.close()
 
 
 def noted(calls: list[object], answer: object) -> Callable[..., object]:
