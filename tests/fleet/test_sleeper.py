@@ -228,7 +228,6 @@ class Scripted(Footprints):
 
         super().__init__(Path("/nowhere"), none, dict, lambda _: None, tuple)
         self.way = way
-        self.asleep: dict[str, bool] = {}
         self.reads: list[tuple[str, Way | None, bool]] = []
         self.answers: list[tuple[int, str] | None] = []
 
@@ -303,6 +302,15 @@ async def test_sleeps_that_only_the_device_shows_come_one_after_the_other() -> N
         assert readings.reads == [(id, way, way is not None) for id in ("i", "j") for way in (None, Way.DEVICES)], (
             "each is read before and after, with nothing of the other between"
         )
+
+
+async def test_one_that_fell_asleep_since_it_was_weighed_is_compared_with_that() -> None:
+    async with bed() as one:
+        one.sleeper._footprints = readings = Scripted(Way.DEVICES)
+        await one.weigh()
+        await one.engine.post("/sleep")
+        assert await one.suspend() == facts.Asleep("i", 99 * MIB, 0)
+        assert readings.reads == [("i", None, False), ("i", Way.DEVICES, False)]
 
 
 def test_dropped_weights_are_read_again_before_there_is_a_cache() -> None:

@@ -156,18 +156,18 @@ class Sleeper:
         try:
             await self._flush()
             before = self._weighed.get(instance.id)
-            if before is not None and before.way is Way.DEVICES:
-                async with self._alone(instance):  # what is read before, too: others may have slept meanwhile
-                    return await self._fall_asleep(instance, probe, None)
-            return await self._fall_asleep(instance, probe, before)
+            if before is None or before.way is not Way.DEVICES:
+                return await self._fall_asleep(instance, probe, before)
+            async with self._alone(instance):
+                return await self._fall_asleep(instance, probe, before)
         finally:
             await probe.close()
 
     async def _fall_asleep(self, instance: Instance, probe: Probe, before: Footprint | None) -> facts.Fact:
-        """`before` is None if what it holds now is to be read, or was read by an earlier controller."""
+        """`before` is what was read of it, None if an earlier controller did that."""
         rest = instance.rest
         asleep = await _sleeps(probe)
-        if asleep is False and before is None:
+        if asleep is False and (before is None or before.way is Way.DEVICES):  # others may have slept since
             before = await self._footprint(instance, probe)
         if not asleep:
             self._falling.add(instance.id)
