@@ -1,4 +1,4 @@
-"""Snapshots for tests of residency, and a plan carried out on one, step by step."""
+"""Snapshots for tests of residency, plans made of them, and a plan carried out on one, step by step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from shoal.fleet.residency import Action, Device, Kind, Motion, Residency, Resident, Rules, Snapshot
+from shoal.fleet.residency import Action, Device, Kind, Motion, Plan, Residency, Resident, Rules, Snapshot
+from shoal.fleet.residency_plan import decide
 
 GPU, HOST, DISK = Residency.GPU, Residency.HOST, Residency.DISK
 RULES = Rules(patience=10, min_awake=5, payback=2, switches=3, switch_window=60, horizon=300)
@@ -43,6 +44,19 @@ def unloaded(name: str, size: int = 6, usable: str = "", **values: Any) -> Resid
 def wanted(resident: Resident, waiting: int = 1, since: float = 1.0, **values: Any) -> Resident:
     """The same with requests that wait for `since` seconds."""
     return dataclasses.replace(resident, **{"waiting": waiting, "waiting_since": NOW - since, **values})
+
+
+def plan(*residents: Resident, rules: Rules = RULES, **more: Any) -> Plan:
+    return decide(snapshot(*residents, **more), rules)
+
+
+def done(found: Plan) -> list[tuple[str, str]]:
+    return [(action.kind.value, action.name) for action in found.actions]
+
+
+def only(found: Plan) -> Action:
+    (action,) = found.actions
+    return action
 
 
 def used(state: Snapshot) -> dict[str, int]:
