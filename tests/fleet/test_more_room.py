@@ -8,7 +8,7 @@ from shoal.fleet.room import MORE
 from shoal.fleet.state import Exit, Failure
 from shoal.fleet.state import InstanceState as S
 from tests.fleet.fakes import GIB
-from tests.fleet.test_residing import Fleet
+from tests.fleet.residing import Fleet
 
 
 def runs_out(world: Fleet, id: str) -> None:

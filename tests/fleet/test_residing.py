@@ -1,110 +1,16 @@
-"""The residency policy at work on a manager with fake effects: who gives way, who waits, who is refused, who leaves."""
+"""The residency policy at work on a manager with fake effects: who gives way, who waits, who leaves."""
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from shoal.errors import ShoalError
 from shoal.fleet import facts
-from shoal.fleet.life import Limits
-from shoal.fleet.lifecycle import RestartPolicy
 from shoal.fleet.manager import Manager
-from shoal.fleet.residency import Rules
-from shoal.fleet.state import Device, Exit
+from shoal.fleet.state import Exit
 from shoal.fleet.state import InstanceState as S
-from shoal.memory.sizes import Amount
-from shoal.messages import Demand, ModelCount, RelayReport, Waiting
-from tests.fleet.fakes import GIB, World, gpu, void
-
-RULES = Rules(patience=10, min_awake=5, payback=1)
-TOTAL = 80 * GIB
-
-
-def limits(host: str = "50%", **rules: float) -> Limits:
-    chosen = dataclasses.replace(RULES, **rules)  # type: ignore[arg-type]
-    return Limits(RestartPolicy(3, 1, 10, 60), 30, 5, chosen, Amount.parse(host))
-
-
-class Fleet(World):
-    """A manager whose devices show what its instances hold, as real ones do once they are read."""
-
-    def __init__(self, *sizes: int, host: str = "200GiB", **rules: float) -> None:
-        self._sizes = sizes or (80,)
-        self._ended = 0
-        super().__init__(*self._devices({}), limits=limits(host, **rules))
-
-    host_free = 496
-
-    def _devices(self, held: dict[str, int]) -> tuple[Device, ...]:
-        gpus = tuple(
-            dataclasses.replace(gpu(n), memory_total=size * GIB, memory_used=held.get(f"cuda:{n}", 0))
-            for n, size in enumerate(self._sizes)
-        )
-        return (*gpus, Device("host", "host", "memory", 500 * GIB, (500 - self.host_free) * GIB))
-
-    def read(self, seconds: float = 1.0) -> None:
-        """Time passes, and the devices are read twice: nothing is in doubt any more."""
-        held: dict[str, int] = {}
-        for instance in self.manager.fleet.instances.values():
-            takes = instance.state in (S.STARTING, S.READY, S.DRAINING, S.WAKING, S.STOPPING)
-            for device in instance.devices if takes else ():
-                held[device] = held.get(device, 0) + (self.manager.fleet.needs.get(instance.id) or 0)
-        for _ in range(2):
-            self.effects.clock += seconds / 2
-            self.tell(facts.DevicesRead(self._devices(held), {}))
-
-    def come(self, name: str, size: int = 60, *, can_sleep: bool = True, **settings: object) -> str:
-        """Add a model, ask for it, and see it through its start."""
-        self.add(name, **settings)
-        self.wanted(name)
-        return self.start(name, size, can_sleep=can_sleep)
-
-    def start(self, name: str, size: int = 60, *, can_sleep: bool = True) -> str:
-        """See a model that is queued through its start, if it has devices."""
-        self.files(size)
-        id = self.only(name).id
-        assert self.get(id).state is S.STARTING, self.get(id).reason
-        self.spawned(id, can_sleep=can_sleep)
-        self.healthy(id)
-        self.read()
-        return id
-
-    def files(self, size: int = 60) -> None:
-        """The files of whoever is new are looked at: all of what it takes is weights."""
-        waiting, self.effects.prepared = self.effects.prepared, []
-        for instance in waiting:
-            self.tell(facts.Prepared(instance, size * GIB, ("cuda",), weights=size * GIB, kv=0))
-
-    def falls_asleep(self, id: str, freed: int = 60) -> None:
-        """An instance that drains is quiet, and sleeps."""
-        self.report({})
-        self.tell(facts.Weighed(id, freed * GIB, 0, "text: x"))
-        self.tell(facts.Asleep(id, freed * GIB, 0))
-        self.read()
-
-    def wakes(self, id: str) -> None:
-        self.tell(facts.Awake(id))
-        self.read()
-
-    def say(self, *, held: str = "", outstanding: dict[str, int] | None = None, **ended: int) -> None:
-        """The relay's numbers: a request is held for `held`; so many of each model have ended since it started."""
-        table = self.effects.tables[-1]
-        counts = tuple(ModelCount(name, "ok", count) for name, count in ended.items())
-        waiting = (Waiting(held, held=1),) if held else ()
-        report = RelayReport("relay", table.epoch, table.version, outstanding or {}, counts, waiting)
-        self.tell(facts.RelayReported(1, report))
-
-    def change(self, name: str, **settings: object) -> None:
-        """Give a model other settings."""
-        self.manager.handle(lambda: void(self.manager.change_model(name, lambda old: old.model_copy(update=settings))))
-
-    def state(self, name: str) -> str:
-        return self.manager.fleet.model_state(name)
-
-    def said(self, *words: str) -> list[str]:
-        return [event.message for event in self.effects.events if all(word in event.message for word in words)]
+from shoal.messages import Demand, ModelCount, RelayReport
+from tests.fleet.fakes import GIB, World, void
+from tests.fleet.residing import Copies, Fleet, limits
 
 
 def test_the_least_recently_used_model_gives_way_and_comes_back_when_it_is_asked_for() -> None:
@@ -279,20 +185,6 @@ def test_who_is_pinned_or_could_not_come_back_never_gives_way(how: dict[str, boo
     assert "b needs 60.0 GiB on cuda:0; cuda:0 has 80.0 GiB, of which 60.0 GiB are pinned" in failure.message
 
 
-def test_what_is_too_large_for_any_device_is_refused_at_once_with_the_numbers() -> None:
-    world = Fleet()
-    a = world.come("a")
-    world.after(500)
-    world.add("b")
-    world.wanted("b")
-    world.files(90)
-    failure = world.only("b").failure
-    assert failure is not None
-    assert failure.message == "b needs 90.0 GiB on cuda:0; cuda:0 has 80.0 GiB; give it less memory or more devices"
-    assert not world.route("b").comes
-    assert world.get(a).state is S.READY, "nobody gives way for nothing"
-
-
 def test_something_that_is_being_done_with_an_instance_is_not_disturbed() -> None:
     world = Fleet()
     a = world.come("a")
@@ -308,85 +200,6 @@ def test_something_that_is_being_done_with_an_instance_is_not_disturbed() -> Non
     world.load("b")
     world.files()
     assert world.get(a).retires
-
-
-def test_one_that_sleeps_beside_a_pin_says_so_and_wakes_once_the_pin_is_gone() -> None:
-    world = Fleet()
-    a = world.come("a")
-    world.after(100)
-    world.sleep("a", force=True)
-    world.falls_asleep(a)
-    world.come("b", pin=True)
-    world.wanted("a")
-    assert "cannot wake: a needs 60.0 GiB on cuda:0; cuda:0 has 80.0 GiB, of which 60.0 GiB are pinned" in (
-        world.route("a").detail
-    )
-    assert not world.route("a").comes
-    with pytest.raises(ShoalError, match="unpin a model"):
-        world.manager.wake("a")
-    world.change("b", pin=False)
-    assert world.route("a").comes
-    world.after(100)
-    world.wanted("a")
-    assert world.only("b").retires
-
-
-def test_one_that_was_refused_beside_a_pin_may_be_asked_for_again_once_the_pin_is_gone() -> None:
-    world = Fleet()
-    a = world.come("a", pin=True)
-    world.add("b")
-    world.wanted("b")
-    world.files()
-    assert world.state("b") == "failed"
-    world.after(100)
-    assert not world.route("b").comes
-    world.change("a", pin=False)
-    assert (world.state("b"), world.route("b").comes) == ("unloaded", True)
-    world.wanted("b")
-    world.files()
-    assert world.get(a).retires
-
-
-def test_one_that_was_refused_may_be_asked_for_again_also_by_the_next_controller() -> None:
-    world = Fleet()
-    a = world.come("a", pin=True)
-    world.add("b")
-    world.wanted("b")
-    world.files()
-    world.after(6)
-    assert world.only("b").state is S.FAILED
-    effects = world.effects
-    world.manager = manager = Manager(effects, limits())
-    world.tell(facts.DevicesRead(world._devices({"cuda:0": 60 * GIB}), {}))
-    manager.handle(lambda: manager.recover(list(effects.models.values()), list(effects.instances.values()), {a}, []))
-    world.files()
-    world.read()
-    assert world.only("b").state is S.FAILED, "a is pinned still"
-    assert not world.route("b").comes
-    world.change("a", pin=False)
-    assert world.route("b").comes
-    world.after(100)
-    world.wanted("b")
-    world.files()
-    world.report({})
-    assert world.get(a).retires
-
-
-def test_a_sleeping_model_is_loaded_elsewhere_where_it_can_never_wake() -> None:
-    world = Fleet(80, 80)
-    a = world.come("a")
-    world.after(100)
-    world.sleep("a", force=True)
-    world.falls_asleep(a)
-    world.come("b", pin=True, devices=("cuda:0",) if world.get(a).devices == ("cuda:0",) else ("cuda:1",))
-    world.wanted("a")
-    assert world.get(a).state is S.STOPPING
-    assert world.said("a: is unloaded and loads elsewhere")
-    world.exit(a, Exit(signal=15))
-    world.read()
-    again = world.start("a")
-    assert again != a
-    assert world.get(again).devices != world.only("b").devices
 
 
 def test_no_model_gives_way_before_it_has_been_there_for_a_while() -> None:
@@ -445,24 +258,6 @@ def test_idle_models_sleep_and_are_then_unloaded() -> None:
     world.after(10)
     assert world.get(a).state is S.STOPPING
     assert world.said("a: is unloaded: idle 5 min ")
-
-
-class Copies:
-    """Copies of weights that are dropped when they are told to."""
-
-    def __init__(self, **held: int) -> None:
-        self.of = held
-        self.slow = self.late = False
-
-    def held(self, instance: str) -> int:
-        return self.of.get(instance.rsplit("-", 1)[0], 0)
-
-    def forget(self, instance: str) -> None:
-        self.of.pop(instance.rsplit("-", 1)[0], None)
-        self.late = self.slow
-
-    def unsettled(self) -> bool:
-        return self.late
 
 
 def test_copies_of_models_that_are_awake_are_dropped_before_a_model_is_unloaded_for_want_of_host_memory() -> None:

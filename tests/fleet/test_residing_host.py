@@ -9,7 +9,7 @@ from shoal.fleet import facts
 from shoal.fleet.state import Exit
 from shoal.fleet.state import InstanceState as S
 from tests.fleet.fakes import GIB, void
-from tests.fleet.test_residing import Copies, Fleet
+from tests.fleet.residing import Copies, Fleet
 
 
 def test_one_that_a_dropped_copy_makes_room_for_sleeps_once_readings_show_the_room() -> None:
