@@ -1,7 +1,12 @@
-"""Jobs that wait for a model with few slots."""
+"""Jobs that wait for a model with few slots, by hand and in simulated time."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
+from collections.abc import Iterable
+
+from shoal.errors import ShoalError
 from shoal.gateway.admission import Admission, Job
 from shoal.messages import Priority
 
@@ -41,3 +46,38 @@ def assert_empty(admission: Admission) -> None:
     assert not admission._deadlines
     assert not admission._waiting
     assert not admission._evicted
+
+
+def simulate(
+    admission: Admission,
+    arrivals: Iterable[tuple[float, Job]],
+    service: dict[Job, float],
+    limit: int,
+    *,
+    least: int | None = None,
+) -> list[Job]:
+    """Jobs come to model "m" at their times and run for as long as `service` says. Those that ran, as they started.
+
+    While one waits, `least` slots are taken, if that is not the limit.
+    """
+    admission.limit("m", limit, 0.0)
+    ties = itertools.count()
+    events: list[tuple[float, int, str, Job]] = [(at, next(ties), "comes", job) for at, job in arrivals]
+    heapq.heapify(events)
+    started = []
+    while events:
+        now, _, what, job = heapq.heappop(events)
+        if what == "ends":
+            begins = admission.done(job, now)
+        else:
+            try:
+                begins = [job] if admission.submit(job, now) else []
+            except ShoalError:
+                continue
+        assert admission.running("m") <= limit
+        assert not admission.waiting("m") or admission.running("m") >= (limit if least is None else least)
+        for job in begins:
+            assert job.started == now
+            started.append(job)
+            heapq.heappush(events, (now + service[job], next(ties), "ends", job))
+    return started

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 import random
 from collections import Counter
@@ -18,6 +16,7 @@ from shoal.errors import ShoalError
 from shoal.gateway.admission import Admission, Job
 from shoal.gateway.waiting import LEVELS, OVERDUE
 from shoal.messages import PRIORITIES, Priority
+from tests.gateway.admitting import simulate
 
 QUEUE = 8
 MODELS = ("m", "n")
@@ -204,41 +203,6 @@ class Gate(RuleBasedStateMachine):
 
 TestGate = Gate.TestCase
 TestGate.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
-
-
-def simulate(
-    admission: Admission,
-    arrivals: Iterable[tuple[float, Job]],
-    service: dict[Job, float],
-    limit: int,
-    *,
-    least: int | None = None,
-) -> list[Job]:
-    """Jobs come to model "m" at their times and run for as long as `service` says. Those that ran, as they started.
-
-    While one waits, `least` slots are taken, if that is not the limit.
-    """
-    admission.limit("m", limit, 0.0)
-    ties = itertools.count()
-    events: list[tuple[float, int, str, Job]] = [(at, next(ties), "comes", job) for at, job in arrivals]
-    heapq.heapify(events)
-    started = []
-    while events:
-        now, _, what, job = heapq.heappop(events)
-        if what == "ends":
-            begins = admission.done(job, now)
-        else:
-            try:
-                begins = [job] if admission.submit(job, now) else []
-            except ShoalError:
-                continue
-        assert admission.running("m") <= limit
-        assert not admission.waiting("m") or admission.running("m") >= (limit if least is None else least)
-        for job in begins:
-            assert job.started == now
-            started.append(job)
-            heapq.heappush(events, (now + service[job], next(ties), "ends", job))
-    return started
 
 
 @pytest.mark.parametrize(("limit", "spread"), [(1, 0.0), (2, 0.0), (8, 0.0), (8, 0.37)])
