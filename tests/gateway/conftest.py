@@ -11,6 +11,7 @@ import uvloop
 
 from shoal.gateway import relay_native
 from tests.gateway.harness import World
+from tests.gateway.linked import Controller
 from tests.gateway.native import NativeWorld
 
 
@@ -45,6 +46,14 @@ async def native_world(folder: Path) -> AsyncIterator[NativeWorld]:
     world = NativeWorld(folder)
     yield world
     await world.end()
+
+
+@pytest.fixture
+async def controller(folder: Path) -> AsyncIterator[Controller]:
+    """What links to `r.sock` in the folder find there, once it is started."""
+    controller = Controller(folder / "r.sock")
+    yield controller
+    await controller.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -25,81 +24,11 @@ from shoal.messages import (
     RequestList,
     RequestView,
     Route,
-    Target,
-    ToController,
-    ToRelay,
     Traffic,
-    Usage,
-    UsageReport,
-    UsageStored,
     Wanted,
 )
 from tests.gateway.harness import PATIENCE, World, eventually, get, post, route, table
-
-ROUTE = Route("m", "ready", 1, (Target("m-0", "unix:/x"),))
-COMES = Route("m", "unloaded", 1, comes=True)
-M = TypeVar("M")
-
-
-class Controller:
-    """The controller's end of the relay socket."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.peers: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
-        self.writers: list[asyncio.StreamWriter] = []
-        self.server: asyncio.Server | None = None
-        self.reader: asyncio.StreamReader | None = None
-
-    async def start(self) -> None:
-        self.server = await asyncio.start_unix_server(self._connected, self.path)
-
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.writers.append(writer)
-        self.peers.put_nowait(reader)
-
-    async def accept(self) -> None:
-        async with asyncio.timeout(PATIENCE):
-            self.reader = await self.peers.get()
-
-    async def send(self, data: bytes | ToRelay) -> None:
-        self.writers[-1].write(data if isinstance(data, bytes) else msgspec.json.encode(data) + b"\n")
-        await self.writers[-1].drain()
-
-    async def next(self) -> ToController:
-        """What the relay says next."""
-        assert self.reader is not None
-        async with asyncio.timeout(PATIENCE):
-            message: ToController = msgspec.json.decode(await self.reader.readline(), type=ToController)
-            return message
-
-    async def report(self) -> RelayReport:
-        while not isinstance(message := await self.next(), RelayReport):
-            pass
-        return message
-
-    async def until(self, kind: type[M]) -> M:
-        """The next message of a kind, whatever came before."""
-        while not isinstance(message := await self.next(), kind):
-            pass
-        return message
-
-    async def stop(self) -> None:
-        if self.server is not None:
-            self.server.close()
-            self.server = None
-        for writer in self.writers:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-        self.path.unlink(missing_ok=True)
-
-
-@pytest.fixture
-async def controller(folder: Path) -> AsyncIterator[Controller]:
-    controller = Controller(folder / "r.sock")
-    yield controller
-    await controller.stop()
+from tests.gateway.linked import COMES, ROUTE, Controller, linked
 
 
 @pytest.fixture
@@ -113,16 +42,6 @@ async def routes(folder: Path) -> AsyncIterator[Routes]:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-
-
-@contextlib.asynccontextmanager
-async def linked(folder: Path, **callbacks: Any) -> AsyncIterator[Link]:
-    """A link that runs."""
-    link = Link(Routes(), folder / "r.sock", folder / "table.json", **callbacks)
-    task = asyncio.create_task(link.run())
-    yield link
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_tables_are_acknowledged_and_changes_reported(controller: Controller, routes: Routes) -> None:
@@ -408,85 +327,6 @@ async def test_a_relay_without_a_list_has_no_requests(controller: Controller, ro
     assert await controller.next() == RequestList(1, ())
     await controller.send(CancelRequest(2, "a"))
     assert await controller.next() == Cancelled(2, found=False)
-
-
-def usage(tokens: int = 1, model: str = "m") -> Usage:
-    return Usage("k", model, "2026-01-31", 1, 10 * tokens, tokens, float(tokens))
-
-
-def use(link: Link, used: Usage) -> None:
-    link.used((used.key, used.model, used.day), used.prompt_tokens, used.completion_tokens, used.last_used)
-
-
-async def test_usage_is_sent_until_it_is_stored_and_what_comes_meanwhile_is_added_up(
-    controller: Controller, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(link_module, "USAGE_RETRY", 0.05)
-    monkeypatch.setattr(link_module, "USAGE_INTERVAL", 0.0)
-    async with linked(folder) as link:
-        use(link, usage(1))
-        await controller.start()
-        await controller.accept()
-        await controller.send(table(ROUTE))
-        first = await controller.until(UsageReport)
-        assert first == UsageReport(link.name, 1, (usage(1),))
-        use(link, usage(1))
-        use(link, usage(2))
-        use(link, usage(4, "n"))
-        assert await controller.until(UsageReport) == first, "not confirmed, so it is sent again, and nothing else"
-        await controller.send(UsageStored(99))
-        assert await controller.until(UsageReport) == first
-        await controller.stop()
-        await controller.start()
-        await controller.accept()
-        await controller.send(table(ROUTE, epoch="e2"))
-        assert await controller.until(UsageReport) == first
-        await controller.send(UsageStored(1))
-        second = await controller.until(UsageReport)
-        while second == first:  # sent once more before the confirmation came
-            second = await controller.until(UsageReport)
-        assert second == UsageReport(link.name, 2, (Usage("k", "m", "2026-01-31", 2, 30, 3, 2.0), usage(4, "n")))
-        assert not await link.flush(0.01)
-        await controller.send(UsageStored(2))
-        assert await link.flush(PATIENCE)
-
-
-async def test_at_the_end_usage_is_sent_without_a_pause(
-    controller: Controller, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(link_module, "USAGE_INTERVAL", 10 * PATIENCE)
-    async with linked(folder) as link:
-        assert await link.flush(0), "there is none"
-        await controller.start()
-        await controller.accept()
-        await controller.send(table(ROUTE))
-        use(link, usage(1))
-        assert (await controller.until(UsageReport)).items == (usage(1),)
-        use(link, usage(2))
-        ending = asyncio.create_task(link.flush(PATIENCE))
-        await controller.send(UsageStored(1))
-        assert (await controller.until(UsageReport)).items == (usage(2),)
-        await controller.send(UsageStored(2))
-        assert await ending
-
-
-async def test_at_the_end_a_controller_that_was_there_is_waited_for(controller: Controller, folder: Path) -> None:
-    async with linked(folder) as link:
-        use(link, usage(1))
-        assert not await link.flush(10 * PATIENCE), "there never was one"
-        await controller.start()
-        await controller.accept()
-        await controller.send(table(ROUTE))
-        await controller.until(UsageReport)
-        await controller.stop()
-        ending = asyncio.create_task(link.flush(PATIENCE))
-        await controller.start()
-        await controller.accept()
-        await controller.send(table(ROUTE))
-        report = await controller.until(UsageReport)
-        assert (report.seq, report.items) == (1, (usage(1),))
-        await controller.send(UsageStored(1))
-        assert await ending
 
 
 @pytest.mark.parametrize("callback", ["requests", "report"])
