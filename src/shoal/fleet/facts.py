@@ -172,10 +172,11 @@ Slumber = Weighed | Asleep | NotAsleep | Awake | NoRoom | NotAwake | LookedAt
 
 @dataclass(frozen=True, slots=True)
 class DevicesRead:
-    """The devices now, and the host memory of each instance in bytes."""
+    """The devices, and the host memory of each instance in bytes. `at`: when that reading began (None: now)."""
 
     devices: tuple[Device, ...]
     memory: Mapping[str, int]
+    at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

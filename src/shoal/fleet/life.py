@@ -238,7 +238,7 @@ class Life:
     def on_devices(self, fact: facts.DevicesRead) -> None:
         """The devices, read anew."""
         now = self._effects.now()
-        self._room.read(fact.devices, now)
+        self._room.read(fact.devices, now if fact.at is None else fact.at)
         self.shares.judge(now)
         for id, used in fact.memory.items():
             if (instance := self.fleet.instances.get(id)) is not None and not instance.state.ended:

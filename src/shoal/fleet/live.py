@@ -252,7 +252,8 @@ class LiveEffects:
                     await asyncio.to_thread(keep_fresh, self._paths)
                 if looks % MEMORY_EVERY == 0:
                     memory = await asyncio.to_thread(self.processes.memory) if self._monitors else {}
-                self._tell(facts.DevicesRead(await self._read_devices(), memory))
+                began = self.now()  # a driver that maps memory may keep a reading waiting
+                self._tell(facts.DevicesRead(await self._read_devices(), memory, began))
             except Exception:  # one look that fails must not be the last
                 _log.exception("while reading the devices")
             looks += 1

@@ -98,10 +98,10 @@ class Room:
         """A process group is gone; what it held comes back with the next readings."""
         self._readings_to_wait, self._ended_last = READINGS_AFTER_AN_END, instance.model
 
-    def read(self, devices: Iterable[Device], now: float) -> None:
-        """The devices, read anew."""
+    def read(self, devices: Iterable[Device], at: float) -> None:
+        """The devices, read anew. `at`: when that began, since what came or went meanwhile may be in it or not."""
         self._readings_to_wait = max(0, self._readings_to_wait - 1)
-        self._read_at = now
+        self._read_at = at
         self._fleet.devices = tuple(self._with_pretended(device) for device in devices)
 
     def wants(self, instance: Instance) -> Wants | Failure | None:
@@ -249,13 +249,16 @@ class Room:
             new = self._is_new(instance)
             if not new and instance.state not in (S.QUEUED, S.STARTING, S.WAKING):
                 continue
-            rest = max(0, (self._fleet.needs.get(instance.id) or 0) - instance.memory.get("host", 0))
+            rest = self._fleet.needs.get(instance.id) or 0
             if instance.state is S.WAKING:
                 rest = instance.wake_share
             shown = instance.state in (S.STARTING, S.WAKING) and instance.changed_at < self._read_at
             for device in instance.devices:
-                if not (shown and kinds.get(device) == "simulated"):
-                    promised[device] = promised.get(device, 0) + rest
+                kind = kinds.get(device)
+                # What its processes hold of the host's memory beside a GPU, copies of weights too, is not of that GPU.
+                has = instance.memory.get("host", 0) if kind == "host" and instance.state is not S.WAKING else 0
+                if not (shown and kind == "simulated"):
+                    promised[device] = promised.get(device, 0) + max(0, rest - has)
         return promised
 
     def _with_pretended(self, device: Device) -> Device:

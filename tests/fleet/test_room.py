@@ -1,0 +1,57 @@
+"""What one more instance could have of a device, with readings that are late and processes that hold host memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.fleet import facts
+from shoal.fleet.state import Device
+from shoal.fleet.state import InstanceState as S
+from tests.fleet.fakes import GIB, World, gpu
+
+HOST = Device("host", "host", "memory", 64 * GIB, 4 * GIB)
+
+
+def room(world: World, device: str) -> float:
+    """GiB that one more instance could have."""
+    return world.manager._life._room.now()[device] / GIB
+
+
+def begun(world: World, kinds: tuple[str, ...]) -> str:
+    """A model of 20 GiB whose engine starts."""
+    world.add()
+    world.load()
+    world.prepare(20 * GIB, kinds)
+    world.spawned(world.only().id)
+    return world.only().id
+
+
+def test_what_an_engine_on_a_gpu_holds_of_the_host_is_not_of_its_gpu() -> None:
+    world = World(gpu(0), HOST)
+    id = begun(world, ("cuda",))
+    world.effects.clock += 1
+    world.tell(facts.DevicesRead((gpu(0), HOST), {id: 18 * GIB}))  # with a copy of its weights, say
+    assert room(world, "cuda:0") == 60
+    world.healthy(id)
+    assert room(world, "cuda:0") == 60, "no reading shows yet what it took"
+
+
+def test_what_an_engine_on_the_host_has_taken_is_in_the_reading() -> None:
+    world = World(HOST)
+    id = begun(world, ("host",))
+    world.effects.clock += 1
+    world.tell(facts.DevicesRead((Device("host", "host", "memory", 64 * GIB, 12 * GIB),), {id: 8 * GIB}))
+    assert room(world, "host") == 64 - 12 - 12
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_reading_that_began_before_somebody_came_does_not_show_it(late: bool) -> None:
+    world = World(gpu(0))
+    id = begun(world, ("cuda",))
+    world.effects.clock += 5
+    world.healthy(id)
+    assert world.get(id).state is S.READY
+    world.effects.clock += 1
+    free = 80 if late else 60
+    world.tell(facts.DevicesRead((gpu(0, free * GIB),), {}, world.effects.clock - (2 if late else 0.5)))
+    assert room(world, "cuda:0") == 60
