@@ -130,7 +130,8 @@ def test_what_a_worker_says_that_it_gave_back_is_what_came_back(tmp_path: Path) 
             assert abs((awake["held"] - asleep["held"]) - (used - left)) < 64 * MIB
             engine.tell({"wake": True})
             woken = holds(engine)
-            assert abs(woken["held"] - woken["pages"] - (awake["held"] - awake["pages"])) < GIB
+            # The weights are back; what torch only cached until the sleep is not.
+            assert asleep["held"] + 4 * GIB < woken["held"] < awake["held"] + 64 * MIB
 
 
 def holds(engine: Engine) -> dict[str, Any]:
