@@ -20,11 +20,8 @@ from shoal.sign_in import SignIn
 from shoal.store import Saved
 
 CHEAP = Cost(2, 1, 1)
-
 HERE, ELSEWHERE = {"x-shoal-peer": "127.0.0.1"}, {"x-shoal-peer": "10.0.0.9"}
-
 PAGE = {"x-shoal-page": "1"}
-
 GOOD, BAD = "correct horse", "battery staple"
 
 

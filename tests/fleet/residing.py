@@ -16,7 +16,6 @@ from shoal.messages import ModelCount, RelayReport, Waiting
 from tests.fleet.fakes import GIB, World, gpu, void
 
 RULES = Rules(patience=10, min_awake=5, payback=1)
-
 TOTAL = 80 * GIB
 
 

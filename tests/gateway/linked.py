@@ -22,9 +22,7 @@ from shoal.messages import (
 from tests.gateway.harness import PATIENCE
 
 ROUTE = Route("m", "ready", 1, (Target("m-0", "unix:/x"),))
-
 COMES = Route("m", "unloaded", 1, comes=True)
-
 M = TypeVar("M")
 
 

@@ -15,7 +15,6 @@ from shoal.gateway.slots import KEPT
 from shoal.messages import Priority
 
 LIMIT = 8
-
 OPEN = 6
 
 

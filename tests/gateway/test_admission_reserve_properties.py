@@ -128,7 +128,6 @@ class Kept(RuleBasedStateMachine):
 
 
 TestKept = Kept.TestCase
-
 TestKept.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 
 

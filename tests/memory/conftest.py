@@ -1,7 +1,8 @@
-"""A broker on this loop, and where it listens."""
+"""A broker on this loop, where it listens, and engines of it."""
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from shoal.memory.broker import Broker
+
+from .engines import Engines
 
 
 @pytest.fixture
@@ -24,3 +27,11 @@ async def broker(path: Path) -> AsyncIterator[Broker]:
     await broker.start()
     yield broker
     await broker.stop()
+
+
+@pytest.fixture
+async def engines(path: Path) -> AsyncIterator[Engines]:
+    engines = Engines(path)
+    yield engines
+    for lease in engines.leases:
+        await asyncio.to_thread(lease.close)

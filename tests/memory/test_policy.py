@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from shoal.memory.ledger import HOLD, Terms
 from shoal.memory.policy import Claim, decide, fill, plan
-from tests.memory.policies import a_device, join, obey_all
+
+from .policies import a_device, join, obey_all
 
 claims = st.lists(
     st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(0, 3), st.integers(1, 5)).map(

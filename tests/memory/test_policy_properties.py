@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shoal.memory.ages import AGES
 from shoal.memory.ledger import HOLD, Ledger, LedgerError, Member, Terms
 from shoal.memory.policy import decide, plan
-from tests.memory.policies import obey_all
+
+from .policies import obey_all
 
 
 class Game(RuleBasedStateMachine):

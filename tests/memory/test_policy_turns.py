@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from shoal.memory.ledger import Device, Ledger, Member, Terms
 from shoal.memory.policy import decide
-from tests.memory.policies import a_device, join, obey_all
+
+from .policies import a_device, join, obey_all
 
 
 def test_two_lone_requests_that_do_not_fit_together_take_turns() -> None:
