@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -25,6 +26,12 @@ MIB = 2**20
 MEMORY = ("--memory", "64MiB")
 
 
+def _open() -> asyncio.Event:
+    door = asyncio.Event()
+    door.set()
+    return door
+
+
 class Bed:
     """One engine, a sleeper that looks after it, and the facts that it tells."""
 
@@ -32,6 +39,8 @@ class Bed:
         self.engine = engine
         self.facts: asyncio.Queue[facts.Fact] = asyncio.Queue()
         self.full: ShoalError | None = None
+        self.entered: list[str] = []
+        self.doors: defaultdict[tuple[str, ...], asyncio.Event] = defaultdict(_open)
         self.flushed = 0
         spec = ModelSpec(name="fish", source="any", engine="simulated", args=args)
         self.instance = Instance(
@@ -54,9 +63,16 @@ class Bed:
     async def _flush(self) -> None:
         self.flushed += 1
 
-    async def _room(self, _: Instance) -> None:
+    async def _room(self, instance: Instance) -> None:
+        self.entered.append(instance.id)
+        await self.doors[instance.devices].wait()
         if self.full is not None:
             raise self.full
+
+    async def seen(self, id: str) -> None:
+        """Until it is asked whether there is room for this one."""
+        while id not in self.entered:
+            await asyncio.sleep(0.001)
 
     async def said(self) -> facts.Fact:
         return await asyncio.wait_for(self.facts.get(), 30)
@@ -189,6 +205,23 @@ async def test_without_room_it_is_not_woken() -> None:
         assert (await one.engine.get("/is_sleeping")).json == {"is_sleeping": True}
         one.full = None
         assert await one.resume() == facts.Awake("i")
+
+
+async def test_two_wakes_on_a_device_take_turns_so_that_what_is_free_is_not_given_twice() -> None:
+    async with bed() as one:
+        await one.weigh()
+        await one.suspend()
+        door = one.doors[("host",)] = asyncio.Event()
+        one.sleeper.resume(one.instance)
+        await one.seen("i")
+        one.sleeper.resume(replace(one.instance, id="j", devices=("gpu", "host")))
+        one.sleeper.resume(replace(one.instance, id="k", devices=("another",)))
+        await one.seen("k")
+        assert one.entered == ["i", "k"], "who shares a device with one that wakes waits"
+        door.set()
+        found = {await one.said() for _ in range(3)}
+        assert found == {facts.Awake("i"), facts.Awake("j"), facts.Awake("k")}
+        assert one.entered in (["i", "k", "j"], ["i", "k"]), "j may find the engine awake by then"
 
 
 async def test_a_model_that_completes_no_text_has_no_canary() -> None:

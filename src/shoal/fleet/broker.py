@@ -64,15 +64,17 @@ class Broker:
 
     async def make_room(
         self, instance: str, spec: ModelSpec, devices: Sequence[Device], needs: int, *, kv: int | None,
-        wanted: Callable[[], bool],
+        wanted: Callable[[], bool], patience: float | None = None,
     ) -> Sequence[Device]:  # fmt: skip
         """Hold `needs` bytes of each device back for `instance`, and wait until they are free; the devices then.
 
         `kv` of them it will lease by itself, and so it needs the broker; None: it leases nothing. Ends early when it is
-        not `wanted` any more. Raises ShoalError (`too_little_memory`) with the numbers when it takes too long.
+        not `wanted` any more. Raises ShoalError (`too_little_memory`) with the numbers when it takes longer than
+        `patience` seconds, at most as long as everybody waits.
         """
+        limit = self._patience if patience is None else min(patience, self._patience)
         try:
-            if (found := await self._room(instance, spec, devices, needs, kv, wanted)) is not None:
+            if (found := await self._room(instance, spec, devices, needs, kv, wanted, limit)) is not None:
                 return found
         except BaseException:
             await self.let_go(instance)
@@ -88,11 +90,12 @@ class Broker:
         needs: int,
         kv: int | None,
         wanted: Callable[[], bool],
+        patience: float,
     ) -> Sequence[Device] | None:
         arrivals = self._arrivals[instance] = {device.id: Arrival(needs, kv or 0) for device in devices}
         for device in devices:
             await self._hold(instance, device, needs)
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + patience
         told = False
         while wanted():
             books = await self._list()
@@ -105,7 +108,7 @@ class Broker:
                 if away:
                     raise self._no_broker(spec)
                 short = next(device for device in now if not holds[device.id].ready)
-                raise self._too_little(spec, short, holds[short.id].free, needs, _book(books, short))
+                raise self._too_little(spec, short, holds[short.id].free, needs, patience, _book(books, short))
             if not told:
                 told = True
                 self._tell(
@@ -171,16 +174,17 @@ class Broker:
         )
 
     def _too_little(
-        self, spec: ModelSpec, device: Device, free: int, needs: int, book: DeviceBook | None
+        self, spec: ModelSpec, device: Device, free: int, needs: int, patience: float, book: DeviceBook | None
     ) -> ShoalError:
+        more = ", or give it more time with memory_wait" if patience == self._patience else ""
         kv = ""
         if book is not None:
             used = sum(member.used for member in book.members)
             kv = f"; KV caches lease {format_bytes(book.device.leased)}, of which requests use {format_bytes(used)}"
         return ShoalError(
-            f"{spec.name} needs {format_bytes(needs)} on {device.id}, but after {format_seconds(self._patience)} "
-            f"{format_bytes(free)} of {format_bytes(device.memory_total)} are free{kv}; unload a model, lower a floor, "
-            "or give it more time with memory_wait",
+            f"{spec.name} needs {format_bytes(needs)} on {device.id}, but after {format_seconds(patience)} "
+            f"{format_bytes(free)} of {format_bytes(device.memory_total)} are free{kv}; unload a model or lower a "
+            f"floor{more}",
             status=409,
             code="too_little_memory",
         )

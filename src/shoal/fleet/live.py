@@ -42,6 +42,9 @@ from shoal.store.store import Store
 
 EXPLAIN_LINES = 400
 STORE_PATIENCE = 1.0
+WAKE_PATIENCE = 10.0
+"""Seconds for which a wake at most holds back what others would let their KV caches grow into: it was woken because
+there was room, and running requests wait for that memory meanwhile."""
 DEVICE_INTERVAL = 2.0
 FRESHEN_EVERY = 1800
 MEMORY_EVERY = 5  # looks at the devices between two at the processes' memory
@@ -387,7 +390,9 @@ class LiveEffects:
         if instance.spec is None or all(device.memory_free >= needs for device in devices):
             return
         wanted = partial(self._specs.__contains__, instance.id)
-        await self.broker.make_room(instance.id, instance.spec, devices, needs, kv=None, wanted=wanted)
+        await self.broker.make_room(
+            instance.id, instance.spec, devices, needs, kv=None, wanted=wanted, patience=WAKE_PATIENCE
+        )
         self._in_background(self.broker.keep_room(instance.id, devices))
 
     def _end(self, instance: str, end: Callable[[str], bool]) -> None:
