@@ -1,4 +1,4 @@
-"""What is an orphan and what is not, with real processes; and records that come back as they were, or not at all."""
+"""What is an orphan and what is not, and what becomes of it, with real processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -20,80 +19,22 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from shoal.engines.base import Launch
 from shoal.errors import ConflictError
 from shoal.fleet.orphans import (
     Orphan,
-    RecordError,
     claim_runtime,
     end_orphan,
     find_orphans,
     is_held,
-    read_record,
     record_of,
 )
 from shoal.fleet.processes import Processes
 from shoal.fleet.procfs import FLEET, INSTANCE
-from shoal.fleet.state import Exit, Instance, Rest
-from shoal.fleet.state import InstanceState as S
-from shoal.orphans import OrphanControl, lead, link_log, serving_again
-from tests.fleet.fakes import spec
-
-INSTANCE_RECORD = Instance(
-    id="m-1",
-    model="m",
-    engine="simulated",
-    state=S.SLEEPING,
-    devices=("cuda:0",),
-    created_at=1.0,
-    changed_at=2.0,
-    address="unix:/run/x/engine.sock",
-    spec=spec("m", priority=7, env={"A": "ü"}),
-    can_sleep=True,
-    rest=Rest(1, "canary", 10, 2, 8),
-)
-
-
-def test_a_record_comes_back_as_it_was() -> None:
-    assert read_record(record_of(INSTANCE_RECORD)) == INSTANCE_RECORD
-
-
-def changed(**fields: object) -> str:
-    return json.dumps({**json.loads(record_of(INSTANCE_RECORD)), **fields})
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        (changed(shoal_instance=2), "format 2"),
-        (changed(shoal_instance=None), "format None"),
-        (changed(state="dreaming"), "cannot be read"),
-        (changed(record="{}"), "cannot be read"),
-        (record_of(dataclasses.replace(INSTANCE_RECORD, spec=None)), "there are none"),
-    ],
-)
-def test_a_record_of_other_times_is_refused_and_says_why(text: str, why: str) -> None:
-    with pytest.raises(RecordError, match=why):
-        read_record(text)
-
-
-@given(st.one_of(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps)))
-def test_no_text_whatever_breaks_more_than_itself(text: str) -> None:
-    with pytest.raises(RecordError):
-        read_record(text)
-
-
-def test_what_was_to_end_or_to_sleep_is_to_serve() -> None:
-    ending = dataclasses.replace(INSTANCE_RECORD, state=S.DRAINING, rest=Rest(), reason="unloaded")
-    assert (serving_again(ending).state, serving_again(ending).reason) == (S.READY, "")
-    retiring = dataclasses.replace(INSTANCE_RECORD, state=S.DRAINING)
-    assert (serving_again(retiring).state, serving_again(retiring).rest.level) == (S.READY, None)
-    assert serving_again(retiring).rest.canary == "canary", "what it answered is known still"
-    assert serving_again(INSTANCE_RECORD).sleeps, "one that slept sleeps"
-
+from shoal.fleet.state import Exit, Instance
+from shoal.orphans import OrphanControl, lead, link_log
+from tests.fleet.orphaned import INSTANCE_RECORD
 
 # -- processes --------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 from shoal.fleet.devices import Devices
 from tests.gpu.test_gpu_serving import START, settings
 from tests.system.harness import a_shoal, until
-from tests.system.test_moves import Clients
+from tests.system.moving import Clients
 
 
 def gpus() -> int:

@@ -11,8 +11,8 @@ import yaml
 from shoal.client import Client
 from shoal.errors import ShoalError
 from tests.system.harness import Shoal, a_shoal, until
+from tests.system.moving import Clients
 from tests.system.test_break_controller import kill_controller
-from tests.system.test_moves import Clients
 from tests.system.test_slumber import history
 
 SLEEPS = ("--enable-sleep-mode",)
