@@ -57,11 +57,10 @@ def create() -> int:
 
 def forget(fd: int, worker: int, workers: int) -> None:
     """The relay `worker` of so many has ended: it has nothing under way any more, and knows no key."""
-    size = _size(workers)
     length = os.fstat(fd).st_size
     with mmap.mmap(fd, length) as memory, memoryview(memory) as view, view.cast("d") as words:
-        for record in range(length // size):
-            _clear(words, (record * size + _AT_CELLS) // WORD + worker, workers)
+        for record in range(length // _size(workers)):
+            _clear(words, _cell(record, worker, workers), workers)
 
 
 def joined(config: RelayConfig) -> Records | None:
@@ -77,6 +76,11 @@ def _clear(words: memoryview[float], cell: int, workers: int) -> None:
 
 def _size(workers: int) -> int:
     return _AT_CELLS + 3 * workers * WORD
+
+
+def _cell(record: int, worker: int, workers: int) -> int:
+    """The word of a record that says what this relay has under way."""
+    return (record * _size(workers) + _AT_CELLS) // WORD + worker
 
 
 def _name(id: str) -> bytes:
@@ -164,7 +168,7 @@ class Records:
         return self.memory[record * self._size : record * self._size + NAME]
 
     def _known(self, record: int) -> bool:
-        first = self.cell(record) - self._worker + 2 * self.workers
+        first = _cell(record, 0, self.workers) + 2 * self.workers
         return any(self.words[first : first + self.workers])
 
     def start(self, record: int) -> int:
@@ -173,7 +177,7 @@ class Records:
 
     def cell(self, record: int) -> int:
         """The word of a record that says what this relay has under way."""
-        return (record * self._size + _AT_CELLS) // WORD + self._worker
+        return _cell(record, self._worker, self.workers)
 
     def _begin(self, record: int, name: bytes) -> None:
         """Give a record that nobody knows to a key. Its name comes last, should this process be killed over it."""
