@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
@@ -71,12 +72,15 @@ class Sleeper:
         self._tell = tell
         self._flush = flush
         self._room = room
-        self._turns: dict[str, asyncio.Lock] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._weighed: dict[str, Footprint] = {}
         self._falling: set[str] = set()
         """Who was told to sleep, until something else is wanted of it."""
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._waking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By device: what is free for one wake must not be given to another, whose engine would run out of it midway
+        and end. Side by side they would not be faster: they share the device's bus."""
+        self._suspending: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By device: sleeps that are shown by the whole device alone."""
 
     def weigh(self, instance: Instance) -> None:
         """→ Weighed, or NotAsleep."""
@@ -159,7 +163,7 @@ class Sleeper:
             before = self._weighed.get(instance.id)
             if before is None or before.way is not Way.DEVICES:
                 return await self._fall_asleep(instance, probe, before)
-            async with self._alone(instance):
+            async with _alone(self._suspending, instance):
                 return await self._fall_asleep(instance, probe, before)
         finally:
             await probe.close()
@@ -200,7 +204,7 @@ class Sleeper:
         try:
             asleep = await _sleeps(probe)
             if asleep:
-                async with self._turn(instance):
+                async with _alone(self._waking, instance):
                     try:
                         await self._room(instance)
                     except ShoalError as error:
@@ -220,15 +224,6 @@ class Sleeper:
             return facts.Awake(instance.id)
         finally:
             await probe.close()
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, instance: Instance) -> AsyncIterator[None]:
-        """One wake at a time on a device: what is free for one must not be given to another, who runs out of it midway
-        and ends. Side by side they would not be faster: they share its bus."""
-        async with contextlib.AsyncExitStack() as stack:
-            for device in sorted(instance.devices):
-                await stack.enter_async_context(self._turns.setdefault(device, asyncio.Lock()))
-            yield
 
     async def _look(self, instance: Instance) -> facts.Fact:
         probe = Probe(instance.address)
@@ -253,13 +248,14 @@ class Sleeper:
         ask = partial(probe.ask, *ASK_WORKERS, limit=ANSWER)
         return await self._footprints.read(instance, metrics, ask, falling=self._falling, way=way)
 
-    @contextlib.asynccontextmanager
-    async def _alone(self, instance: Instance) -> AsyncIterator[None]:
-        """While no other is put to sleep on its devices that would ask for this too."""
-        async with contextlib.AsyncExitStack() as held:
-            for device in sorted(instance.devices):  # in one order: two that share several must not wait for each other
-                await held.enter_async_context(self._locks.setdefault(device, asyncio.Lock()))
-            yield
+
+@contextlib.asynccontextmanager
+async def _alone(locks: defaultdict[str, asyncio.Lock], instance: Instance) -> AsyncIterator[None]:
+    """While nobody else who asks for these locks is at it on any of its devices."""
+    async with contextlib.AsyncExitStack() as held:
+        for device in sorted(instance.devices):  # in one order: two that share several must not wait for each other
+            await held.enter_async_context(locks[device])
+        yield
 
 
 async def _sleeps(probe: Probe) -> bool | None:
