@@ -91,13 +91,14 @@ class Bench:
             few = o.models if system == "sleep" else o.fit
             took = [self.load(shoal, f"m{number}") for number in reversed(range(few))]
             self.add(system, "loads", seconds=took)
+            bursts = {"every": o.every, "burst": o.burst}
             if system == "sleep":
                 awake = [n for n in range(o.models) if shoal.model(f"m{n}")["state"] == "ready"]
                 time.sleep(o.rest)
-                planned = arrivals(len(awake), o.calm, o.rate, exponent=0.0, every=0.0, burst=0, seed=5)
+                planned = arrivals(len(awake), o.calm, o.rate, exponent=o.exponent, **bursts, seed=5)
                 self.traffic(shoal, system, "calm", [(at, awake[model]) for at, model in planned], o.calm)
-            every = {"exponent": o.exponent, "every": o.every, "burst": o.burst}
-            self.traffic(shoal, system, "traffic", arrivals(o.models, o.seconds, o.rate, **every, seed=9), o.seconds)
+            planned = arrivals(o.models, o.seconds, o.rate, exponent=o.exponent, **bursts, seed=9)
+            self.traffic(shoal, system, "traffic", planned, o.seconds)
             shoal.stop()
 
     def settings(self, system: str, python: Path | None) -> dict[str, Any]:
