@@ -1,4 +1,4 @@
-"""`shoal memory`: a real broker process, engines that lease from it, and people who look and steer."""
+"""`shoal memory`: people who look and steer, at a real broker process with engines that lease from it."""
 
 from __future__ import annotations
 
@@ -8,74 +8,16 @@ import re
 import select
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from shoal.memory.client import Lease, Rank
-from shoal.memory.tools import BrokerError, BrokerTool
 from tests.cli.conftest import Run
+from tests.cli.memory_parts import GPU, KEY, MIB, SHOAL, Brokers, Engines, answers, until
 
-MIB = 2**20
-GPU = 1024 * MIB
-KEY = "GPU-11111111-2222-3333-4444-555555555555"
-SHOAL = [sys.executable, "-m", "shoal.cli"]
 ROOT = Path(__file__).parent.parent.parent
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
-
-
-def answers(path: Path) -> bool:
-    try:
-        BrokerTool(path).close()
-    except BrokerError:
-        return False
-    return True
-
-
-@pytest.fixture
-def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A socket that SHOAL_MEMORY_SOCKET names. Not in tmp_path: its name can be too long for one."""
-    with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
-        monkeypatch.setenv("SHOAL_MEMORY_SOCKET", f"{folder}/m.sock")
-        yield Path(folder, "m.sock")
-
-
-class Brokers:
-    """Broker processes that do not outlive the test."""
-
-    def __init__(self) -> None:
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(self, *args: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen([*SHOAL, "memory", "broker", *args], stderr=subprocess.PIPE, text=True)
-        self.started.append(process)
-        return process
-
-    def end(self, process: subprocess.Popen[str]) -> tuple[int, str]:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
-        return process.returncode, errors
-
-
-@pytest.fixture
-def brokers() -> Iterator[Brokers]:
-    brokers = Brokers()
-    yield brokers
-    for process in brokers.started:
-        if process.returncode is None:
-            process.kill()
-            process.communicate()
 
 
 @pytest.fixture
@@ -83,25 +25,6 @@ def broker(path: Path, brokers: Brokers) -> Brokers:
     brokers.start("--headroom", "0", "--limit", f"{KEY}=75%")
     until(lambda: answers(path))
     return brokers
-
-
-class Engines:
-    """Leases that are closed when the test ends."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.leases: list[Lease] = []
-
-    def start(self, name: str, need: int = 0, *, device: str = KEY, want: int = 0, **terms: int) -> Lease:
-        lease = Lease(self._path, Rank(name, device, GPU, **terms))
-        self.leases.append(lease)
-        lease.wait_connected(60)
-        lease.ask(need, want)
-        assert lease.wait_lease(min(max(need, want), terms.get("ceiling", GPU)), 60)
-        lease.report(used=need, cached=(0, max(0, lease.lease - need)), backed=lease.lease)
-        lease.ask(need, want)
-        assert lease.wait_answered(60)  # and so the report was read
-        return lease
 
 
 @pytest.fixture
@@ -357,82 +280,6 @@ def test_top_on_a_terminal_follows_the_books_and_outlives_the_broker(engines: En
             top.kill()
         top.communicate()
         os.close(controller)
-
-
-def test_the_broker_refuses_a_live_socket_and_replaces_a_stale_one(path: Path, brokers: Brokers) -> None:
-    first = brokers.start()
-    until(lambda: answers(path))
-    second = brokers.start()
-    _, errors = second.communicate(timeout=60)
-    assert (second.returncode, "a memory broker already runs" in " ".join(errors.split())) == (1, True)
-    assert path.stat().st_mode & 0o777 == 0o600
-    first.kill()
-    first.communicate()
-    assert path.exists()
-    third = brokers.start()
-    until(lambda: answers(path))
-    assert brokers.end(third)[0] == 0
-    assert not path.exists()
-
-
-@pytest.mark.parametrize(
-    ("args", "code", "words"),
-    [
-        (["--limit", "5GiB"], 2, "write it as DEVICE=SIZE"),
-        (["--limit", "=5GiB"], 2, "write it as DEVICE=SIZE"),
-        (["--limit", "host=lots"], 2, "is not a size"),
-        (["--limit", "cuda:99=5GiB"], 4, "no device cuda:99"),
-        (["--headroom", "100%"], 2, "would leave nothing"),
-        (["--headroom", "-1"], 2, "is not a size"),
-        (["--socket", "/proc/nowhere/m.sock"], 1, "nowhere"),
-        (["--socket", "/tmp/" + "x" * 120], 1, "longer than the 107 bytes"),
-    ],
-)
-def test_the_broker_refuses_what_it_cannot_do(run: Run, path: Path, args: list[str], code: int, words: str) -> None:
-    result = run("memory", "broker", *args)
-    assert result.exit_code == code, result.output
-    assert words in " ".join(re.sub(r"[│\n]", " ", result.stderr).split())
-
-
-def test_limits_and_headroom_in_parts_hold_for_the_size_that_an_engine_says(path: Path, brokers: Brokers) -> None:
-    brokers.start("--limit", f"{KEY}=75%", "--limit", "moon=100MiB", "--headroom", "10%")
-    engines = Engines(path)
-    try:
-        engines.start("a")
-        engines.start("b", device="sun")
-        engines.start("c", device="moon")
-        with BrokerTool(path) as tool:
-            books = tool.list()
-    finally:
-        for lease in engines.leases:
-            lease.close()
-    assert (books[KEY].device.limit, books[KEY].device.budget) == (768 * MIB, 768 * MIB)
-    assert (books["sun"].device.limit, books["sun"].device.budget) == (None, GPU - int(GPU * 0.1))
-    assert books["moon"].device.budget == 100 * MIB
-
-
-def test_the_usual_places_of_a_broker(monkeypatch: pytest.MonkeyPatch, run: Run, path: Path, brokers: Brokers) -> None:
-    from shoal.cli import memory_common
-
-    monkeypatch.delenv("SHOAL_MEMORY_SOCKET")
-    folder = path.parent
-    monkeypatch.setattr(memory_common, "user_folder", lambda: folder)
-    assert memory_common.find_socket(None) == folder / "memory.sock"
-    sockets = [folder / name / "memory.sock" for name in ("one", "two")]
-    for socket in sockets:
-        brokers.start("--socket", str(socket))
-        until(lambda: answers(socket))  # noqa: B023
-    result = run("memory", "ls", "--json")
-    assert result.exit_code == 1
-    assert json.loads(result.stderr)["error"]["code"] == "ambiguous"
-    brokers.started[0].kill()
-    brokers.started[0].communicate()
-    assert memory_common.find_socket(None) == sockets[1]  # one is dead; that of a `shoal serve` is left
-    assert run("memory", "ls").exit_code == 0
-    brokers.start("--socket", str(folder / "memory.sock"))
-    until(lambda: answers(folder / "memory.sock"))
-    assert memory_common.find_socket(None) == folder / "memory.sock"
-    assert memory_common.find_socket(sockets[0]) == sockets[0]
 
 
 def test_every_command_and_option_is_documented() -> None:
