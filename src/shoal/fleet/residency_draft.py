@@ -8,6 +8,7 @@ from math import inf
 
 from shoal.fleet.residency import Action, Kind, Plan, Refusal, Resident, Rules, Snapshot
 from shoal.fleet.residency_books import Books
+from shoal.fleet.residency_pace import at_once, pace
 from shoal.fleet.residency_sites import Sites
 from shoal.units import format_seconds
 
@@ -30,14 +31,12 @@ class Draft:
 
     def _limited(self) -> dict[str, float]:
         """Devices on which so many gave way lately that nobody else may, and until when."""
-        window, limited = self.rules.switch_window, {}
+        limited = {}
         for device in self.snapshot.devices:
             if device.gave_way:
-                # By the very sum that is looked at again: a difference may round to another side of now.
-                lately = sorted(until for at in device.gave_way if (until := at + window) > self.now)
-                self._switches[device.id] = len(lately)
-                if len(lately) >= self.rules.switches:
-                    limited[device.id] = lately[-self.rules.switches]
+                self._switches[device.id], until = pace(device.gave_way, self.rules, self.now)
+                if until > self.now:
+                    limited[device.id] = until
         return limited
 
     def plan(self) -> Plan:
@@ -57,7 +56,8 @@ class Draft:
         self.sites.goes(one)
         if to:
             self._switches.update(one.on)
-            full = [device for device in one.on if self._switches[device] >= self.rules.switches]
+            most = min(self.rules.switches, at_once(self.rules))
+            full = [device for device in one.on if self._switches[device] >= most]
             self.sites.limit(full)
         self.books.leaves(one, kind)
         self.changed(one.on)
