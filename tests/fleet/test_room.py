@@ -55,3 +55,17 @@ def test_a_reading_that_began_before_somebody_came_does_not_show_it(late: bool) 
     free = 80 if late else 60
     world.tell(facts.DevicesRead((gpu(0, free * GIB),), {}, world.effects.clock - (2 if late else 0.5)))
     assert room(world, "cuda:0") == 60
+
+
+def test_what_one_keeps_that_fell_asleep_before_a_reading_showed_it_counts() -> None:
+    world = World(gpu(0))
+    id = begun(world, ("cuda",))
+    world.healthy(id)
+    world.sleep(force=True)
+    world.tell(facts.Weighed(id, 20 * GIB, 0, "text: x"))
+    world.tell(facts.Asleep(id, 18 * GIB, 0))
+    assert world.get(id).state is S.SLEEPING
+    assert room(world, "cuda:0") == 78
+    world.effects.clock += 1
+    world.tell(facts.DevicesRead((gpu(0, 78 * GIB),), {}))
+    assert room(world, "cuda:0") == 78
