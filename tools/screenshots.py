@@ -38,7 +38,7 @@ def furnish(shoal: Shoal) -> None:
     shoal.add("bge-m3", "--device-memory", "2GiB", "--enable-sleep-mode", "--task", "embed", elastic="off", **second)
     shoal.add("mistral-small", "--device-memory", "14GiB", "--memory", "400MiB", "--enable-sleep-mode", **second)
     shoal.add("phi-4", "--device-memory", "9GiB", "--start-seconds", "400", **third)
-    shoal.add("deepseek-r1-70b", "--fail", "oom", **third)
+    shoal.add("deepseek-r1-70b", "--fail", "oom", "--device-memory", "100MiB", **third)
     shoal.add("whisper-large-v3", "--task", "transcription")
     shoal.add("qwen2.5-coder-32b", "--device-memory", "61GiB", sleep_after="30m")
     for name in ("qwen3-8b", "llama-3.1-8b", "gemma-3-12b", "bge-m3", "mistral-small"):

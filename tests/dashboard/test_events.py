@@ -235,7 +235,7 @@ def served() -> Iterator[Shoal]:
     """With more events than the list shows at once, and one failure among them."""
     with a_shoal(simulated_devices=["8GiB"]) as shoal:
         shoal.start()
-        shoal.add("broken", "--fail", "oom")
+        shoal.add("broken", "--fail", "oom", "--device-memory", "100MiB")
         shoal.add("whole")
         with shoal.client as client:
             client.load("broken")

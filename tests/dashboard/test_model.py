@@ -32,7 +32,7 @@ def served() -> Iterator[Shoal]:
         shoal.start()
         shoal.add("qwen3-8b", "--simulated-block-bytes", "4MiB", "--device-memory", "2GiB", "--enable-sleep-mode",
                   floor="512MiB", ceiling="3GiB", **FIRST)  # fmt: skip
-        shoal.add("broken", "--fail", "oom", **FIRST)
+        shoal.add("broken", "--fail", "oom", "--device-memory", "100MiB", **FIRST)
         shoal.add(ODD, "--task", "transcription")
         shoal.load("qwen3-8b")
         with shoal.client as client:

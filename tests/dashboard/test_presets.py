@@ -165,9 +165,10 @@ def test_a_plan_is_shown_before_it_is_applied_and_followed_live(served: Shoal, p
 
 
 def test_what_fails_and_what_cannot_be_had_are_told_with_their_reasons(served: Shoal, page: Page) -> None:
+    fails = ["--fail", "oom", "--device-memory", "100MiB"]
     text = {
         "shoal_preset": 1, "name": "broken", "models": [
-            {"spec": {"name": "third", "source": "x", "engine": "simulated", "args": ["--fail", "oom"], **ON}},
+            {"spec": {"name": "third", "source": "x", "engine": "simulated", "args": fails, **ON}},
             {"spec": {"name": "nowhere", "source": "x", "engine": "simulated", "devices": ["simulated:7"]}},
         ],
     }  # fmt: skip

@@ -32,7 +32,7 @@ def served() -> Iterator[Shoal]:
                   floor="512MiB", ceiling="3GiB", **FIRST)  # fmt: skip
         shoal.add("gemma-3-4b", "--device-memory", "1GiB", "--enable-sleep-mode", **FIRST)
         shoal.add("whisper", "--device-memory", "700MiB", "--enable-sleep-mode", **SECOND)
-        shoal.add("too-large", "--fail", "oom", **SECOND)
+        shoal.add("too-large", "--fail", "oom", "--device-memory", "100MiB", **SECOND)
         shoal.add("slow", "--start-seconds", "3000", **SECOND)
         shoal.add("mistral-7b", pin=True)
         for name in ("qwen3-8b", "gemma-3-4b", "whisper"):

@@ -62,26 +62,43 @@ def test_alone_on_its_device_it_fails_at_once() -> None:
     assert failure.code == OUT_OF_MEMORY
 
 
+def test_one_that_had_far_more_than_it_needs_sends_nobody_away() -> None:
+    world = Fleet(80)
+    a = world.come("a", 40)
+    world.after(100)
+    b = begun(world, "b", 20)
+    runs_out(world, b)
+    assert (world.get(b).state, world.get(a).state) == (S.FAILED, S.READY)
+
+
+def test_where_it_had_all_that_there_is_it_fails_with_its_own_words() -> None:
+    world = Fleet(80)
+    begun(world, "a", None)  # nothing is known of what it takes
+    world.healthy(world.only("a").id)
+    b = begun(world, "b", None)
+    runs_out(world, b)
+    assert (world.get(b).state, world.get(b).reason) == (S.FAILED, "vLLM ran out of memory.")
+
+
 def test_it_is_not_tried_for_ever() -> None:
     world = Fleet(200)
-    for name in "acde":
-        world.come(name, 40)
+    names = [f"a{number}" for number in range(20)]
+    for name in names:
+        world.come(name, 8)
     world.after(100)
-    b = begun(world, "b", 19)
+    b = begun(world, "b", 38)
     for _ in range(STARTS_WITH_MORE):
         runs_out(world, b)
-        for name in "acde":
+        for name in names:
             if world.only(name).retires:
-                world.falls_asleep(world.only(name).id, 40)
+                world.falls_asleep(world.only(name).id, 8)
         assert world.get(b).state is S.STARTING, world.get(b).reason
         world.spawned(b)
-    runs_out(world, b)
-    assert world.get(b).state in (S.FAILED, S.QUEUED)
-    for _ in range(6):
-        if world.get(b).state is S.QUEUED:
-            world.after(20)
+    for _ in range(6):  # by now it counts as one that crashed
+        runs_out(world, b)
+        world.after(20)
+        if world.get(b).state is S.STARTING:
             world.spawned(b)
-            runs_out(world, b)
     assert world.get(b).state is S.FAILED
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 from shoal.errors import ShoalError
 from shoal.fleet.lifecycle import WITH_PROCESS
@@ -137,13 +138,20 @@ class Room:
         return True
 
     def ran_out(self, instance: Instance) -> bool:
-        """It ran out of memory at its start: from now on it asks for more than it had. False if that is of no use, as
-        nobody else is on its devices who could give way."""
-        given = self._given.get(instance.id)
-        others = (i for i in self._fleet.instances.values() if i.id != instance.id and i.state in WITH_PROCESS)
-        if given is None or not any(set(other.devices) & set(instance.devices) for other in others):
+        """It ran out of memory at its start: from now on it asks for more than it had. False if that is of no use: it
+        had far more than it is known to need, nobody else is on its devices who could give way, or they are no larger.
+        """
+        given, needs = self._given.get(instance.id, inf), self._fleet.needs.get(instance.id)
+        least = given + MORE
+        if needs is not None and given > needs + max(2 * MORE, needs // 4):
             return False
-        self._least[instance.id] = given + MORE
+        others = (i for i in self._fleet.instances.values() if i.id != instance.id and i.state in WITH_PROCESS)
+        on = [device for device in self._fleet.devices if device.id in instance.devices]
+        if any(device.memory_total < least for device in on) or not any(
+            set(other.devices) & set(instance.devices) for other in others
+        ):
+            return False
+        self._least[instance.id] = int(least)
         return True
 
     @property
