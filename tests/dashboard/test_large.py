@@ -129,6 +129,8 @@ def test_all_is_drawn_and_only_what_changes_is_drawn_again(staged: Staged, page:
     expect(page.locator(".model")).to_have_count(100)
     expect(page.locator(".device")).to_have_count(8)
     expect(page.locator(".model[aria-label=model-099] .badge")).to_have_attribute("data-state", "ready")
+    # What relays have told comes after the first frame.
+    expect(page.locator(".model[aria-label=model-098]")).not_to_contain_text("running, waiting –")
     observe(page)
     for pin in (True, False):
         staged.pin("model-042", pin)
