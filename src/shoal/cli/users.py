@@ -53,8 +53,7 @@ def set_(
     if keep_password and role is None:
         raise typer.BadParameter("say what to change: --role, or leave out --keep-password")
     check_user_name(name)
-    if role is not None:
-        check_role(role)
+    wanted = None if role is None else check_role(role)
     password = None if keep_password else check_password(_from_stdin() if password_stdin else _asked(name))
 
     def ask(client: Client) -> dict[str, Any]:
@@ -63,7 +62,6 @@ def set_(
     async def store(settings: Settings, paths: Paths) -> dict[str, Any]:
         from shoal.sign_in import set_stored_user
 
-        wanted = None if role is None else check_role(role)
         user, _ = await set_stored_user(settings, paths, name, wanted, password)
         times = {"created_at": user.created_at, "changed_at": user.changed_at}
         return {"name": user.name, "role": user.role, **times, "sessions": 0}

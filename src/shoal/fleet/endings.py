@@ -56,12 +56,8 @@ def ending(
 def needs_more_room(instance: Instance, failure: Failure) -> bool:
     """Whether a start ended for want of memory and is worth another one with more of it: what a model needs is an
     estimate before its first load, and at a start engines take more for moments than they hold afterwards."""
-    return (
-        instance.state is S.STARTING
-        and failure.code == OUT_OF_MEMORY
-        and instance.ready_at is None
-        and instance.restarts < STARTS_WITH_MORE
-    )
+    starts = instance.state is S.STARTING
+    return starts and failure.code == OUT_OF_MEMORY and instance.restarts < STARTS_WITH_MORE
 
 
 def with_more_room(instance: Instance, failure: Failure) -> Ending:

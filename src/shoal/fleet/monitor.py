@@ -116,15 +116,16 @@ class Monitor:
         tracker.progress(time.monotonic())  # its clock starts now
         return tracker
 
-    def _weights(self, line: str) -> int | None:
+    def _weights(self, line: str) -> int:
+        """Bytes of weights on a device that a line of the log tells of, or 0."""
         found = self._engine.weights_line.search(line[:LONGEST_LINE])
-        return None if found is None else int(float(found["gib"]) * 2**30)
+        return 0 if found is None else int(float(found["gib"]) * 2**30)
 
     async def _until_ready(self, instance: Instance, probe: Probe, earlier: Sequence[Mapping[str, float]]) -> bool:
         tracker = self._tracker(earlier)
         follower = Follower(self._log)
         shown: Progress | None = None
-        weights: int | None = None
+        weights = 0
         pause = FIRST_LOOK
         limit = instance.spec.start_timeout if instance.spec is not None else float("inf")
         deadline = time.monotonic() + limit
@@ -135,13 +136,13 @@ class Monitor:
                         break
                     for line in lines:
                         if line == BEGIN:  # what came before was an earlier start
-                            tracker, weights = self._tracker(earlier), None
+                            tracker, weights = self._tracker(earlier), 0
                         tracker.feed(line, time.monotonic())
-                        weights = max(self._weights(line) or 0, weights or 0) or None
+                        weights = max(weights, self._weights(line))
                     await asyncio.sleep(0)  # a flood of lines must not hold up everyone else
                 if await probe.get("/health") is not None:
                     phases = tracker.phases(time.monotonic())
-                    self._tell(facts.Healthy(instance.id, self._engine_pid(), phases, weights))
+                    self._tell(facts.Healthy(instance.id, self._engine_pid(), phases, weights or None))
                     return True
                 now = time.monotonic()
                 if now > deadline:

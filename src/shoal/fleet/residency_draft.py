@@ -56,8 +56,7 @@ class Draft:
         self.sites.goes(one)
         if to:
             self._switches.update(one.on)
-            most = min(self.rules.switches, at_once(self.rules))
-            full = [device for device in one.on if self._switches[device] >= most]
+            full = [device for device in one.on if self._switches[device] >= at_once(self.rules)]
             self.sites.limit(full)
         self.books.leaves(one, kind)
         self.changed(one.on)

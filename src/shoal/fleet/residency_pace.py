@@ -23,7 +23,7 @@ def pace(gave_way: Collection[float], rules: Rules, now: float) -> tuple[int, fl
     if len(lately) >= rules.switches:
         return len(lately), lately[-rules.switches]
     most = at_once(rules)
-    if len(lately) < most or most >= rules.switches:
+    if len(lately) < most or most == rules.switches:
         return len(lately), -inf
     apart = rules.switch_window / (rules.switches - most)
     return len(lately), lately[-1] - rules.switch_window + apart
@@ -31,4 +31,4 @@ def pace(gave_way: Collection[float], rules: Rules, now: float) -> tuple[int, fl
 
 def at_once(rules: Rules) -> int:
     """How many may give way one right after the other."""
-    return max(FREE, rules.switches // 5)
+    return min(rules.switches, max(FREE, rules.switches // 5))

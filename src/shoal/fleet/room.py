@@ -28,10 +28,6 @@ MORE = 512 * 2**20
 allocations takes, such as the activations of vLLM's longest batch."""
 
 
-_HAS = (S.READY, S.DRAINING, S.STOPPING, S.SLEEPING, S.WAKING)
-"""States of those who have got what they need; asleep, all but what their sleep gave back."""
-
-
 @dataclass(frozen=True, slots=True)
 class Wants:
     """What a queued instance asks for: `needs` bytes on each of any `width` of the devices `usable`."""
@@ -255,6 +251,18 @@ class Room:
         """Whether it came after the last reading began, whatever became of it since."""
         return self._came.get(instance.id, -1.0) >= self._read_at
 
+    def _outstanding(self, instance: Instance) -> int:
+        """Bytes of each of its devices that it will still take, or has taken since they were read."""
+        needs, share = self._fleet.needs.get(instance.id) or 0, instance.wake_share
+        if instance.state in (S.QUEUED, S.STARTING):
+            return needs
+        if instance.state is S.WAKING:
+            return max(needs, share) if self._unread(instance) else share
+        if instance.state.ended or not self._unread(instance):
+            return 0
+        asleep = instance.state is S.SLEEPING or (instance.state is S.STOPPING and instance.rest.level is not None)
+        return max(0, needs - share) if asleep else needs
+
     def _promised(self) -> Mapping[str, int]:
         """Bytes by device that placed instances will still take, or have taken since the devices were read."""
         kinds = {device.id: device.kind for device in self._fleet.devices}
@@ -262,14 +270,7 @@ class Room:
         ready = {instance.id for instance in self._fleet.instances.values() if instance.state is S.READY}
         promised = {device.id: self._fleet.ledger.owed_to_floors(device, ready) for device in self._fleet.devices}
         for instance in self._fleet.instances.values():
-            new = instance.state in _HAS and self._unread(instance)
-            if not new and instance.state not in (S.QUEUED, S.STARTING, S.WAKING):
-                continue
-            rest = self._fleet.needs.get(instance.id) or 0
-            if instance.state is S.WAKING:
-                rest = max(rest, instance.wake_share) if new else instance.wake_share
-            elif instance.state is S.SLEEPING or (instance.state is S.STOPPING and instance.rest.level is not None):
-                rest -= instance.wake_share  # what it keeps
+            rest = self._outstanding(instance)
             shown = instance.state in (S.STARTING, S.WAKING) and instance.changed_at < self._read_at
             for device in instance.devices:
                 kind = kinds.get(device)

@@ -26,8 +26,6 @@ from shoal.fleet.state import Failure, Instance
 PATIENCE = 5.0
 """Seconds in which memory has to come back once the engine says that it sleeps."""
 LOOK = 0.05
-ANSWER = 5.0
-"""Seconds in which workers have to say what they hold."""
 LOOKS = 20
 """How often an engine is asked whether it sleeps before it counts as silent."""
 PAUSE = 0.25
@@ -245,7 +243,7 @@ class Sleeper:
     async def _footprint(self, instance: Instance, probe: Probe, way: Way | None = None) -> Footprint | None:
         text = await probe.get("/metrics")
         metrics = self._engines[instance.engine].read_metrics(text) if text is not None else None
-        ask = partial(probe.ask, *ASK_WORKERS, limit=ANSWER)
+        ask = partial(probe.ask, *ASK_WORKERS)
         return await self._footprints.read(instance, metrics, ask, falling=self._falling, way=way)
 
 

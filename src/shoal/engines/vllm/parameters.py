@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shoal.engines.vllm.shapes import read_attention, read_widths
+from shoal.engines.vllm.shapes import HYBRIDS, read_attention, read_widths
 
 _ELSEWHERE = (
     "num_experts", "n_routed_experts", "num_local_experts", "moe_intermediate_size", "kv_lora_rank",
-    "vision_config", "audio_config", "layers_block_type", "hybrid_override_pattern", "ssm_state_size", "block_configs",
+    "vision_config", "audio_config", *HYBRIDS,
 )  # fmt: skip
 """Parts whose size is not that of a dense decoder's layers, in each family in its own way."""
 

@@ -28,7 +28,7 @@ KV_BYTES = {
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 STATES = ("linear_attention", "mamba", "conv", "recurrent")
 """Kinds of layers that keep a state instead of tokens."""
-_HYBRIDS = ("layers_block_type", "hybrid_override_pattern", "ssm_state_size", "block_configs")
+HYBRIDS = ("layers_block_type", "hybrid_override_pattern", "ssm_state_size", "block_configs")
 """Configurations of layers of many kinds, each family in its own way; nothing is concluded from them."""
 _PATTERNS = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6, "cohere2": 4}
 """Families whose configurations may leave out that every so-manieth layer alone attends to everything."""
@@ -140,9 +140,7 @@ def _kinds(config: Mapping[str, Any], layers: int) -> tuple[list[int | None] | N
             return None, ""
         found = [reach[kind] for kind in types[:layers]]
         return found, _left_out(found)
-    if any(
-        key in config for key in ("layers_block_type", "hybrid_override_pattern", "ssm_state_size", "block_configs")
-    ):
+    if any(key in config for key in HYBRIDS):
         return None, ""
     every = _whole(config, "full_attention_interval", "layers")
     if every is not None:  # the others are linear
