@@ -15,13 +15,12 @@ from typing import Any
 import httpx2
 import psutil
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from tests.system.harness import a_shoal, until  # noqa: E402
+from tests.system.harness import a_shoal, until
 
-from shoal.bench.results import Check, write  # noqa: E402
-from shoal.errors import ShoalError  # noqa: E402
+from shoal.bench.results import Check, write
+from shoal.errors import ShoalError
 
 MIB = 2**20
 

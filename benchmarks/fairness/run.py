@@ -18,20 +18,19 @@ from typing import Any
 
 import msgspec
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from tests.system.harness import Shoal, a_shoal, until  # noqa: E402
+from tests.system.harness import Shoal, a_shoal, until
 
-from shoal.bench import load, rig, synthetic  # noqa: E402
-from shoal.bench.clock import say  # noqa: E402
-from shoal.bench.flood import Flood  # noqa: E402
-from shoal.bench.load import Due, Served  # noqa: E402
-from shoal.bench.neighbours import Neighbours  # noqa: E402
-from shoal.bench.processes import Processes, Running, end_in_order  # noqa: E402
-from shoal.bench.results import Check, show, write  # noqa: E402
-from shoal.bench.stats import percentile, rounded, summary  # noqa: E402
-from shoal.engines.readings import read_vllm_metrics  # noqa: E402
+from shoal.bench import load, rig, synthetic
+from shoal.bench.clock import say
+from shoal.bench.flood import Flood
+from shoal.bench.load import Due, Served
+from shoal.bench.neighbours import Neighbours
+from shoal.bench.processes import Processes, Running, end_in_order
+from shoal.bench.results import Check, show, write
+from shoal.bench.stats import percentile, rounded, summary
+from shoal.engines.readings import read_vllm_metrics
 
 FOLDER = Path(__file__).parent
 MODEL = "m"

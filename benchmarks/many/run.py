@@ -13,19 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.system.harness import Shoal, a_shoal, until  # noqa: E402
+from tests.system.harness import Shoal, a_shoal, until
 
-from shoal.bench import clock, command  # noqa: E402
-from shoal.bench import rig as rigs  # noqa: E402
-from shoal.bench.clock import say  # noqa: E402
-from shoal.bench.load import Due, body, client, drive, prompt  # noqa: E402
-from shoal.bench.popularity import arrivals, described, many_checks  # noqa: E402
-from shoal.bench.processes import Processes  # noqa: E402
-from shoal.bench.results import write  # noqa: E402
-from shoal.bench.serving import interpreter, model_settings  # noqa: E402
+from shoal.bench import clock, command
+from shoal.bench import rig as rigs
+from shoal.bench.clock import say
+from shoal.bench.load import Due, body, client, drive, prompt
+from shoal.bench.popularity import arrivals, described, many_checks
+from shoal.bench.processes import Processes
+from shoal.bench.results import write
+from shoal.bench.serving import interpreter, model_settings
 
 GIB = 2**30
 FOLDER = Path(__file__).resolve().parent

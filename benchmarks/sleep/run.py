@@ -14,24 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.system.harness import a_shoal, until  # noqa: E402
+from tests.system.harness import a_shoal, until
 
-from shoal.bench import clock, command  # noqa: E402
-from shoal.bench import rig as rigs  # noqa: E402
-from shoal.bench.broker import connect, members  # noqa: E402
-from shoal.bench.clock import say  # noqa: E402
-from shoal.bench.load import Served, body, client, prompt, send  # noqa: E402
-from shoal.bench.processes import Processes, Running  # noqa: E402
-from shoal.bench.results import write  # noqa: E402
-from shoal.bench.serving import interpreter, model_settings  # noqa: E402
-from shoal.bench.sleeping import Engine, first_token, host_memory, sleep_checks  # noqa: E402
-from shoal.bench.stats import median  # noqa: E402
-from shoal.engines.vllm import slumber  # noqa: E402
-from shoal.memory.elastic import ElasticTerms  # noqa: E402
-from shoal.memory.tools import BrokerTool  # noqa: E402
+from shoal.bench import clock, command
+from shoal.bench import rig as rigs
+from shoal.bench.broker import connect, members
+from shoal.bench.clock import say
+from shoal.bench.load import Served, body, client, prompt, send
+from shoal.bench.processes import Processes, Running
+from shoal.bench.results import write
+from shoal.bench.serving import interpreter, model_settings
+from shoal.bench.sleeping import Engine, first_token, host_memory, sleep_checks
+from shoal.bench.stats import median
+from shoal.engines.vllm import slumber
+from shoal.memory.elastic import ElasticTerms
+from shoal.memory.tools import BrokerTool
 
 GIB, MIB = 2**30, 2**20
 FOLDER = Path(__file__).resolve().parent
