@@ -20,11 +20,12 @@ from tests.system.harness import Shoal, a_shoal, until
 from shoal.bench import clock, command
 from shoal.bench import rig as rigs
 from shoal.bench.clock import say
-from shoal.bench.load import Due, body, client, drive, prompt
+from shoal.bench.load import Due, Served, body, client, drive, prompt
 from shoal.bench.popularity import arrivals, described, many_checks
 from shoal.bench.processes import Processes
 from shoal.bench.results import write
 from shoal.bench.serving import interpreter, model_settings
+from shoal.bench.stats import summary
 
 GIB = 2**30
 FOLDER = Path(__file__).resolve().parent
@@ -87,15 +88,16 @@ class Bench:
                 for number in range(o.models):
                     admin.add_model({"name": f"m{number}", **self.settings(system, python)})
             # The most popular are loaded last, and so are those that are awake.
-            few = o.models if system == "sleep" else o.fit
-            took = [self.load(shoal, f"m{number}") for number in reversed(range(few))]
-            self.add(system, "loads", seconds=took)
+            names = [f"m{number}" for number in reversed(range(o.models if system == "sleep" else o.fit))]
+            took = [self.load(shoal, names[at : at + o.loading]) for at in range(0, len(names), o.loading)]
+            self.add(system, "loads", at_once=o.loading, seconds=took)
             bursts = {"every": o.every, "burst": o.burst}
-            if system == "sleep":
+            if system == o.systems[0]:
                 awake = [n for n in range(o.models) if shoal.model(f"m{n}")["state"] == "ready"]
                 time.sleep(o.rest)
                 planned = arrivals(len(awake), o.calm, o.rate, exponent=o.exponent, **bursts, seed=5)
                 self.traffic(shoal, system, "calm", [(at, awake[model]) for at, model in planned], o.calm)
+                self.volleys(shoal, system, awake)
             planned = arrivals(o.models, o.seconds, o.rate, exponent=o.exponent, **bursts, seed=9)
             self.traffic(shoal, system, "traffic", planned, o.seconds)
             shoal.stop()
@@ -111,36 +113,57 @@ class Bench:
         args = ["--max-num-seqs", "64", *(["--enforce-eager"] if self.options.eager else [])]
         return model_settings(self.rig, python, f"cuda:{self.options.gpu}", args, context_length=4096, **sleep)
 
-    def load(self, shoal: Shoal, name: str) -> float:
-        """Load a model and wait until it serves; the seconds. Raises RuntimeError if it fails."""
+    def load(self, shoal: Shoal, names: Sequence[str]) -> float:
+        """Load models side by side and wait until they serve; the seconds. Raises RuntimeError if one fails."""
         began = time.monotonic()
         with shoal.client as admin:
-            admin.load(name)
-        until(lambda: shoal.model(name)["state"] in ("ready", "failed"), name, max(60.0, self.left()))
-        if (model := shoal.model(name))["state"] == "failed":
-            raise RuntimeError(f"{name} failed: {model['instances'][-1]['reason']}")
+            for name in names:
+                admin.load(name)
+
+        def over() -> bool:
+            return all(shoal.model(name)["state"] in ("ready", "failed") for name in names)
+
+        until(over, " and ".join(names), max(60.0, self.left()))
+        for name in names:
+            if (model := shoal.model(name))["state"] == "failed":
+                raise RuntimeError(f"{name} failed: {model['instances'][-1]['reason']}")
         return round(time.monotonic() - began, 2)
 
     def traffic(
         self, shoal: Shoal, system: str, what: str, planned: Sequence[tuple[float, int]], seconds: float
     ) -> None:
         """Send requests when they are due, wait for the last, and add the row."""
-        rng = random.Random(3)
-        vocabulary = 1000 if self.rig is None else self.rig.vocabulary
-        due = [Due(at, model, body(prompt(rng, 256, vocabulary), TOKENS, model=f"m{model}")) for at, model in planned]
-        patience = max(5.0, min(self.options.patience, self.left() - seconds - 5))
         before = self.counts(shoal)
-
-        async def run() -> list[Any]:
-            async with client() as session:
-                urls = [shoal.url] * self.options.models
-                return await drive(session, urls, due, time.monotonic() + 0.5, patience)
-
-        served = asyncio.run(run())
+        served = self.send(shoal, planned, seconds)
         moved = {kind: count - before.get(kind, 0) for kind, count in self.counts(shoal).items()}
         errors = sorted({one.error for one in served if one.error})[:5]
         models = {number: sum(model == number for _, model in planned) for number in range(self.options.models)}
         self.add(system, what, **described(served, TOKENS), moved=moved, errors=errors, requests_of=models)
+
+    def volleys(self, shoal: Shoal, system: str, awake: Sequence[int]) -> None:
+        """Requests that come at once to a model that is awake: what those meet that were held together for one."""
+        o = self.options
+        every, sizes = 2.5, [max(1, part) for part in (o.burst // 4, o.burst, 2 * o.burst)]
+        turns = [size for _ in range(o.volleys) for size in sizes]
+        planned = [(every * n, awake[n % len(awake)]) for n, size in enumerate(turns) for _ in range(size)]
+        served = self.send(shoal, planned, every * len(turns))
+        of = [size for size in turns for _ in range(size)]
+        rows = {size: [one for one, its in zip(served, of, strict=True) if its == size] for size in sizes}
+        self.add(system, "volleys", sizes={str(size): summary(some, TOKENS) for size, some in rows.items()})
+
+    def send(self, shoal: Shoal, planned: Sequence[tuple[float, int]], seconds: float) -> list[Served]:
+        """Send requests to models when they are due; what became of them, in this order."""
+        rng = random.Random(3)
+        vocabulary = 1000 if self.rig is None else self.rig.vocabulary
+        due = [Due(at, model, body(prompt(rng, 256, vocabulary), TOKENS, model=f"m{model}")) for at, model in planned]
+        patience = max(5.0, min(self.options.patience, self.left() - seconds - 5))
+
+        async def run() -> list[Served]:
+            async with client() as session:
+                urls = [shoal.url] * self.options.models
+                return await drive(session, urls, due, time.monotonic() + 0.5, patience)
+
+        return asyncio.run(run())
 
     def counts(self, shoal: Shoal) -> dict[str, int]:
         """How often instances came to each state, as the history has it."""
@@ -157,12 +180,14 @@ def options() -> argparse.Namespace:
     parser.add_argument("--fit", type=int, default=4, help="how many of them the device holds awake")
     parser.add_argument("--card-gib", type=float, default=80.0, help="GiB of the card that a ballast leaves; 0 for all")
     parser.add_argument("--host-memory", default="85%", help="of the host's memory for weights of models that sleep")
+    parser.add_argument("--loading", type=int, default=2, help="models that are loaded side by side")
     parser.add_argument("--min-awake", type=float, default=2.0, help="seconds that a model that came stays at least")
     parser.add_argument("--rate", type=float, default=6.0, help="requests a second to all models together")
     parser.add_argument("--exponent", type=float, default=1.2, help="of their popularity (Zipf)")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two bursts")
     parser.add_argument("--burst", type=int, default=16, help="requests of a burst, to one model, within a second")
     parser.add_argument("--calm", type=float, default=30.0, help="seconds of requests to models that are awake alone")
+    parser.add_argument("--volleys", type=int, default=3, help="how often each number of requests is sent at once")
     parser.add_argument("--seconds", type=float, default=90.0, help="seconds of traffic to all")
     parser.add_argument("--patience", type=float, default=240.0, help="seconds for the last requests to end")
     parser.add_argument("--rest", type=float, default=5.0, help="seconds of rest before the first request")
@@ -180,7 +205,7 @@ def main() -> int:
     rig = command.gpu_unless_quick(found)
     if found.quick:
         found.seconds, found.calm, found.rest, found.every, found.burst, found.rate = 10.0, 4.0, 1.0, 4.0, 4, 4.0
-        found.patience = 60.0
+        found.patience, found.volleys = 60.0, 1
     return command.carry_out(Bench(found, rig), many_checks, rig)
 
 

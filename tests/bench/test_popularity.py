@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.bench.load import Served
-from shoal.bench.popularity import arrivals, described, many_checks, zipf
+from shoal.bench.popularity import arrivals, at_once, described, many_checks, together, zipf
 
 
 def test_popularity_falls_with_rank() -> None:
@@ -57,12 +57,33 @@ def test_requests_are_told_apart_by_whether_they_were_held() -> None:
     assert found["all"]["failed"] == 1
     assert found["held_until_awake"] == {"p50": 400.0, "p99": 400.0}
     assert found["held_beyond"]["p50"] == pytest.approx(50.0)
+    assert found["held_together"] == {"p50": 2.0, "p99": 2.0}, "50 ms apart"
     assert described([], 4)["held_beyond"] == {}
+
+
+def test_who_was_held_for_one_model_came_to_it_together() -> None:
+    def held(model: int, due: float, woken: float) -> Served:
+        return Served(model, due, woken=woken)
+
+    found = together([held(0, 1.0, 3.0), held(0, 2.0, 2.01), held(1, 2.0, 2.0), held(0, 9.0, 1.0), held(0, 3.95, 0.1)])
+    assert sorted(found) == [1, 1, 3, 3, 3]
+    assert together([]) == []
+
+
+def test_the_wait_of_many_at_once_lies_between_those_measured() -> None:
+    sizes: dict[str, dict[str, Any]] = {"4": {"ttft_p99": 20.0}, "16": {"ttft_p99": 80.0}, "32": {"failed": 32}}
+    assert [at_once(sizes, count) for count in (1, 4, 10, 16, 40)] == [20, 20, 50, 80, 80]
+    with pytest.raises(ValueError, match="no volley"):
+        at_once({"4": {"failed": 4}}, 4)
 
 
 def row(what: str, **more: Any) -> dict[str, Any]:
     like = {"ttft_p50": 20.0, "ttft_p99": 40.0, "failed": 0}
-    return {"system": "sleep", "what": what, "all": like, "awake": like, "held_beyond": {"p50": 20, "p99": 40}, **more}
+    held = {"held_beyond": {"p50": 20, "p99": 40}, "held_together": {"p50": 2, "p99": 6}}
+    return {"system": "sleep", "what": what, "all": like, "awake": like, **held, **more}
+
+
+VOLLEYS = {"system": "sleep", "what": "volleys", "sizes": {"4": {"ttft_p99": 20.0}, "8": {"ttft_p99": 60.0}}}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +97,9 @@ def row(what: str, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_promises_hold_or_do_not(more: dict[str, Any], broken: str | None) -> None:
-    checks = many_checks([row("calm"), row("traffic", **more), row("traffic", system="unload", all={"failed": 9})])
+    checks = many_checks(
+        [row("calm"), VOLLEYS, row("traffic", **more), row("traffic", system="unload", all={"failed": 9})]
+    )
     assert len(checks) == 4
     wrong = [check.name for check in checks if not check.holds]
     assert (len(wrong), broken in wrong[0]) == (1, True) if broken is not None else wrong == []
@@ -85,4 +108,10 @@ def test_promises_hold_or_do_not(more: dict[str, Any], broken: str | None) -> No
 def test_what_is_missing_makes_no_check() -> None:
     assert many_checks([]) == []
     assert len(many_checks([row("traffic")])) == 1
-    assert len(many_checks([row("calm"), row("traffic", awake={}, held_beyond={})])) == 1
+    nobody: dict[str, Any] = {"awake": {}, "held_beyond": {}, "held_together": {}}
+    assert len(many_checks([row("calm"), VOLLEYS, row("traffic", **nobody)])) == 1
+
+
+def test_what_was_measured_with_the_other_system_will_do() -> None:
+    checks = many_checks([row("calm", system="unload"), {**VOLLEYS, "system": "unload"}, row("traffic")])
+    assert len(checks) == 4
