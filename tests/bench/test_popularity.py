@@ -59,6 +59,8 @@ def test_requests_are_told_apart_by_whether_they_were_held() -> None:
     assert found["held_beyond"]["p50"] == pytest.approx(50.0)
     assert found["held_together"] == {"p50": 2.0, "p99": 2.0}, "50 ms apart"
     assert described([], 4)["held_beyond"] == {}
+    unanswered = described([served(0.02), Served(0, 10.0, error="not over")], 4)
+    assert (unanswered["all"]["failed"], unanswered["awake"]["requests"], unanswered["held"]["requests"]) == (1, 1, 0)
 
 
 def test_who_was_held_for_one_model_came_to_it_together() -> None:

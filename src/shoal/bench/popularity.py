@@ -45,7 +45,8 @@ def arrivals(
 
 
 def described(served: Sequence[Served], tokens: int) -> dict[str, Any]:
-    """What requests were like: those to models that were awake, those that were held until theirs was, and all.
+    """What requests were like: those to models that were awake, those that were held until theirs was, and all. Of one
+    that was never answered it is not known which it was: it counts in all alone.
 
     Of those that were held also how long it was until their model served, and from then on to the first token, without
     their time in the queue, in milliseconds; and with how many each came to its model at once, itself counted.
@@ -56,7 +57,7 @@ def described(served: Sequence[Served], tokens: int) -> dict[str, Any]:
     beyond = [1e3 * (one.first - one.due - one.queued - one.woken) for one in good]
     return {
         "all": summary(served, tokens),
-        "awake": summary([one for one in served if one.woken < HELD], tokens),
+        "awake": summary([one for one in served if one.first and one.woken < HELD], tokens),
         "held": summary(held, tokens),
         "held_until_awake": _parts(woken),
         "held_beyond": _parts(beyond),

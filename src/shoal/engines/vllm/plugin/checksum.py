@@ -7,7 +7,9 @@ every device, so that a copy on the host can be compared with its source.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 
 import torch
 
@@ -27,6 +29,28 @@ def marks(data: torch.Tensor, first_row: int = 0) -> torch.Tensor:
     by_row = (rows.sum(1) * _factors(data.device, first_row + len(rows))[first_row:]).sum()
     by_column = (rows.sum(0) * _factors(data.device, ROW)).sum()
     return torch.stack((by_row, by_column))
+
+
+def marks_of_all(places: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`marks` of each of many places of one device, as rows of one tensor (int64, places x 2).
+
+    An engine has more than a hundred, and beginning a kernel takes longer than most of these run: two for each place,
+    and what is left for all at once.
+    """
+    if not places:
+        return torch.zeros((0, 2), dtype=torch.int64)
+    every = [data.view(torch.int64).view(-1, ROW) for data in places]
+    device, ends = places[0].device, list(accumulate(len(rows) for rows in every))
+    by_row = torch.empty(ends[-1], dtype=torch.int64, device=device)
+    by_column = torch.empty((len(every), ROW), dtype=torch.int64, device=device)
+    for index, (rows, end) in enumerate(zip(every, ends, strict=True)):
+        torch.sum(rows, 1, out=by_row[end - len(rows) : end])
+        torch.sum(rows, 0, out=by_column[index])
+    by_row *= torch.cat([_factors(device, len(rows)) for rows in every])
+    # Sums wrap, and so do their differences.
+    until = by_row.cumsum(0)[torch.tensor(ends, device=device) - 1]
+    until[1:] -= until[:-1].clone()
+    return torch.stack((until, (by_column * _factors(device, ROW)).sum(1)), 1)
 
 
 def _factors(device: torch.device, count: int) -> torch.Tensor:

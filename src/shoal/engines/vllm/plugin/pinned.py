@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .checksum import ROW, marks
+from .checksum import ROW, marks, marks_of_all
 from .copies import Buffer, Go, Mark
 
 POPULATED = 64 << 20
@@ -99,8 +99,7 @@ class CudaMover:
 
     def begin_marks(self, allocations: Sequence[tuple[int, int]]) -> torch.Tensor:
         torch.cuda.synchronize(self._device)
-        found = [marks(self._at(pointer, size)) for pointer, size in allocations]
-        return torch.stack(found) if found else torch.zeros((0, 2), dtype=torch.int64)
+        return marks_of_all([self._at(pointer, size) for pointer, size in allocations])
 
     def read_marks(self, begun: torch.Tensor) -> list[Mark]:
         return [(int(a), int(b)) for a, b in begun.tolist()]
