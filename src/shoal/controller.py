@@ -120,7 +120,11 @@ class Controller:
             ),
             self.settings.drain_timeout,
             self.settings.history,
-            Rules(patience=self.settings.patience, min_awake=self.settings.min_awake),
+            Rules(
+                patience=self.settings.patience,
+                min_awake=self.settings.min_awake,
+                switches=self.settings.switches,
+            ),
             Amount.parse(self.settings.host_memory),
         )
         self.manager = Manager(self.effects, limits)

@@ -149,6 +149,7 @@ class Settings(BaseSettings):
         "same.",
     )
     min_awake: Duration = Field(5, ge=0, description="Seconds that a model that came stays, at least.")
+    switches: int = Field(60, ge=1, description="How often models may give way on one device within a minute.")
 
     log_bytes: ByteSize = Field(32 * 2**20, ge=65536, description="Bytes of log kept per instance, in two files.")
     history: int = Field(200, ge=0, description="Ended instances kept, with their logs.")

@@ -29,18 +29,18 @@ def waits(rules: Rules, wanted: list[float]) -> list[float]:
 
 def test_a_few_follow_each_other_at_once_and_a_steady_demand_never_waits_for_long() -> None:
     times = waits(RULES, [0.0] * 100)
-    assert times[: at_once(RULES)] == [0.0] * 6
-    assert [after - before for before, after in pairwise(times[5:])] == pytest.approx([2.5] * 94)
+    assert times[: at_once(RULES)] == [0.0] * 12
+    assert [after - before for before, after in pairwise(times[11:])] == pytest.approx([1.25] * 88)
 
 
 def test_after_a_quiet_time_a_few_may_follow_each_other_again() -> None:
     times = waits(RULES, [*[0.0] * 20, *[100.0] * 20])
-    assert times[20:26] == [100.0] * 6
-    assert times[26] == pytest.approx(102.5)
+    assert times[20:32] == [100.0] * 12
+    assert times[32] == pytest.approx(101.25)
 
 
 def test_a_demand_below_the_bound_does_not_wait() -> None:
-    wanted = [2.5 * number for number in range(100)]
+    wanted = [1.25 * number for number in range(100)]
     assert waits(RULES, wanted) == pytest.approx(wanted)
 
 

@@ -172,7 +172,7 @@ class Rules:
     """So long a model that came stays, at least, before it gives way."""
     payback: float = 2.0
     """And at least so many times what its own return will cost."""
-    switches: int = 30
+    switches: int = 60
     """So often at most models give way on one device in `switch_window` seconds."""
     switch_window: float = 60.0
     horizon: float = 300.0
