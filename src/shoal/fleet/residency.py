@@ -200,8 +200,7 @@ class Rules:
         return resident.running > 0 or resident.waiting > 0 or now < self.times(resident)[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """One step of a plan, with its reason in words.
 
     It may begin when the motions of all in `after` are over, what they forget has come back, and, for `HOST`, once the

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from heapq import heapify, heapreplace
 
 from shoal.fleet.residency import ARRIVING, HOST, Kind, Motion, Residency, Resident, Snapshot
 
-_GPU, _HOST, _SLEEPING = Residency.GPU, Residency.HOST, Motion.SLEEPING
+_GPU, _HOST, _DISK, _SLEEPING = Residency.GPU, Residency.HOST, Residency.DISK, Motion.SLEEPING
 
 
 class Books:
@@ -20,15 +21,20 @@ class Books:
         self.free = {device.id: device.budget for device in snapshot.devices}
         self.free[HOST] = snapshot.host_budget
         self.coming: dict[str, list[tuple[str, int]]] = {}
-        free, host, moving = self.free, 0, []
+        self.resting: list[Resident] = []
+        """Those that are on devices, awake or asleep, and not on their way."""
+        free, host, resting, moving = self.free, 0, self.resting, []
         for one in snapshot.residents:  # `taken` and `host_taken` in one pass: every decision asks them of everybody
             on = one.on
             if not on:
                 continue
-            motion, asleep = one.motion, one.place is _HOST
+            place, motion = one.place, one.motion
+            asleep = place is _HOST
             if motion is not None:
                 moving.append(one)
-            if one.place is _GPU or (motion is not None and motion in ARRIVING):
+            elif place is not _DISK:
+                resting.append(one)
+            if place is _GPU or (motion is not None and motion in ARRIVING):
                 size = one.awake
             else:
                 size = one.asleep if asleep else 0
@@ -101,8 +107,28 @@ def frees(resident: Resident, kind: Kind) -> int:
 
 def most_room(rooms: Mapping[str, int], devices: Sequence[str], need: int, width: int) -> tuple[str, ...]:
     """The `width` of `devices` with the most of `rooms`, then by name; none if one of them has less than `need`."""
-    if width == 1:
-        best = max(map(rooms.__getitem__, devices), default=-1)
-        return (min([device for device in devices if rooms[device] == best]),) if best >= need else ()
-    found = sorted((-room, device) for device in devices if (room := rooms[device]) >= need)
-    return tuple(sorted(device for _, device in found[:width])) if len(found) >= width else ()
+    found = sorted([(-room, device) for device in devices if (room := rooms[device]) >= need])
+    return tuple(sorted([device for _, device in found[:width]])) if len(found) >= width else ()
+
+
+class MostRoom:
+    """The same for one device, of many that hundreds ask for, as long as `rooms` become less and never more.
+
+    Each device is in a heap by the room that it had when it was last looked at, which is as much as it has now or more.
+    """
+
+    def __init__(self, rooms: Mapping[str, int], devices: Iterable[str]) -> None:
+        self._rooms = rooms
+        self._heap = [(-rooms[device], device) for device in devices]
+        heapify(self._heap)
+
+    def find(self, need: int) -> tuple[str, ...]:
+        """The device with the most room, then by name; none if it has less than `need`."""
+        heap, rooms = self._heap, self._rooms
+        while heap and -heap[0][0] >= need:
+            then, device = heap[0]
+            now = -rooms[device]
+            if now == then:
+                return (device,)
+            heapreplace(heap, (now, device))
+        return ()

@@ -10,23 +10,27 @@ from collections.abc import Iterable, Sequence
 from math import inf
 
 from shoal.fleet.residency import Action, Kind, Refusal, Residency, Resident
-from shoal.fleet.residency_books import most_room
+from shoal.fleet.residency_books import MostRoom, most_room
 from shoal.fleet.residency_draft import Draft, ago
 from shoal.fleet.residency_fit import Capacity
 from shoal.fleet.residency_leaving import Leaving
 from shoal.fleet.residency_options import Option
 from shoal.fleet.residency_ways import Way, Ways
-from shoal.units import format_bytes
 
 CLOSINGS = 2
 """So many of the longest overdue claims have devices kept for them at once; the others come after them."""
+FEW = 8
+"""Of so many devices the one with the most room is found by looking at each."""
 _HOST = Residency.HOST
 
 
 class _Spot:
     """Where claims may go that are bound to the same devices, and what was found there."""
 
-    __slots__ = ("bound_at", "devices", "everywhere", "fits", "most", "tails", "vain", "vain_at", "words")
+    __slots__ = (
+        "bound_at", "bound_busy", "devices", "everywhere", "fits", "most", "ordered", "ordered_at", "tails", "vain",
+        "vain_at", "words",
+    )  # fmt: skip
 
     def __init__(self, devices: tuple[str, ...], fits: int, *, everywhere: bool) -> None:
         self.devices, self.everywhere = devices, everywhere
@@ -35,12 +39,16 @@ class _Spot:
         self.words = _words(devices)
         self.tails: dict[int, str] = {}
         """What is said of those that wait for so many bytes."""
-        self.most = self.bound_at = 0
-        """The most bytes that one of `devices` could have, at that change. What follows makes it no more, only less."""
-        self.vain: set[tuple[int, int, int, bool, bool]] = set()
+        self.most, self.bound_at, self.bound_busy = 0, -1, True
+        """The most bytes that one of `devices` could have, at that change, and whether with those in use. What follows
+        makes it no more, only less."""
+        self.vain: set[tuple[bool, int, int, int, bool, bool]] = set()
         """What was sought in vain: until there may be more to be had, if it was sought everywhere; else until
         anything changes, because with less to be had a way may be taken that was not before."""
         self.vain_at = 0
+        self.ordered: tuple[MostRoom, MostRoom] | None = None
+        """Free memory and that to come, by device; until there may be more of it."""
+        self.ordered_at = 0
 
 
 class Claims:
@@ -51,19 +59,19 @@ class Claims:
         self._books, self._sites = draft.books, draft.sites
         self._ways = Ways(draft.books, draft.sites)
         self._capacity = Capacity(draft.snapshot)
-        self._everywhere = tuple(device.id for device in draft.snapshot.devices)
+        self._everywhere = self._capacity.everywhere
         self.closed: set[str] = set()
         """Devices that are kept for claims which have waited too long."""
         self.left = draft.rules.claims_at_once
         """For how many claims others may still give way."""
         self._closings = CLOSINGS
         self._known = frozenset(self._everywhere)
-        self._spots: tuple[dict[tuple[str, ...], _Spot], ...] = {}, {}
+        self._spots: dict[tuple[str, ...], _Spot] = {}
 
     def serve(self, ordered: Iterable[tuple[float, str, Resident]], *, overdue: bool) -> None:
         """Have each model come that can, with others giving way if need be; `overdue`: those in use too. `ordered` has
         since when each waits, and its name."""
-        draft, spots, gone, longest = self._draft, self._spots[overdue], self._sites.gone, inf
+        draft, spots, gone, longest = self._draft, self._spots, self._sites.gone, inf
         waits = draft.waits
         for since, name, one in ordered:
             if self.left <= 0:
@@ -76,15 +84,16 @@ class Claims:
             wanted = one.usable
             if one.place is _HOST:
                 wanted, need = one.on, max(0, awake - one.asleep)
-            spot = spots.get(wanted) or self._spot(wanted, busy=overdue)
+            spot = spots.get(wanted) or self._spot(wanted)
             known = need > spot.most and awake <= spot.fits and one.width == 1 and not (overdue and self._closings)
             if not known and not self._is_to_wait(one, need, wanted or self._everywhere, spot, overdue=overdue):
                 continue
             if since < longest:
                 longest = since
-            if need not in spot.tails:
-                spot.tails[need] = f" waits for {format_bytes(need)} on {spot.words}"
-            waits.append(Refusal(name, name + spot.tails[need]))
+            tail = spot.tails.get(need)
+            if tail is None:
+                tail = spot.tails[need] = f" waits for {draft.size(need)} on {spot.words}"
+            waits.append(Refusal(name, name + tail))
         if not overdue:
             draft.look(longest + draft.rules.patience)
 
@@ -95,6 +104,8 @@ class Claims:
             if why is not None:
                 self._refuse(one, why)
                 return False
+        if spot.bound_busy and not overdue:
+            self._bound(spot, busy=False)
         if need <= spot.most and (way := self._where(one, need, spot, busy=overdue)) is not None:
             self._come(one, need, way)
             return False
@@ -102,23 +113,23 @@ class Claims:
             self._close(one, need, wanted)
         return True
 
-    def _spot(self, wanted: tuple[str, ...], *, busy: bool) -> _Spot:
+    def _spot(self, wanted: tuple[str, ...]) -> _Spot:
         """Where those go that are bound to `wanted`, or to nothing."""
-        closed, devices, everywhere = self.closed, wanted or self._everywhere, self._spots[busy].get(())
-        if closed or not self._known.issuperset(devices):
-            devices = tuple(device for device in devices if device in self._known and device not in closed)
+        known, closed, devices = self._known, self.closed, wanted or self._everywhere
+        if not (closed.isdisjoint(devices) and known.issuperset(devices)):
+            devices = tuple([device for device in devices if device in known and device not in closed])
         fits = self._capacity.free.get(wanted[0], -1) if wanted else self._capacity.largest
-        spot = self._spots[busy][wanted] = _Spot(devices, fits, everywhere=not wanted)
+        spot = self._spots[wanted] = _Spot(devices, fits, everywhere=not wanted)
         if len(wanted) > 1:  # the bound of all devices will do for the moment: most who wait ask for more than that
-            spot.most, spot.bound_at = (everywhere or self._spot((), busy=busy)).most, -1
+            everywhere = self._spots.get(()) or self._spot(())
+            spot.most, spot.bound_busy = everywhere.most, everywhere.bound_busy
         else:
-            self._bound(spot, busy=busy)
+            self._bound(spot, busy=True)
         return spot
 
     def _bound(self, spot: _Spot, *, busy: bool) -> None:
-        could_have = self._sites.could_have
-        spot.most = max([could_have(device, busy=busy) for device in spot.devices], default=-1)
-        spot.bound_at = self._draft.changes
+        spot.most = max(self._sites.could_have(spot.devices, busy=busy), default=-1)
+        spot.bound_at, spot.bound_busy = self._draft.changes, busy
 
     def _where(self, one: Resident, need: int, spot: _Spot, *, busy: bool) -> Way | None:
         """Where it goes now and who gives way, unless the same was looked for in vain."""
@@ -126,43 +137,47 @@ class Claims:
         if spot.vain_at != at:
             spot.vain_at = at
             spot.vain.clear()
-        key = one.width, need, one.asleep, one.place is _HOST, one.pinned
+        key = busy, one.width, need, one.asleep, one.place is _HOST, one.pinned
         if key in spot.vain:
             return None
-        way = self._found(one, need, spot.devices, busy=busy)
+        way = self._found(one, need, spot, busy=busy)
         if way is None:
             spot.vain.add(key)
             if spot.bound_at != self._draft.changes:
                 self._bound(spot, busy=busy)
         return way
 
-    def _found(self, one: Resident, need: int, devices: tuple[str, ...], *, busy: bool) -> Way | None:
+    def _found(self, one: Resident, need: int, spot: _Spot, *, busy: bool) -> Way | None:
         """The best way: free memory first, then what comes free, then others'."""
-        for rooms in (self._books.free, self._books.rooms):
-            if found := most_room(rooms, devices, need, one.width):
-                return Way(found, (), (False, 0, 0.0, 0.0, ()))
-        return self._ways.best(one, need, devices, busy=busy)
+        if found := self._with_room(one.width, need, spot):
+            return Way(found, (), (False, 0, 0.0, 0.0, ()))
+        return self._ways.best(one, need, spot.devices, busy=busy)
+
+    def _with_room(self, width: int, need: int, spot: _Spot) -> tuple[str, ...]:
+        """Where `need` bytes are free, or else will come free."""
+        free, rooms, freed = self._books.free, self._books.rooms, self._draft.freed
+        if width > 1 or len(spot.devices) <= FEW:
+            return most_room(free, spot.devices, need, width) or most_room(rooms, spot.devices, need, width)
+        if spot.ordered is None or spot.ordered_at != freed:
+            spot.ordered = MostRoom(free, spot.devices), MostRoom(rooms, spot.devices)
+            spot.ordered_at = freed
+        return spot.ordered[0].find(need) or spot.ordered[1].find(need)
 
     def _refuse(self, one: Resident, why: str) -> None:
         """It can never be where it is asked to; one that sleeps may be loaded elsewhere."""
         draft = self._draft
         if one.place is _HOST and self._capacity.why_never(one, one.usable or self._everywhere) is None:
             draft.leaves(one, Kind.UNLOAD, f"{one.name} is unloaded and loads elsewhere: {why}", cause="elsewhere")
-            self._forget()  # it may have been pinned: there is more to be had than before
+            self._spots.clear()  # it may have been pinned: there is more to be had than before
         else:
             draft.refusals.append(Refusal(one.name, why))
-
-    def _forget(self) -> None:
-        """What was found of devices does not hold any more."""
-        for spots in self._spots:
-            spots.clear()
 
     def _come(self, one: Resident, need: int, way: Way) -> None:
         draft, place = self._draft, _words(way.devices)
         if way.options:
             self._leaving.spared, before = {option.resident.name for option in way.options}, len(draft.actions)
             for option in way.options:
-                self._give_way(option, f"{one.name} needs {format_bytes(need)} on {place}", one.name)
+                self._give_way(option, f"{one.name} needs {draft.size(need)} on {place}", one.name)
             if any(not action.after for action in draft.actions[before:]):
                 self.left -= 1
         after = self._books.after(need, way.devices)
@@ -198,8 +213,9 @@ class Claims:
             for device in wanted
             if device not in self.closed and self._capacity.free.get(device, -1) >= least
         )
-        self.closed.update(device for _, device in when[: one.width])
-        self._forget()
+        self.closed.update([device for _, device in when[: one.width]])
+        for bound in [bound for bound in self._spots if not bound or not self.closed.isdisjoint(bound)]:
+            del self._spots[bound]
 
 
 def _words(devices: Sequence[str]) -> str:

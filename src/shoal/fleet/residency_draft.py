@@ -10,7 +10,7 @@ from shoal.fleet.residency import Action, Kind, Plan, Refusal, Resident, Rules, 
 from shoal.fleet.residency_books import Books
 from shoal.fleet.residency_pace import at_once, pace
 from shoal.fleet.residency_sites import Sites
-from shoal.units import format_seconds
+from shoal.units import format_bytes, format_seconds
 
 
 class Draft:
@@ -26,6 +26,7 @@ class Draft:
         self.next_look = inf
         self.changes = self.freed = 0
         self._switches: Counter[str] = Counter()
+        self._sizes: dict[int, str] = {}
         self.limited = self._limited()
         self.sites = Sites(snapshot, rules, self.books, self.limited)
 
@@ -48,6 +49,13 @@ class Draft:
         """Look again then, if that is to come."""
         if self.now < at < self.next_look:
             self.next_look = at
+
+    def size(self, size: int) -> str:
+        """Bytes in words. The same few are said of hundreds."""
+        words = self._sizes.get(size)
+        if words is None:
+            words = self._sizes[size] = format_bytes(size)
+        return words
 
     def leaves(
         self, one: Resident, kind: Kind, reason: str, after: tuple[str, ...] = (), *, to: str = "", cause: str = "idle"

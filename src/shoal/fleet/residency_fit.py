@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from shoal.fleet.residency import Motion, Resident, Snapshot
 from shoal.units import format_bytes
+
+_Answers = dict[tuple[int, int], str | None]
+"""By width and bytes: why that can never be had."""
 
 
 class Capacity:
@@ -13,13 +16,15 @@ class Capacity:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.budgets = {device.id: device.budget for device in snapshot.devices}
+        self.everywhere = tuple(self.budgets)
         self.free = dict(self.budgets)
         self._sizes = {device.id: max(device.size, device.budget) for device in snapshot.devices}
         for one in snapshot.residents:
             if one.pinned:
                 self._hold(one)
         self.largest = max(self.free.values(), default=-1)
-        self._answers: dict[tuple[tuple[str, ...], int, int], str | None] = {}
+        self._everywhere: _Answers = {}
+        self._elsewhere: dict[tuple[str, ...], _Answers] = {}
 
     def _hold(self, one: Resident) -> None:
         """Count a pinned model as there for good, as large as it will be when its motion is over."""
@@ -28,20 +33,23 @@ class Capacity:
             if device in self.free:
                 self.free[device] -= size
 
-    def why_never(self, one: Resident, devices: Iterable[str]) -> str | None:
+    def why_never(self, one: Resident, devices: tuple[str, ...]) -> str | None:
         """Why it can never have its memory on `one.width` of `devices` as things are, with the numbers."""
-        devices = tuple(devices)
         if one.pinned:
             why = self._why_never(one, devices)
-        else:  # what is asked of many of one size is worked out once
-            key = devices, one.width, one.awake
-            if key not in self._answers:
-                self._answers[key] = self._why_never(one, devices)
-            why = self._answers[key]
+        else:  # what is asked of many of one size is worked out once; the names of all devices are long to look up
+            everywhere = devices is self.everywhere
+            answers = self._everywhere if everywhere else self._elsewhere.setdefault(devices, {})
+            key = one.width, one.awake
+            if key not in answers:
+                answers[key] = self._why_never(one, devices)
+            why = answers[key]
         return None if why is None else f"{one.name} {why}"
 
     def _why_never(self, one: Resident, devices: tuple[str, ...]) -> str | None:
         mine = one.taken if one.pinned else 0
+        if one.awake > self.largest + mine:
+            return self._why(one, devices)
         fit = 0
         for device in devices:
             if self.free.get(device, -1) + (mine if device in one.on else 0) >= one.awake:
@@ -73,7 +81,6 @@ class Never:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._capacity = Capacity(snapshot)
-        self._everywhere = tuple(self._capacity.budgets)
         self._residents = {one.name: one for one in snapshot.residents}
 
     def why(self, name: str) -> str | None:
@@ -82,8 +89,8 @@ class Never:
         One that sleeps where it cannot wake may still be loaded elsewhere.
         """
         one = self._residents.get(name)
-        return None if one is None else self._capacity.why_never(one, one.usable or self._everywhere)
+        return None if one is None else self._capacity.why_never(one, one.usable or self._capacity.everywhere)
 
-    def why_not_yet(self, one: Resident, devices: Iterable[str]) -> str | None:
+    def why_not_yet(self, one: Resident, devices: tuple[str, ...]) -> str | None:
         """The same of a resident that is not in the snapshot, on `devices`."""
         return self._capacity.why_never(one, devices)

@@ -13,7 +13,6 @@ from math import inf
 
 from shoal.fleet.residency import HOST, Action, Kind, Residency, Resident
 from shoal.fleet.residency_draft import Draft, ago
-from shoal.units import format_bytes
 
 _GPU, _HOST = Residency.GPU, Residency.HOST
 
@@ -67,8 +66,8 @@ class Leaving:
             draft.leaves(one, Kind.SLEEP, reason, (HOST,), to=to)
             return
         if need > 0 and not self._make_host_room(one, need):
-            budget = format_bytes(draft.snapshot.host_budget)
-            why = f"{instead}; the host's {budget} for sleeping models have no room for its {format_bytes(need)}"
+            budget = draft.size(draft.snapshot.host_budget)
+            why = f"{instead}; the host's {budget} for sleeping models have no room for its {draft.size(need)}"
             draft.leaves(one, Kind.UNLOAD, why, to=to)
             return
         after = books.after(need, (HOST,)) if need else ()
@@ -98,7 +97,7 @@ class Leaving:
         if short <= 0:
             return []
         if self._lines is None:
-            held = [r for r in self._draft.snapshot.residents if r.host_taken and r.motion is None and not r.pinned]
+            held = [r for r in self._draft.books.resting if r.host_taken and not r.pinned]
             asleep = (r for r in held if not r.copied and not r.waiting)
             self._lines = _Line(r for r in held if r.copied), _Line(asleep)
         copies, asleep_line = self._lines

@@ -23,7 +23,10 @@ _SLEEP, _UNLOAD, _FLOOR = Kind.SLEEP, Kind.UNLOAD, Kind.FLOOR
 class Site:
     """What is on one device, at rest and not pinned. Of pairs the second counts those in use too."""
 
-    __slots__ = ("asleep", "awake", "by_stay", "may_go", "offered", "offered_busy", "options", "sums", "untouched")
+    __slots__ = (
+        "asleep", "awake", "by_stay", "may_go", "offered", "offered_asleep", "offered_busy", "options", "sums",
+        "untouched",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.awake: list[tuple[Resident, float]] = []
@@ -31,8 +34,10 @@ class Site:
         self.may_go: list[tuple[Resident, bool]] = []
         """Those of them that may now, with whether they are in use."""
         self.asleep: list[Resident] = []
-        self.offered = self.offered_busy = 0
-        """Bytes of those that may give way and are not gone; the second with those in use."""
+        self.offered = self.offered_busy = self.offered_asleep = 0
+        """Bytes of those that may give way and are not gone; with those in use; those asleep of that alone."""
+        self.by_stay: list[tuple[float, int, str]] | None = None
+        """When each that is awake may give way, with its bytes and name, the earliest first."""
         self.forget()
 
     def forget(self) -> None:
@@ -40,7 +45,6 @@ class Site:
         self.untouched = True
         self.options: list[list[Option] | None] = [None, None]
         self.sums: list[tuple[list[int], list[float]] | None] = [None, None]
-        self.by_stay: list[tuple[float, int]] | None = None
 
 
 class Sites:
@@ -56,36 +60,37 @@ class Sites:
         self.next_change = inf
         """When the next of those that may not give way yet may; known once somebody was looked for."""
         self._made: dict[tuple[str, Kind], Option] = {}
-        self._sites = {device.id: Site() for device in snapshot.devices}
-        self._residents: Iterable[Resident] | None = snapshot.residents
+        self._devices = snapshot.devices
+        self._sites: dict[str, Site] = {}
+        """Empty until somebody is looked for: few decisions need any."""
         self._cold: tuple[dict[str, Coldness], dict[str, Coldness]] = {}, {}
         self._ranks: list[dict[str, int] | None] = [None, None]
 
-    def _site(self, device: str) -> Site:
-        """A device with those on it, who are entered when the first of them is asked for: few decisions need any."""
-        if self._residents is not None:
-            residents, self._residents = self._residents, None
-            self._enter(residents)
-        return self._sites[device]
+    def _all(self) -> dict[str, Site]:
+        """The devices, each with those on it."""
+        if not self._sites:
+            self._sites = {device.id: Site() for device in self._devices}
+            self._enter()
+        return self._sites
 
-    def _enter(self, residents: Iterable[Resident]) -> None:
+    def _enter(self) -> None:
         now, times, sites, next_change = self._now, self._rules.times, self._sites, self.next_change
         self._barred |= self.gone
-        barred = self._barred
-        for one in residents:
-            place = one.place
-            if place is _DISK or one.motion is not None or one.pinned:
+        barred, limited = self._barred, self.limited
+        for one in self._books.resting:
+            if one.pinned:
                 continue
-            if self.limited and len(one.on) > 1 and not self.limited.isdisjoint(one.on):
+            if limited and len(one.on) > 1 and not limited.isdisjoint(one.on):
                 barred.add(one.name)
             size = 0
-            if place is _HOST:
+            if one.place is _HOST:
                 used = one.waiting > 0
                 if one.name not in barred:
                     size = one.asleep
                 for device in one.on:
                     if (site := sites.get(device)) is not None:
                         site.asleep.append(one)
+                        site.offered_asleep += size
                         site.offered_busy += size
                         if not used:
                             site.offered += size
@@ -119,7 +124,7 @@ class Sites:
         for device in devices:
             self.limited.add(device)
             site = self._sites.get(device)
-            if site is None or self._residents is not None:
+            if site is None:
                 continue  # those on it are seen to when they are entered
             for one in [*site.asleep, *(one for one, _ in site.awake)]:
                 if len(one.on) > 1 and one.name not in self._barred:
@@ -128,18 +133,20 @@ class Sites:
 
     def _keep(self, one: Resident) -> None:
         """It is not offered any more."""
-        if self._residents is not None or one.name in self._barred:
+        if not self._sites or one.name in self._barred:
             return
         self._barred.add(one.name)
         if one.place is _DISK or one.motion is not None or one.pinned:
             return
-        if one.place is _HOST:
+        asleep = one.place is _HOST
+        if asleep:
             size, used = one.asleep, one.waiting > 0
         else:
             size = one.awake if self._rules.stays(one) <= self._now else 0
             used = self._rules.in_use(one, self._now)
         for device in one.on:
             if (site := self._sites.get(device)) is not None:
+                site.offered_asleep -= size if asleep else 0
                 site.offered_busy -= size
                 if not used:
                     site.offered -= size
@@ -151,53 +158,53 @@ class Sites:
             if site is not None and not site.untouched:
                 site.forget()
             for cold in self._cold:
-                if device in cold:
-                    del cold[device]
+                cold.pop(device, None)
         self._ranks = [None, None]
 
-    def could_have(self, device: str, *, busy: bool) -> int:
-        """The most bytes that could be had on a device, if all gave way that may now; `busy`: those in use too."""
-        room = self._books.rooms[device]
-        if device in self.limited:
-            return room
-        site = self._site(device)
-        return room + (site.offered_busy if busy else site.offered)
+    def could_have(self, devices: Iterable[str], *, busy: bool) -> list[int]:
+        """The most bytes that could be had on each of `devices`, if all gave way that may now; `busy`: those in use
+        too."""
+        sites, rooms, limited, found = self._sites, self._books.rooms, self.limited, []
+        for device in devices:
+            room = rooms[device]
+            if device not in limited:
+                sites = sites or self._all()
+                site = sites[device]
+                room += site.offered_busy if busy else site.offered
+            found.append(room)
+        return found
 
     def ready(self, device: str, need: int) -> float:
         """When enough of those on a device have stayed long enough to give way for `need` bytes."""
-        have = self._books.rooms[device]
-        at = self._now
-        for then, size in self._by_stay(device):
-            if have >= need:
-                break
-            have, at = have + size, max(at, then)
-        return at if have >= need else inf
-
-    def _by_stay(self, device: str) -> list[tuple[float, int]]:
-        """What comes back of a device, with the times from which it may, the earliest first."""
-        site = self._site(device)
+        site, at = self._all()[device], self._now
+        have = self._books.rooms[device] + (0 if device in self.limited else site.offered_asleep)
+        if have >= need:
+            return at
         if site.by_stay is None:
-            site.untouched = False
-            stays = [(stays, one.awake) for one, stays in site.awake if one.name not in self.gone]
-            stays += [(self._now, one.asleep) for one in self.remains(device, busy=True)]
-            site.by_stay = sorted(stays)
-        return site.by_stay
+            site.by_stay = sorted([(stays, one.awake, one.name) for one, stays in site.awake])
+        for then, size, name in site.by_stay:
+            if name not in self.gone:
+                have += size
+                if have >= need:
+                    return max(at, then)
+        return inf
 
     def coldest_first(self, devices: Iterable[str], *, busy: bool) -> list[str]:
         """Devices by the model on them that is missed least, as far as that can be told at a glance."""
         ranks = self._ranks[busy]
         if ranks is None:
             cold = self._cold[busy]
-            for device in self._sites:
+            sites = self._all()
+            for device in sites:
                 if device not in cold:
                     cold[device] = self._coldest(device, busy=busy)
-            order = sorted(self._sites, key=cold.__getitem__)
+            order = sorted(sites, key=cold.__getitem__)
             ranks = self._ranks[busy] = {device: rank for rank, device in enumerate(order)}
         return sorted(devices, key=ranks.__getitem__)
 
     def _coldest(self, device: str, *, busy: bool) -> Coldness:
         best: Coldness = (True, inf, inf, device)
-        for one, used in self._site(device).may_go:
+        for one, used in self._all()[device].may_go:
             if (busy or not used) and one.name not in self._barred:
                 best = min(best, (used, one.priority, one.last_use, device))
         return best
@@ -229,7 +236,7 @@ class Sites:
         """Who is awake on a device and may give way now, those that are missed least first."""
         if device in self.limited:
             return []
-        site = self._site(device)
+        site = self._all()[device]
         options = site.options[busy]
         if options is None:
             site.untouched = False
@@ -248,14 +255,14 @@ class Sites:
             return []
         return [
             one
-            for one in self._site(device).asleep
+            for one in self._all()[device].asleep
             if one.asleep and (busy or not one.waiting) and one.name not in self._barred
         ]
 
     def sleep_would_do(self, device: str, need: int) -> bool:
         """Whether sleep will be enough once all that are awake there may go: sooner than a load that is caused now."""
         kinds = (_UNLOAD, _SLEEP)
-        awake = (frees(one, kinds[one.sleep_level > 0]) for one, _ in self._site(device).awake)
+        awake = (frees(one, kinds[one.sleep_level > 0]) for one, _ in self._all()[device].awake)
         return self._books.rooms[device] + sum(awake) >= need
 
     def option(self, one: Resident, kind: Kind) -> Option:

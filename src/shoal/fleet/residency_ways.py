@@ -47,10 +47,10 @@ class Ways:
         if len(devices) == width:
             # What it takes asleep counts there, and it does not give way to itself.
             mine = resident.asleep if busy and resident.place is _HOST and not resident.pinned else 0
-            if any(could_have(device, busy=busy) - mine < need for device in devices):
+            if min(could_have(devices, busy=busy)) - mine < need:
                 return None
             return self._joint(resident, need, tuple(devices), busy=busy)
-        able = [device for device in devices if could_have(device, busy=busy) >= need]
+        able = [device for device, size in zip(devices, could_have(devices, busy=busy), strict=True) if size >= need]
         if len(able) < width:
             return None
         most = max(GUESSED_AT, 2 * width)
