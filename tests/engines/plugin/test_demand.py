@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.engines.vllm.plugin.demand import READY_BUSY, READY_IDLE, Decision, View, Workload, decide, target
+from shoal.engines.vllm.plugin.demand import (
+    LEASE_STEP,
+    READY_BUSY,
+    READY_IDLE,
+    Decision,
+    View,
+    Workload,
+    decide,
+    enough_of,
+    target,
+)
 
 MIB = 2**20
 BLOCKS = [4096, 12288, 368640, 2 * MIB, 2 * MIB + 4096, 40 * MIB]
@@ -191,3 +201,17 @@ def test_it_settles_under_any_limit_and_stays(view: View, limits: list[int]) -> 
         # Two thirds of the goal are ready, unless there is no lease or no block for more.
         roomless = settled.lease - settled.backed < settled.block
         assert settled.fresh * 3 >= goal * 2 or roomless or settled.parked == 0
+
+
+@settings(deadline=None)
+@given(views())
+def test_a_busy_engine_wants_in_steps_and_never_less_than_it_needs(view: View) -> None:
+    found, idle = decide(view), decide(replace(view, work=Workload()))
+    assert found.need <= found.want
+    assert view.work.idle or found.want % LEASE_STEP == 0
+    goal = target(Workload(), view.rate, view.block, view.most)
+    assert idle.want == idle.need + (max(0, view.free - view.fresh) + goal) * view.block, "to the byte without requests"
+
+
+def test_enough_is_two_thirds() -> None:
+    assert [enough_of(goal) for goal in (0, 1, 2, 3, 64, 100)] == [0, 1, 2, 2, 43, 67]

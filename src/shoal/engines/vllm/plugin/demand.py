@@ -13,6 +13,9 @@ AHEAD = 0.15
 LEASE_AHEAD = 0.5
 """Seconds of growth for which a lease is asked ahead."""
 
+LEASE_STEP = 64 << 20
+"""A lease that grows with requests grows by so much at once: not a word with the broker for each block."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -88,6 +91,11 @@ def target(work: Workload, rate: float, block: int, most: int) -> int:
     return ready + min(most, max(int(rate * AHEAD), min(work.waiting + work.prefilling, 2 * work.step)))
 
 
+def enough_of(goal: int) -> int:
+    """Blocks with which a busy engine that should have `goal` ready leaves it at that: until a third is missing."""
+    return -(-2 * goal // 3)
+
+
 def decide(view: View) -> Decision:
     """What to do in `view`. Never asks to park a block in use, nor to back more than the lease allows."""
     work = view.work
@@ -96,6 +104,8 @@ def decide(view: View) -> Decision:
     upcoming = 0 if work.idle else work.waiting + work.prefilling + work.growth
     need = (view.used + upcoming) * view.block + view.overhead
     want = need + (cached + goal) * view.block
+    if not work.idle:
+        want = -(-want // LEASE_STEP) * LEASE_STEP
     room = view.lease - view.backed
     least = (1 + work.alone) * view.block + view.overhead if work.alone else 0
     if view.excess > 0 or room < 0:
@@ -105,8 +115,8 @@ def decide(view: View) -> Decision:
         shrink = min(view.free, -(-left // view.block))
         return Decision(shrink=shrink, cached=True, drop=drop, need=need, want=want, least=least)
     if view.fresh < goal:
-        # In one go up to the goal, once a third of it is missing, and not block by block.
-        due = view.fresh * 3 < goal * 2 or work.idle
+        # In one go up to the goal, and not block by block.
+        due = view.fresh < enough_of(goal) or work.idle
         grow = min(goal - view.fresh, room // view.block, view.parked) if due else 0
         return Decision(grow=max(0, grow), need=need, want=want, least=least)
     shrink = min(view.spare, max(0, view.fresh - goal))

@@ -11,6 +11,10 @@ from shoal.memory.elastic import ElasticTerms
 
 CONNECT_TIMEOUT = 30.0
 
+ASK_EVERY = 0.2
+"""Seconds between two asks of an engine that has all that it wants. Each is a message, an answer and two turns of a
+thread beside the engine's own."""
+
 
 class Leases:
     """A lease for each of `ranks` while open; `changed` is called when one has news, from any thread."""
@@ -21,6 +25,7 @@ class Leases:
         self._leases: list[Lease] = []
         self.changed: Callable[[], object] = lambda: None
         self._asked: tuple[int, int, int] | None = None
+        self._asked_at = float("-inf")
         self._known = False
 
     @property
@@ -64,15 +69,27 @@ class Leases:
             self._known = returning
             raise
 
-    def ask(self, need: int, want: int, least: int = 0) -> None:
+    def ask(self, need: int, want: int, least: int = 0) -> bool:
         """What requests need, and what could be used besides, in bytes on every rank.
 
-        `least` while nothing runs: what the first request needs to run at all.
+        `least` while nothing runs: what the first request needs to run at all. False: it does not press, and is to be
+        asked again a little later.
         """
-        if (need, want, least) != self._asked:
-            self._asked = (need, want, least)
-            for lease in self._leases:
-                lease.ask(need, want, least)
+        if (need, want, least) == self._asked:
+            return True
+        now = time.monotonic()
+        if (
+            self._asked is not None
+            and least == self._asked[2]
+            and max(need, want) <= self.lease
+            and not self.excess
+            and now - self._asked_at < ASK_EVERY
+        ):
+            return False
+        self._asked, self._asked_at = (need, want, least), now
+        for lease in self._leases:
+            lease.ask(need, want, least)
+        return True
 
     @property
     def pending(self) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from shoal.memory.pages import PageMap
 
+from .attention import Attention
 from .demand import View, Workload, decide, target
 from .leases import Leases
 from .messages import ChannelError
@@ -40,7 +41,7 @@ GATHER_BYTES = 256 << 20
 PARK_BYTES = 512 << 20
 """How much leaves vLLM's pool under one hold of the lock."""
 
-BUSY, IDLE = 0.05, 0.5
+BUSY, IDLE = 0.1, 0.5
 """Seconds between two looks at an engine that has requests, and at one that has none."""
 
 WINDOW_BUSY, WINDOW_IDLE = 10.0, 1.0
@@ -76,12 +77,13 @@ class Pager:
         self._leaving: deque[tuple[int, list[int]]] = deque()
         self._leaving_blocks = 0
         self._scheduled = self._processed = 0
-        self._goal = self._unseen = 0
+        self._attention = Attention()
         self._consumed = Pace()
         self._spare = Window()
         self._full_until = 0.0
         self._report = Report(pool, leases, self._block)
         self._asleep = self._idle = True
+        self._owes_word = False
         self._closed = False
         self._failure: BaseException | None = None
         self._sleepers = 0
@@ -125,10 +127,12 @@ class Pager:
         if blocks > 0:
             self._consumed.count += blocks
             self.statistics.stepped()
-            self._unseen += blocks
-            # Looking costs the interpreter's time, which vLLM's thread may need: not for every block.
-            if 6 * self._unseen >= self._goal:
-                self._poked.set()
+            self.expect(blocks)
+
+    def expect(self, blocks: int) -> None:
+        """So many blocks were taken, or will be by a request that has just come."""
+        if self._attention.needed(blocks, self.pool.fresh):
+            self._poked.set()
 
     def processed(self) -> None:
         """The oldest step that was under way has left the device."""
@@ -253,7 +257,7 @@ class Pager:
                     if not self._asleep:
                         while self._look():
                             pass
-                self._poked.wait(IDLE if self._idle and not self._leaving else BUSY)
+                self._poked.wait(IDLE if self._idle and not (self._leaving or self._owes_word) else BUSY)
                 self._poked.clear()
         except BaseException as error:
             if isinstance(error, ChannelError):
@@ -273,7 +277,8 @@ class Pager:
         with self.lock:
             rate = self._consumed.per_second(now)
             most = min(self.ceiling, self.most or self.ceiling)
-            self._goal, self._unseen = (goal := target(work, rate, self._block, most)), 0
+            goal = target(work, rate, self._block, most)
+            self._attention.looked(goal, idle=work.idle)
             fresh = self.pool.fresh(max(256, 2 * goal))
             spare = self._spare.least(fresh - goal, now, WINDOW_IDLE if work.idle else WINDOW_BUSY)
             view = self._view(work, rate, fresh, spare, most)
@@ -283,8 +288,8 @@ class Pager:
             if decision.drop:
                 # Under the lock, as every release: what a step claims meanwhile must not be given back.
                 self._leases.release(decision.drop)
-        self._leases.ask(decision.need, decision.want, decision.least)
-        self._report.say(view, now, self.lock)
+        asked = self._leases.ask(decision.need, decision.want, decision.least)
+        self._owes_word = not (self._report.say(view, now, self.lock) and asked)
         if decision.shrink:
             self._unback_left()
             return decision.shrink > self._most_parked

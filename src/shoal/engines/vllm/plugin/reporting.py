@@ -13,6 +13,9 @@ from .pool import ElasticPool
 AGED_IDLE, AGED_BUSY = 1.0, 4.0
 """Seconds after which ages are read off vLLM's queue again. The walk is cheap when nobody waits for it."""
 
+SAY_EVERY = 0.2
+"""Seconds between two reports that tell of nothing pressing."""
+
 
 class Report:
     """Says what is held, when that has changed."""
@@ -22,11 +25,15 @@ class Report:
         self._leases = leases
         self._block = block
         self._said: tuple[int, ...] = ()
+        self._said_at = float("-inf")
         self._ages = [0] * len(AGES)
         self._aged_at = 0.0
 
-    def say(self, view: View, now: float, lock: AbstractContextManager[object]) -> None:
-        """Report `view` at `now`, in seconds. `lock` is held while the queue is walked."""
+    def say(self, view: View, now: float, lock: AbstractContextManager[object]) -> bool:
+        """Report `view` at `now`, in seconds. `lock` is held while the queue is walked.
+
+        False: there is news that does not press, to be said a little later.
+        """
         work = view.work
         if now - self._aged_at >= (AGED_IDLE if work.idle else AGED_BUSY):
             self._aged_at = now
@@ -37,14 +44,18 @@ class Report:
         short = work.queued if work.waiting > view.free else 0
         held = (view.used * self._block, view.backed, short, *ages)
         if held == self._said:
-            return
-        self._said = held
+            return True
+        waits_as_before = bool(self._said) and short == self._said[2]
+        if waits_as_before and now - self._said_at < SAY_EVERY:
+            return False
+        self._said, self._said_at = held, now
         self._leases.report(
             used=view.used * self._block,
             cached=tuple(count * self._block for count in ages),
             backed=view.backed,
             waiting=short,
         )
+        return True
 
 
 def scaled(ages: list[int], total: int) -> list[int]:

@@ -151,10 +151,10 @@ class ElasticMixin:
         return outputs
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """The pager begins with the prompt's memory at once."""
+        """The pager begins with the prompt's memory at once, if it is much of what is ready."""
         result = super().add_request(request, *args, **kwargs)  # type: ignore[misc]
         if self.pager is not None:
-            self.pager.poke()
+            self.pager.expect(self._blocks(request.num_tokens))
         return result
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
