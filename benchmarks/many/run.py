@@ -88,9 +88,9 @@ class Bench:
                 for number in range(o.models):
                     admin.add_model({"name": f"m{number}", **self.settings(system, python)})
             # The most popular are loaded last, and so are those that are awake.
-            names = [f"m{number}" for number in reversed(range(o.models if system == "sleep" else o.fit))]
-            took = [self.load(shoal, names[at : at + o.loading]) for at in range(0, len(names), o.loading)]
-            self.add(system, "loads", at_once=o.loading, seconds=took)
+            few = o.models if system == "sleep" else o.fit
+            took = [self.load(shoal, f"m{number}") for number in reversed(range(few))]
+            self.add(system, "loads", seconds=took)
             bursts = {"every": o.every, "burst": o.burst}
             if system == o.systems[0]:
                 awake = [n for n in range(o.models) if shoal.model(f"m{n}")["state"] == "ready"]
@@ -113,20 +113,14 @@ class Bench:
         args = ["--max-num-seqs", "64", *(["--enforce-eager"] if self.options.eager else [])]
         return model_settings(self.rig, python, f"cuda:{self.options.gpu}", args, context_length=4096, **sleep)
 
-    def load(self, shoal: Shoal, names: Sequence[str]) -> float:
-        """Load models side by side and wait until they serve; the seconds. Raises RuntimeError if one fails."""
+    def load(self, shoal: Shoal, name: str) -> float:
+        """Load a model and wait until it serves; the seconds. Raises RuntimeError if it fails."""
         began = time.monotonic()
         with shoal.client as admin:
-            for name in names:
-                admin.load(name)
-
-        def over() -> bool:
-            return all(shoal.model(name)["state"] in ("ready", "failed") for name in names)
-
-        until(over, " and ".join(names), max(60.0, self.left()))
-        for name in names:
-            if (model := shoal.model(name))["state"] == "failed":
-                raise RuntimeError(f"{name} failed: {model['instances'][-1]['reason']}")
+            admin.load(name)
+        until(lambda: shoal.model(name)["state"] in ("ready", "failed"), name, max(60.0, self.left()))
+        if (model := shoal.model(name))["state"] == "failed":
+            raise RuntimeError(f"{name} failed: {model['instances'][-1]['reason']}")
         return round(time.monotonic() - began, 2)
 
     def traffic(
@@ -180,7 +174,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--fit", type=int, default=4, help="how many of them the device holds awake")
     parser.add_argument("--card-gib", type=float, default=80.0, help="GiB of the card that a ballast leaves; 0 for all")
     parser.add_argument("--host-memory", default="85%", help="of the host's memory for weights of models that sleep")
-    parser.add_argument("--loading", type=int, default=2, help="models that are loaded side by side")
     parser.add_argument("--min-awake", type=float, default=2.0, help="seconds that a model that came stays at least")
     parser.add_argument("--rate", type=float, default=6.0, help="requests a second to all models together")
     parser.add_argument("--exponent", type=float, default=1.2, help="of their popularity (Zipf)")
