@@ -399,3 +399,21 @@ def test_lease_is_given_back_only_while_no_step_can_claim_it(machine: Machine, m
     until(lambda: neighbour.lease == 95 * BLOCK)
     assert sizes
     assert not unguarded, "a step may have claimed it meanwhile"
+
+
+def test_a_request_that_finds_what_it_needs_wakes_nobody_and_one_that_lacks_a_block_does(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = machine.engine(90).start()
+    engine.work = Workload(running=1)
+    engine.pager.poke()
+    until(lambda: engine.elastic.fresh(100) >= BUSY)
+    woken: list[str] = []
+    with engine.pager.lock:  # the pager can begin to look, and get no further
+        monkeypatch.setattr(engine.pager._poked, "set", lambda: woken.append("woken"))
+        engine.pager.expect(1)
+        assert not woken
+        engine.held += engine.pool.get_new_blocks(engine.elastic.free)
+        engine.pager.expect(1)
+        monkeypatch.undo()
+    assert woken == ["woken"]

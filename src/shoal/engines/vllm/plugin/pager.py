@@ -127,11 +127,12 @@ class Pager:
         if blocks > 0:
             self._consumed.count += blocks
             self.statistics.stepped()
-            self.expect(blocks)
+            if self._attention.needed(blocks, self.pool.fresh):
+                self._poked.set()
 
     def expect(self, blocks: int) -> None:
-        """So many blocks were taken, or will be by a request that has just come."""
-        if self._attention.needed(blocks, self.pool.fresh):
+        """A request came that will take so many blocks."""
+        if self._attention.needed(blocks, self.pool.fresh) or self.pool.fresh(blocks) < blocks:
             self._poked.set()
 
     def processed(self) -> None:
