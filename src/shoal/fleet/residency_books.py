@@ -22,7 +22,9 @@ class Books:
         self.free[HOST] = snapshot.host_budget
         self.coming: dict[str, list[tuple[str, int]]] = {}
         self.resting: list[Resident] = []
-        """Those that are on devices, awake or asleep, and not on their way."""
+        """Those that are on devices, awake or asleep, neither on their way nor pinned."""
+        self.pinned: list[Resident] = []
+        """Those that are pinned, on devices or on their way."""
         free, host, resting, moving = self.free, 0, self.resting, []
         for one in snapshot.residents:  # `taken` and `host_taken` in one pass: every decision asks them of everybody
             on = one.on
@@ -32,7 +34,9 @@ class Books:
             asleep = place is _HOST
             if motion is not None:
                 moving.append(one)
-            elif place is not _DISK:
+            if one.pinned:
+                self.pinned.append(one)
+            elif motion is None and place is not _DISK:
                 resting.append(one)
             if place is _GPU or (motion is not None and motion in ARRIVING):
                 size = one.awake
@@ -57,12 +61,14 @@ class Books:
         names: dict[str, None] = {}
         for account in accounts:
             have = self.free[account]
+            if have >= need:
+                continue
             for name, size in self.coming.get(account, ()):
-                if have >= need:
-                    break
                 have += size
                 names[name] = None
-            if have < need:
+                if have >= need:
+                    break
+            else:
                 return None
         return tuple(names)
 

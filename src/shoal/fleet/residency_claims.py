@@ -22,6 +22,8 @@ CLOSINGS = 2
 FEW = 8
 """Of so many devices the one with the most room is found by looking at each."""
 _HOST = Residency.HOST
+_FREE = (False, 0, 0.0, 0.0, ())  # nothing is better
+_Asked = tuple[bool, int, int, int, bool, bool]
 
 
 class _Spot:
@@ -41,8 +43,8 @@ class _Spot:
         """What is said of those that wait for so many bytes."""
         self.most, self.bound_at, self.bound_busy = 0, -1, True
         """The most bytes that one of `devices` could have, at that change, and whether with those in use. What follows
-        makes it no more, only less."""
-        self.vain: set[tuple[bool, int, int, int, bool, bool]] = set()
+        makes it no more, only less. -1: only that of all devices is known."""
+        self.vain: set[_Asked] = set()
         """What was sought in vain: until there may be more to be had, if it was sought everywhere; else until
         anything changes, because with less to be had a way may be taken that was not before."""
         self.vain_at = 0
@@ -58,7 +60,7 @@ class Claims:
         self._draft, self._leaving = draft, leaving
         self._books, self._sites = draft.books, draft.sites
         self._ways = Ways(draft.books, draft.sites)
-        self._capacity = Capacity(draft.snapshot)
+        self._capacity = Capacity(draft.snapshot, draft.books.pinned)
         self._everywhere = self._capacity.everywhere
         self.closed: set[str] = set()
         """Devices that are kept for claims which have waited too long."""
@@ -83,7 +85,8 @@ class Claims:
             awake = need = one.awake
             wanted = one.usable
             if one.place is _HOST:
-                wanted, need = one.on, max(0, awake - one.asleep)
+                wanted = one.on
+                need = awake - one.asleep if awake > one.asleep else 0
             spot = spots.get(wanted) or self._spot(wanted)
             known = need > spot.most and awake <= spot.fits and one.width == 1 and not (overdue and self._closings)
             if not known and not self._is_to_wait(one, need, wanted or self._everywhere, spot, overdue=overdue):
@@ -104,8 +107,8 @@ class Claims:
             if why is not None:
                 self._refuse(one, why)
                 return False
-        if spot.bound_busy and not overdue:
-            self._bound(spot, busy=False)
+        if need <= spot.most and (spot.bound_at < 0 or (spot.bound_busy and not overdue)):
+            self._bound(spot, busy=overdue)
         if need <= spot.most and (way := self._where(one, need, spot, busy=overdue)) is not None:
             self._come(one, need, way)
             return False
@@ -120,9 +123,8 @@ class Claims:
             devices = tuple([device for device in devices if device in known and device not in closed])
         fits = self._capacity.free.get(wanted[0], -1) if wanted else self._capacity.largest
         spot = self._spots[wanted] = _Spot(devices, fits, everywhere=not wanted)
-        if len(wanted) > 1:  # the bound of all devices will do for the moment: most who wait ask for more than that
-            everywhere = self._spots.get(()) or self._spot(())
-            spot.most, spot.bound_busy = everywhere.most, everywhere.bound_busy
+        if wanted:  # the bound of all devices will do for the moment: most who wait ask for more than that
+            spot.most = (self._spots.get(()) or self._spot(())).most
         else:
             self._bound(spot, busy=True)
         return spot
@@ -137,12 +139,11 @@ class Claims:
         if spot.vain_at != at:
             spot.vain_at = at
             spot.vain.clear()
-        key = busy, one.width, need, one.asleep, one.place is _HOST, one.pinned
-        if key in spot.vain:
+        if spot.vain and _asked(one, need, busy=busy) in spot.vain:
             return None
         way = self._found(one, need, spot, busy=busy)
         if way is None:
-            spot.vain.add(key)
+            spot.vain.add(_asked(one, need, busy=busy))
             if spot.bound_at != self._draft.changes:
                 self._bound(spot, busy=busy)
         return way
@@ -150,7 +151,7 @@ class Claims:
     def _found(self, one: Resident, need: int, spot: _Spot, *, busy: bool) -> Way | None:
         """The best way: free memory first, then what comes free, then others'."""
         if found := self._with_room(one.width, need, spot):
-            return Way(found, (), (False, 0, 0.0, 0.0, ()))
+            return Way(found, (), _FREE)
         return self._ways.best(one, need, spot.devices, busy=busy)
 
     def _with_room(self, width: int, need: int, spot: _Spot) -> tuple[str, ...]:
@@ -216,6 +217,11 @@ class Claims:
         self.closed.update([device for _, device in when[: one.width]])
         for bound in [bound for bound in self._spots if not bound or not self.closed.isdisjoint(bound)]:
             del self._spots[bound]
+
+
+def _asked(one: Resident, need: int, *, busy: bool) -> _Asked:
+    """All that what is found for a claim depends on, besides where it may go."""
+    return busy, one.width, need, one.asleep, one.place is _HOST, one.pinned
 
 
 def _words(devices: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from shoal.fleet.residency import Motion, Resident, Snapshot
 from shoal.units import format_bytes
@@ -14,14 +14,13 @@ _Answers = dict[tuple[int, int], str | None]
 class Capacity:
     """The bytes of each device that are not pinned."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, pinned: Iterable[Resident]) -> None:
         self.budgets = {device.id: device.budget for device in snapshot.devices}
         self.everywhere = tuple(self.budgets)
         self.free = dict(self.budgets)
         self._sizes = {device.id: max(device.size, device.budget) for device in snapshot.devices}
-        for one in snapshot.residents:
-            if one.pinned:
-                self._hold(one)
+        for one in pinned:
+            self._hold(one)
         self.largest = max(self.free.values(), default=-1)
         self._everywhere: _Answers = {}
         self._elsewhere: dict[tuple[str, ...], _Answers] = {}
@@ -80,7 +79,7 @@ class Never:
     """Which residents of a snapshot can never be awake as things are; worked out once for all of them."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self._capacity = Capacity(snapshot)
+        self._capacity = Capacity(snapshot, (one for one in snapshot.residents if one.pinned))
         self._residents = {one.name: one for one in snapshot.residents}
 
     def why(self, name: str) -> str | None:

@@ -97,7 +97,7 @@ class Leaving:
         if short <= 0:
             return []
         if self._lines is None:
-            held = [r for r in self._draft.books.resting if r.host_taken and not r.pinned]
+            held = [r for r in self._draft.books.resting if r.host_taken]
             asleep = (r for r in held if not r.copied and not r.waiting)
             self._lines = _Line(r for r in held if r.copied), _Line(asleep)
         copies, asleep_line = self._lines

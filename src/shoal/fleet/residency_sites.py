@@ -20,31 +20,49 @@ _DISK, _HOST = Residency.DISK, Residency.HOST
 _SLEEP, _UNLOAD, _FLOOR = Kind.SLEEP, Kind.UNLOAD, Kind.FLOOR
 
 
-class Site:
-    """What is on one device, at rest and not pinned. Of pairs the second counts those in use too."""
+class _Found:
+    """What was worked out of a device. Of pairs the second counts those in use too."""
 
-    __slots__ = (
-        "asleep", "awake", "by_stay", "may_go", "offered", "offered_asleep", "offered_busy", "options", "sums",
-        "untouched",
-    )  # fmt: skip
+    __slots__ = ("cold", "options", "sums")
 
     def __init__(self) -> None:
-        self.awake: list[tuple[Resident, float]] = []
-        """With the time from which it may give way."""
-        self.may_go: list[tuple[Resident, bool]] = []
-        """Those of them that may now, with whether they are in use."""
+        self.cold: list[Coldness | None] = [None, None]
+        self.options: list[list[Option] | None] = [None, None]
+        self.sums: list[tuple[list[int], list[float]] | None] = [None, None]
+
+
+class Site:
+    """What is on one device, at rest and not pinned."""
+
+    __slots__ = ("asleep", "found", "idle", "in_use", "offered", "offered_asleep", "offered_busy", "staying")
+
+    def __init__(self) -> None:
+        self.idle: list[Resident] = []
+        """Those awake that may give way now, and are not in use."""
+        self.in_use: list[Resident] = []
+        """Those that may, and are."""
+        self.staying: list[tuple[float, str, Resident]] = []
+        """Those that may not yet, after the time from which they may."""
         self.asleep: list[Resident] = []
         self.offered = self.offered_busy = self.offered_asleep = 0
         """Bytes of those that may give way and are not gone; with those in use; those asleep of that alone."""
-        self.by_stay: list[tuple[float, int, str]] | None = None
-        """When each that is awake may give way, with its bytes and name, the earliest first."""
-        self.forget()
+        self.found: _Found | None = None
+        """None until something is worked out, and again once something changes here."""
 
-    def forget(self) -> None:
-        """What was worked out does not hold any more."""
-        self.untouched = True
-        self.options: list[list[Option] | None] = [None, None]
-        self.sums: list[tuple[list[int], list[float]] | None] = [None, None]
+    @property
+    def awake(self) -> list[Resident]:
+        """All that are awake."""
+        return [*self.idle, *self.in_use, *(one for _, _, one in self.staying)]
+
+    def may_go(self, *, busy: bool) -> list[Resident]:
+        """Those awake that may give way now; `busy`: those in use too."""
+        return [*self.idle, *self.in_use] if busy else self.idle
+
+    def known(self) -> _Found:
+        """What was worked out."""
+        if self.found is None:
+            self.found = _Found()
+        return self.found
 
 
 class Sites:
@@ -63,7 +81,6 @@ class Sites:
         self._devices = snapshot.devices
         self._sites: dict[str, Site] = {}
         """Empty until somebody is looked for: few decisions need any."""
-        self._cold: tuple[dict[str, Coldness], dict[str, Coldness]] = {}, {}
         self._ranks: list[dict[str, int] | None] = [None, None]
 
     def _all(self) -> dict[str, Site]:
@@ -78,8 +95,6 @@ class Sites:
         self._barred |= self.gone
         barred, limited = self._barred, self.limited
         for one in self._books.resting:
-            if one.pinned:
-                continue
             if limited and len(one.on) > 1 and not limited.isdisjoint(one.on):
                 barred.add(one.name)
             size = 0
@@ -106,18 +121,22 @@ class Sites:
                 size = one.awake
             for device in one.on:
                 if (site := sites.get(device)) is not None:
-                    site.awake.append((one, stays))
-                    if may:
-                        site.may_go.append((one, used))
-                        site.offered_busy += size
-                        if not used:
-                            site.offered += size
+                    if not may:
+                        site.staying.append((stays, one.name, one))
+                        continue
+                    site.offered_busy += size
+                    if used:
+                        site.in_use.append(one)
+                    else:
+                        site.idle.append(one)
+                        site.offered += size
         self.next_change = next_change
 
     def goes(self, one: Resident) -> None:
         """Something is done with a model: nothing else is."""
         self.gone.add(one.name)
-        self._keep(one)
+        if self._sites:
+            self._keep(one)
 
     def limit(self, devices: Iterable[str]) -> None:
         """Nobody gives way on `devices` any more, nor a model of theirs elsewhere."""
@@ -126,14 +145,14 @@ class Sites:
             site = self._sites.get(device)
             if site is None:
                 continue  # those on it are seen to when they are entered
-            for one in [*site.asleep, *(one for one, _ in site.awake)]:
+            for one in [*site.asleep, *site.awake]:
                 if len(one.on) > 1 and one.name not in self._barred:
                     self._keep(one)
                     self.changed(one.on)
 
     def _keep(self, one: Resident) -> None:
         """It is not offered any more."""
-        if not self._sites or one.name in self._barred:
+        if one.name in self._barred:
             return
         self._barred.add(one.name)
         if one.place is _DISK or one.motion is not None or one.pinned:
@@ -155,11 +174,8 @@ class Sites:
         """What is on `devices` or promised of them has changed."""
         for device in devices:
             site = self._sites.get(device)
-            if site is not None and not site.untouched:
-                site.forget()
-            for cold in self._cold:
-                cold.pop(device, None)
-        self._ranks = [None, None]
+            if site is not None and site.found is not None:
+                site.found, self._ranks = None, [None, None]
 
     def could_have(self, devices: Iterable[str], *, busy: bool) -> list[int]:
         """The most bytes that could be had on each of `devices`, if all gave way that may now; `busy`: those in use
@@ -176,37 +192,37 @@ class Sites:
 
     def ready(self, device: str, need: int) -> float:
         """When enough of those on a device have stayed long enough to give way for `need` bytes."""
-        site, at = self._all()[device], self._now
+        site, gone = self._all()[device], self.gone
         have = self._books.rooms[device] + (0 if device in self.limited else site.offered_asleep)
+        have += sum([one.awake for one in site.may_go(busy=True) if one.name not in gone])
         if have >= need:
-            return at
-        if site.by_stay is None:
-            site.by_stay = sorted([(stays, one.awake, one.name) for one, stays in site.awake])
-        for then, size, name in site.by_stay:
-            if name not in self.gone:
-                have += size
+            return self._now
+        site.staying.sort()
+        for then, name, one in site.staying:
+            if name not in gone:
+                have += one.awake
                 if have >= need:
-                    return max(at, then)
+                    return then
         return inf
 
     def coldest_first(self, devices: Iterable[str], *, busy: bool) -> list[str]:
         """Devices by the model on them that is missed least, as far as that can be told at a glance."""
         ranks = self._ranks[busy]
         if ranks is None:
-            cold = self._cold[busy]
-            sites = self._all()
-            for device in sites:
-                if device not in cold:
-                    cold[device] = self._coldest(device, busy=busy)
-            order = sorted(sites, key=cold.__getitem__)
-            ranks = self._ranks[busy] = {device: rank for rank, device in enumerate(order)}
+            order = sorted([self._coldest(device, site, busy=busy) for device, site in self._all().items()])
+            ranks = self._ranks[busy] = {device: rank for rank, (_, _, _, device) in enumerate(order)}
         return sorted(devices, key=ranks.__getitem__)
 
-    def _coldest(self, device: str, *, busy: bool) -> Coldness:
-        best: Coldness = (True, inf, inf, device)
-        for one, used in self._all()[device].may_go:
-            if (busy or not used) and one.name not in self._barred:
-                best = min(best, (used, one.priority, one.last_use, device))
+    def _coldest(self, device: str, site: Site, *, busy: bool) -> Coldness:
+        known = site.known().cold
+        best = known[busy]
+        if best is None:
+            best = (True, inf, inf, device)
+            for used, some in ((False, site.idle), (True, site.in_use if busy else ())):
+                for one in some:
+                    if one.name not in self._barred:
+                        best = min(best, (used, one.priority, one.last_use, device))
+            known[busy] = best
         return best
 
     def guess(self, device: str, need: int, *, busy: bool) -> tuple[bool, int, float]:
@@ -223,28 +239,27 @@ class Sites:
 
     def _summed(self, device: str, *, busy: bool) -> tuple[list[int], list[float]]:
         """What the first models in order free together, and their harm."""
-        site = self._sites[device]
-        found = site.sums[busy]
-        if found is None:
-            site.untouched = False
+        known = self._sites[device].known().sums
+        sums = known[busy]
+        if sums is None:
             options = self.listed(device, busy=busy)
-            found = [*accumulate(one.size for one in options)], [*accumulate(one.harm for one in options)]
-            site.sums[busy] = found
-        return found
+            sums = [*accumulate(one.size for one in options)], [*accumulate(one.harm for one in options)]
+            known[busy] = sums
+        return sums
 
     def listed(self, device: str, *, busy: bool) -> list[Option]:
         """Who is awake on a device and may give way now, those that are missed least first."""
         if device in self.limited:
             return []
         site = self._all()[device]
-        options = site.options[busy]
+        known = site.known().options
+        options = known[busy]
         if options is None:
-            site.untouched = False
             kinds = (_UNLOAD, _SLEEP)
-            options = site.options[busy] = sorted(
+            options = known[busy] = sorted(
                 self.option(one, kinds[one.sleep_level > 0])
-                for one, used in site.may_go
-                if (busy or not used) and one.name not in self._barred
+                for one in site.may_go(busy=busy)
+                if one.name not in self._barred
             )
         return options
 
@@ -262,7 +277,7 @@ class Sites:
     def sleep_would_do(self, device: str, need: int) -> bool:
         """Whether sleep will be enough once all that are awake there may go: sooner than a load that is caused now."""
         kinds = (_UNLOAD, _SLEEP)
-        awake = (frees(one, kinds[one.sleep_level > 0]) for one, _ in self._all()[device].awake)
+        awake = (frees(one, kinds[one.sleep_level > 0]) for one in self._all()[device].awake)
         return self._books.rooms[device] + sum(awake) >= need
 
     def option(self, one: Resident, kind: Kind) -> Option:
