@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import heapify, heapreplace
 
@@ -20,7 +21,7 @@ class Books:
     def __init__(self, snapshot: Snapshot) -> None:
         self.free = {device.id: device.budget for device in snapshot.devices}
         self.free[HOST] = snapshot.host_budget
-        self.coming: dict[str, list[tuple[str, int]]] = {}
+        self.coming: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
         self.resting: list[Resident] = []
         """Those that are on devices, awake or asleep, neither on their way nor pinned."""
         self.pinned: list[Resident] = []
@@ -80,10 +81,11 @@ class Books:
 
     def leaves(self, resident: Resident, kind: Kind) -> None:
         """Enter what comes back when `resident` has gone to sleep or is unloaded."""
+        size = frees(resident, kind)
         for device in resident.on:
-            self._comes(device, resident.name, frees(resident, kind))
-        if kind is Kind.UNLOAD and resident.host_taken:
-            self._comes(HOST, resident.name, resident.host_taken)
+            self._comes(device, resident.name, size)
+        if kind is Kind.UNLOAD and (size := resident.host_taken):
+            self._comes(HOST, resident.name, size)
 
     def forgets(self, resident: Resident) -> None:
         """Enter what comes back when the host copy of `resident` is dropped, which takes a moment."""
@@ -98,7 +100,7 @@ class Books:
 
     def _comes(self, account: str, name: str, size: int) -> None:
         if account in self.free:
-            self.coming.setdefault(account, []).append((name, size))
+            self.coming[account].append((name, size))
             self.rooms[account] += size
 
 

@@ -15,14 +15,14 @@ from shoal.fleet.residency_draft import Draft, ago
 from shoal.fleet.residency_fit import Capacity
 from shoal.fleet.residency_leaving import Leaving
 from shoal.fleet.residency_options import Option
-from shoal.fleet.residency_ways import Way, Ways
+from shoal.fleet.residency_ways import Ways
 
 CLOSINGS = 2
 """So many of the longest overdue claims have devices kept for them at once; the others come after them."""
 FEW = 8
 """Of so many devices the one with the most room is found by looking at each."""
 _HOST = Residency.HOST
-_FREE = (False, 0, 0.0, 0.0, ())  # nothing is better
+_Place = tuple[tuple[str, ...], tuple[Option, ...]]
 _Asked = tuple[bool, int, int, int, bool, bool]
 
 
@@ -109,8 +109,8 @@ class Claims:
                 return False
         if need <= spot.most and (spot.bound_at < 0 or (spot.bound_busy and not overdue)):
             self._bound(spot, busy=overdue)
-        if need <= spot.most and (way := self._where(one, need, spot, busy=overdue)) is not None:
-            self._come(one, need, way)
+        if need <= spot.most and (found := self._where(one, need, spot, busy=overdue)) is not None:
+            self._come(one, need, *found)
             return False
         if overdue and self._closings > 0:
             self._close(one, need, wanted)
@@ -133,29 +133,27 @@ class Claims:
         spot.most = max(self._sites.could_have(spot.devices, busy=busy), default=-1)
         spot.bound_at, spot.bound_busy = self._draft.changes, busy
 
-    def _where(self, one: Resident, need: int, spot: _Spot, *, busy: bool) -> Way | None:
-        """Where it goes now and who gives way, unless the same was looked for in vain."""
+    def _where(self, one: Resident, need: int, spot: _Spot, *, busy: bool) -> _Place | None:
+        """Where it goes now and who gives way there, unless the same was looked for in vain: free memory first, then
+        what comes free, then others'."""
         at = self._draft.freed if spot.everywhere else self._draft.changes
         if spot.vain_at != at:
             spot.vain_at = at
             spot.vain.clear()
         if spot.vain and _asked(one, need, busy=busy) in spot.vain:
             return None
-        way = self._found(one, need, spot, busy=busy)
-        if way is None:
-            spot.vain.add(_asked(one, need, busy=busy))
-            if spot.bound_at != self._draft.changes:
-                self._bound(spot, busy=busy)
-        return way
-
-    def _found(self, one: Resident, need: int, spot: _Spot, *, busy: bool) -> Way | None:
-        """The best way: free memory first, then what comes free, then others'."""
-        if found := self._with_room(one.width, need, spot):
-            return Way(found, (), _FREE)
-        return self._ways.best(one, need, spot.devices, busy=busy)
+        if devices := self._with_room(one.width, need, spot):
+            return devices, ()
+        way = self._ways.best(one, need, spot.devices, busy=busy)
+        if way is not None:
+            return way.devices, way.options
+        spot.vain.add(_asked(one, need, busy=busy))
+        if spot.bound_at != self._draft.changes:
+            self._bound(spot, busy=busy)
+        return None
 
     def _with_room(self, width: int, need: int, spot: _Spot) -> tuple[str, ...]:
-        """Where `need` bytes are free, or else will come free."""
+        """Where `need` bytes are free, or else will come free; none if nowhere."""
         free, rooms, freed = self._books.free, self._books.rooms, self._draft.freed
         if width > 1 or len(spot.devices) <= FEW:
             return most_room(free, spot.devices, need, width) or most_room(rooms, spot.devices, need, width)
@@ -173,22 +171,22 @@ class Claims:
         else:
             draft.refusals.append(Refusal(one.name, why))
 
-    def _come(self, one: Resident, need: int, way: Way) -> None:
-        draft, place = self._draft, _words(way.devices)
-        if way.options:
-            self._leaving.spared, before = {option.resident.name for option in way.options}, len(draft.actions)
-            for option in way.options:
+    def _come(self, one: Resident, need: int, devices: tuple[str, ...], options: tuple[Option, ...]) -> None:
+        draft, place = self._draft, _words(devices)
+        if options:
+            self._leaving.spared, before = {option.resident.name for option in options}, len(draft.actions)
+            for option in options:
                 self._give_way(option, f"{one.name} needs {draft.size(need)} on {place}", one.name)
             if any(not action.after for action in draft.actions[before:]):
                 self.left -= 1
-        after = self._books.after(need, way.devices)
+        after = self._books.after(need, devices)
         assert after is not None
-        self._books.take(need, way.devices)
+        self._books.take(need, devices)
         self._sites.goes(one)
-        draft.changed(way.devices, less=not way.options)
+        draft.changed(devices, less=not options)
         kind, verb = (Kind.WAKE, "wakes") if one.place is _HOST else (Kind.LOAD, "loads")
         count = f"{one.waiting} request{'s' if one.waiting != 1 else ''} wait{'s' if one.waiting == 1 else ''}"
-        draft.actions.append(Action(kind, one.name, way.devices, f"{one.name} {verb} on {place}: {count}", after))
+        draft.actions.append(Action(kind, one.name, devices, f"{one.name} {verb} on {place}: {count}", after))
 
     def _give_way(self, option: Option, need: str, to: str) -> None:
         one, draft = option.resident, self._draft
