@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from shoal.fleet.residency import Motion, Resident, Snapshot
 from shoal.units import format_bytes
@@ -22,6 +23,7 @@ class Capacity:
         for one in pinned:
             self._hold(one)
         self.largest = max(self.free.values(), default=-1)
+        self._said: dict[str, str] = {}
         self._everywhere: _Answers = {}
         self._elsewhere: dict[tuple[str, ...], _Answers] = {}
 
@@ -58,21 +60,31 @@ class Capacity:
         return self._why(one, devices)
 
     def _why(self, one: Resident, devices: Sequence[str]) -> str:
-        missing = [device for device in devices if device not in self.budgets]
-        if missing and len(devices) - len(missing) < one.width:
+        known = devices if devices is self.everywhere else [device for device in devices if device in self.budgets]
+        missing = [device for device in devices if device not in self.budgets] if len(known) < len(devices) else []
+        if missing and len(known) < one.width:
             return f"needs {', '.join(missing)}, which this machine does not have"
         if len(devices) < one.width:
             return f"needs {one.width} devices, and this machine has {len(devices)}"
-        known = [device for device in devices if device in self.budgets]
-        best = max(known, key=lambda device: self.free[device])
-        budget, size = self.budgets[best], self._sizes[best]
-        parts = [(size - budget, "are in other use"), (budget - self.free[best], "are pinned")]
-        taken = " and ".join(f"{format_bytes(part)} {how}" for part, how in parts if part)
-        beside = f", of which {taken}" if taken else ""
+        best = self._roomiest if devices is self.everywhere else max(known, key=self.free.__getitem__)
         on = f"each of {one.width} devices" if one.width > 1 else "a device" if len(known) > 1 else best
-        most = f"; {best} has {format_bytes(size)}{beside}"
-        do = "unpin a model, or give it less memory" if one.awake <= budget else "give it less memory or more devices"
-        return f"needs {format_bytes(one.awake)} on {on}{most}; {do}"
+        fits = one.awake <= self.budgets[best]
+        do = "unpin a model, or give it less memory" if fits else "give it less memory or more devices"
+        return f"needs {format_bytes(one.awake)} on {on}; {self._numbers(best)}; {do}"
+
+    @cached_property
+    def _roomiest(self) -> str:
+        """Of all devices the one with the most bytes that are not pinned."""
+        return max(self.everywhere, key=self.free.__getitem__)
+
+    def _numbers(self, device: str) -> str:
+        """How large a device is, and what of that is taken for good."""
+        if device not in self._said:
+            budget, size = self.budgets[device], self._sizes[device]
+            parts = [(size - budget, "are in other use"), (budget - self.free[device], "are pinned")]
+            taken = " and ".join(f"{format_bytes(part)} {how}" for part, how in parts if part)
+            self._said[device] = f"{device} has {format_bytes(size)}" + (f", of which {taken}" if taken else "")
+        return self._said[device]
 
 
 class Never:
