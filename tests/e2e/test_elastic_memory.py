@@ -76,7 +76,11 @@ class Pair:
                 for member in [members[engine.name]]
             )
 
-        until(agree, f"books that say what the workers hold; {self.machine.books()}")
+        try:
+            until(agree, "books that say what the workers hold")
+        except AssertionError as error:
+            held = {engine.name: engine.cache_resident for engine in (self.one, self.other)}
+            raise AssertionError(f"{error}: they hold {held}; {self.machine.books()}") from None
 
 
 def words(tag: object, tokens: int) -> list[int]:

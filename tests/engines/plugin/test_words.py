@@ -12,7 +12,7 @@ import pytest
 from shoal.engines.vllm.plugin.demand import View, Workload
 from shoal.engines.vllm.plugin.leases import ASK_EVERY, Leases
 from shoal.engines.vllm.plugin.pool import ElasticPool
-from shoal.engines.vllm.plugin.reporting import SAY_EVERY, Report
+from shoal.engines.vllm.plugin.reporting import MUCH, SAY_EVERY, Report
 from shoal.memory.client import Rank
 from shoal.memory.elastic import ElasticTerms
 from shoal.memory.pages import Geometry
@@ -92,17 +92,18 @@ class Heard:
 
     def __init__(self) -> None:
         self.said: list[dict[str, Any]] = []
+        self.releases = 0
 
     def report(self, **held: Any) -> None:
         self.said.append(held)
 
 
-def a_view(used: int, *, queued: int = 0, waiting: int = 0) -> View:
+def a_view(used: int, *, queued: int = 0, waiting: int = 0, backed: int = 50) -> View:
     return View(
         block=BLOCK,
         lease=90 * BLOCK,
         excess=0,
-        backed=50 * BLOCK,
+        backed=backed * BLOCK,
         leaving=0,
         used=used,
         free=5,
@@ -124,5 +125,18 @@ def test_reports_that_do_not_press_come_a_few_times_a_second() -> None:
     assert report.say(a_view(11, queued=3, waiting=9), 100.02, lock), "requests wait for memory"
     assert report.say(a_view(11), 100.03, lock), "and do no more"
     assert report.say(a_view(12), 100.03 + SAY_EVERY, lock)
-    assert [said["used"] // BLOCK for said in heard.said] == [10, 11, 11, 12]
-    assert [said["waiting"] for said in heard.said] == [0, 3, 0, 0]
+    assert not report.say(a_view(12, backed=51), 100.04 + SAY_EVERY, lock)
+    assert report.say(a_view(12, backed=50 + MUCH // BLOCK), 100.05 + SAY_EVERY, lock), "others could be blamed for it"
+    assert [said["used"] // BLOCK for said in heard.said] == [10, 11, 11, 12, 12]
+    assert [said["waiting"] for said in heard.said] == [0, 3, 0, 0, 0]
+
+
+def test_what_was_given_back_and_taken_again_meanwhile_is_said_again() -> None:
+    """The broker takes a release off what it knows; to be told the same is news to it."""
+    heard, lock = Heard(), threading.Lock()
+    report = Report(ElasticPool(Pool(100), Geometry.contiguous(100, BLOCK, BLOCK)), heard, BLOCK)  # type: ignore[arg-type]
+    assert report.say(a_view(10), 100.0, lock)
+    heard.releases += 1
+    assert not report.say(a_view(10), 100.01, lock)
+    assert report.say(a_view(10), 100.0 + SAY_EVERY, lock)
+    assert len(heard.said) == 2

@@ -27,6 +27,8 @@ class Leases:
         self._asked: tuple[int, int, int] | None = None
         self._asked_at = float("-inf")
         self._known = False
+        self.releases = 0
+        """How often something was given back. The broker takes it off what it was told is held."""
 
     @property
     def lease(self) -> int:
@@ -100,6 +102,7 @@ class Leases:
         """Every rank has given `size` bytes back."""
         # A release may void what was asked before it, so the same words are said again.
         self._asked = None
+        self.releases += 1
         for lease in self._leases:
             lease.release(size)
 

@@ -16,6 +16,9 @@ AGED_IDLE, AGED_BUSY = 1.0, 4.0
 SAY_EVERY = 0.2
 """Seconds between two reports that tell of nothing pressing."""
 
+MUCH = 128 << 20
+"""Bytes more or less backed that press: the broker takes what it was not told of for other programs' memory."""
+
 
 class Report:
     """Says what is held, when that has changed."""
@@ -42,11 +45,10 @@ class Report:
         ages = scaled(self._ages, max(0, view.free - view.fresh))
         # Those that wait for a place in the batch do not wait for memory.
         short = work.queued if work.waiting > view.free else 0
-        held = (view.used * self._block, view.backed, short, *ages)
+        held = (view.used * self._block, view.backed, short, self._leases.releases, *ages)
         if held == self._said:
             return True
-        waits_as_before = bool(self._said) and short == self._said[2]
-        if waits_as_before and now - self._said_at < SAY_EVERY:
+        if self._said and not self._presses(view.backed, short) and now - self._said_at < SAY_EVERY:
             return False
         self._said, self._said_at = held, now
         self._leases.report(
@@ -56,6 +58,11 @@ class Report:
             waiting=short,
         )
         return True
+
+    def _presses(self, backed: int, short: int) -> bool:
+        """Whether this is to be said at once: memory is short or no more so, or much has come or gone."""
+        _, told, waiting, *_ = self._said
+        return short != waiting or abs(backed - told) >= MUCH
 
 
 def scaled(ages: list[int], total: int) -> list[int]:
