@@ -44,7 +44,7 @@ class _Spot:
         self.most, self.bound_at, self.bound_busy = 0, -1, True
         """The most bytes that one of `devices` could have, at that change, and whether with those in use. What follows
         makes it no more, only less. -1: only that of all devices is known."""
-        self.vain: set[_Asked] = set()
+        self.vain: set[_Asked] | None = None
         """What was sought in vain: until there may be more to be had, if it was sought everywhere; else until
         anything changes, because with less to be had a way may be taken that was not before."""
         self.vain_at = 0
@@ -95,7 +95,7 @@ class Claims:
                 longest = since
             tail = spot.tails.get(need)
             if tail is None:
-                tail = spot.tails[need] = f" waits for {draft.size(need)} on {spot.words}"
+                tail = spot.tails[need] = f" waits for {draft.sizes[need]} on {spot.words}"
             waits.append(Refusal(name, name + tail))
         if not overdue:
             draft.look(longest + draft.rules.patience)
@@ -137,9 +137,8 @@ class Claims:
         """Where it goes now and who gives way there, unless the same was looked for in vain: free memory first, then
         what comes free, then others'."""
         at = self._draft.freed if spot.everywhere else self._draft.changes
-        if spot.vain_at != at:
-            spot.vain_at = at
-            spot.vain.clear()
+        if spot.vain is None or spot.vain_at != at:
+            spot.vain, spot.vain_at = set(), at
         if spot.vain and _asked(one, need, busy=busy) in spot.vain:
             return None
         if devices := self._with_room(one.width, need, spot):
@@ -176,7 +175,7 @@ class Claims:
         if options:
             self._leaving.spared, before = {option.resident.name for option in options}, len(draft.actions)
             for option in options:
-                self._give_way(option, f"{one.name} needs {draft.size(need)} on {place}", one.name)
+                self._give_way(option, f"{one.name} needs {draft.sizes[need]} on {place}", one.name)
             if any(not action.after for action in draft.actions[before:]):
                 self.left -= 1
         after = self._books.after(need, devices)

@@ -13,6 +13,14 @@ from shoal.fleet.residency_sites import Sites
 from shoal.units import format_bytes, format_seconds
 
 
+class _Sizes(dict[int, str]):
+    """Bytes in words. The same few are said of hundreds."""
+
+    def __missing__(self, size: int) -> str:
+        words = self[size] = format_bytes(size)
+        return words
+
+
 class Draft:
     """One decision while it is made. `changes` and `freed` count what was decided, for those who keep answers: every
     change, and those after which there may be more to be had than before."""
@@ -26,7 +34,7 @@ class Draft:
         self.next_look = inf
         self.changes = self.freed = 0
         self._switches: Counter[str] = Counter()
-        self._sizes: dict[int, str] = {}
+        self.sizes = _Sizes()
         self.limited = self._limited()
         self.sites = Sites(snapshot, rules, self.books, self.limited)
 
@@ -49,13 +57,6 @@ class Draft:
         """Look again then, if that is to come."""
         if self.now < at < self.next_look:
             self.next_look = at
-
-    def size(self, size: int) -> str:
-        """Bytes in words. The same few are said of hundreds."""
-        words = self._sizes.get(size)
-        if words is None:
-            words = self._sizes[size] = format_bytes(size)
-        return words
 
     def leaves(
         self, one: Resident, kind: Kind, reason: str, after: tuple[str, ...] = (), *, to: str = "", cause: str = "idle"

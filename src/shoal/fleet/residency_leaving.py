@@ -66,8 +66,8 @@ class Leaving:
             draft.leaves(one, Kind.SLEEP, reason, (HOST,), to=to)
             return
         if need > 0 and not self._make_host_room(one, need):
-            budget = draft.size(draft.snapshot.host_budget)
-            why = f"{instead}; the host's {budget} for sleeping models have no room for its {draft.size(need)}"
+            budget = draft.sizes[draft.snapshot.host_budget]
+            why = f"{instead}; the host's {budget} for sleeping models have no room for its {draft.sizes[need]}"
             draft.leaves(one, Kind.UNLOAD, why, to=to)
             return
         after = books.after(need, (HOST,)) if need else ()
@@ -97,7 +97,7 @@ class Leaving:
         if short <= 0:
             return []
         if self._lines is None:
-            held = [r for r in self._draft.books.resting if r.host_taken]
+            held = [r for r in self._draft.books.resting if r.host and (r.copied or r.place is _HOST)]
             asleep = (r for r in held if not r.copied and not r.waiting)
             self._lines = _Line(r for r in held if r.copied), _Line(asleep)
         copies, asleep_line = self._lines

@@ -135,7 +135,7 @@ class Sites:
     def goes(self, one: Resident) -> None:
         """Something is done with a model: nothing else is."""
         self.gone.add(one.name)
-        if self._sites:
+        if self._sites and one.place is not _DISK:
             self._keep(one)
 
     def limit(self, devices: Iterable[str]) -> None:
@@ -155,7 +155,7 @@ class Sites:
         if one.name in self._barred:
             return
         self._barred.add(one.name)
-        if one.place is _DISK or one.motion is not None or one.pinned:
+        if one.motion is not None or one.pinned:
             return
         asleep = one.place is _HOST
         if asleep:
