@@ -336,3 +336,11 @@ def test_the_same_answer_is_given_to_all_that_wait_for_the_same_until_something_
     found = plan(awake("young", 5, awake_since=NOW), *claims)
     assert done(found) == [("load", "m5")]  # 5 B are free: the oldest of them has those
     assert [wait.reason for wait in found.waits] == [f"m{n} waits for {4 + n % 2} B on d0" for n in (4, 3, 2, 1, 0)]
+
+
+def test_who_waits_for_a_limited_device_is_not_looked_at_again_for_what_changes_elsewhere() -> None:
+    limited = Device("d1", 10, (NOW - 11,) * 3)
+    young = awake("b", on="d0", awake_since=NOW - 4)
+    state = Snapshot(NOW, (Device("d0", 10), limited), (young, awake("c", 9, "d1"), wanted(asleep("a", 6, "d1"))), 100)
+    found = decide(state, dataclasses.replace(RULES, patience=1000.0))
+    assert found.waits[0].name == "a" and found.next_look == NOW + 49

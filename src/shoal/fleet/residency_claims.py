@@ -123,7 +123,7 @@ class Claims:
             devices = tuple([device for device in devices if device in known and device not in closed])
         fits = self._capacity.free.get(wanted[0], -1) if wanted else self._capacity.largest
         spot = self._spots[wanted] = _Spot(devices, fits, everywhere=not wanted)
-        if wanted:  # the bound of all devices will do for the moment: most who wait ask for more than that
+        if len(wanted) > 1:  # the bound of all devices will do for the moment: most who wait ask for more than that
             spot.most = (self._spots.get(()) or self._spot(())).most
         else:
             self._bound(spot, busy=True)
