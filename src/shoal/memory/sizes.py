@@ -42,13 +42,14 @@ def parse_bytes(value: Any) -> int:
 
 def format_bytes(n: float) -> str:
     """``1610612736`` → ``"1.5 GiB"``."""
-    sign = "-" if n < 0 else ""
-    n = abs(n)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n < 1024:
-            return f"{sign}{n:.0f} {unit}" if unit in ("B", "KiB") else f"{sign}{n:.1f} {unit}"
-        n /= 1024
-    return f"{sign}{n:.2f} TiB"
+    size = abs(n)
+    if size >= 2**40:
+        return f"{n / 2**40:.2f} TiB"
+    if size >= 2**30:
+        return f"{n / 2**30:.1f} GiB"
+    if size >= 2**20:
+        return f"{n / 2**20:.1f} MiB"
+    return f"{n / 2**10:.0f} KiB" if size >= 2**10 else f"{n:.0f} B"
 
 
 @dataclass(frozen=True, slots=True)
