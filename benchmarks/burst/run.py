@@ -8,7 +8,6 @@ import contextlib
 import gzip
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -67,20 +66,9 @@ class Bench:
 
     def ballast(self, processes: Processes) -> None:
         """Make the card as large as asked for."""
-        card = int(self.options.card_gib * GIB)
-        running = processes.start(
-            "ballast",
-            [self.rig.python, "-m", "shoal.bench.ballast", str(card)],
-            {"PYTHONPATH": self.rig.path},
-            stdout=subprocess.PIPE,
-        )
-        assert running.process.stdout is not None
-        line = running.process.stdout.readline().split()
-        if not line:
-            time.sleep(0.5)
-            running.check()
+        left, held = rigs.start_ballast(processes, self.rig, int(self.options.card_gib * GIB))
         self.baseline = self.rig.device.used
-        say(f"ballast holds {int(line[1]) / GIB:.1f} GiB and leaves {int(line[0]) / GIB:.2f} GiB")
+        say(f"ballast holds {held / GIB:.1f} GiB and leaves {left / GIB:.2f} GiB")
 
     def run(self) -> None:
         with Processes(self.logs) as outer:
@@ -121,7 +109,7 @@ class Bench:
                 tool.close()
 
     def engine(self, system: str, model: int, processes: Processes, scratch: Path) -> tuple[Running, int]:
-        o, port = self.options, PORT + model
+        o, port = self.options, self.rig.port(PORT) + model
         kv = {"stock": o.kv_gib / o.engines, "shoal": o.kv_gib, "alone": o.alone_kv_gib}[system]
         terms = None
         if system == "shoal":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -58,22 +57,13 @@ class Bench:
     def run(self) -> None:
         with Processes(self.logs) as processes:
             if self.rig is not None and self.options.card_gib > 0:
-                self.ballast(processes, self.rig)
+                left, _ = rigs.start_ballast(processes, self.rig, int(self.options.card_gib * GIB))
+                say(f"ballast leaves {left / GIB:.1f} GiB")
             for system in self.options.systems:
                 if self.left() < self.options.seconds + 60:
                     say(f"{system} is left out: {self.left():.0f} s are left")
                     continue
                 self.system(system)
-
-    def ballast(self, processes: Processes, rig: rigs.Rig) -> None:
-        """Make the card as large as asked for."""
-        argv = [rig.python, "-m", "shoal.bench.ballast", str(int(self.options.card_gib * GIB))]
-        running = processes.start("ballast", argv, {"PYTHONPATH": rig.path}, stdout=subprocess.PIPE)
-        assert running.process.stdout is not None
-        if not (line := running.process.stdout.readline().split()):
-            time.sleep(0.5)
-            running.check()
-        say(f"ballast leaves {int(line[0]) / GIB:.1f} GiB")
 
     def system(self, system: str) -> None:
         """All models behind one endpoint, those that are awake alone and then all under the same traffic."""

@@ -90,19 +90,23 @@ class Bench:
             self.afterwards()
             tool.close()
 
+    def port(self, name: str) -> int:
+        """Where one of the two listens."""
+        return self.rig.port(PORTS[name])
+
     def engine(self, name: str, processes: Processes) -> tuple[Running, int]:
         """Start one of the two."""
         if self.rig.variant == "cuda":
             limits = rigs.Limits(context=16384, sequences=128)
         else:
             limits = rigs.Limits(context=2048, sequences=16, batch=2048)
-        argv = self.rig.serve(PORTS[name], self.size, shared=True, prefix_caching=True, limits=limits)
+        argv = self.rig.serve(self.port(name), self.size, shared=True, prefix_caching=True, limits=limits)
         env = self.rig.environment(ElasticTerms(self.socket, name, mode="required"))
-        return processes.start(name, argv, env), PORTS[name]
+        return processes.start(name, argv, env), self.port(name)
 
     async def send(self, name: str, prompts: list[list[int]], *, at_once: bool) -> list[Served]:
         """Send prompts for one token each; all at once, or one after the other. Raises RuntimeError if one fails."""
-        url = f"http://127.0.0.1:{PORTS[name]}"
+        url = f"http://127.0.0.1:{self.port(name)}"
         served: list[Served] = []
         async with client() as session:
             groups = [prompts] if at_once else [[one] for one in prompts]
@@ -138,7 +142,7 @@ class Bench:
         async def each() -> list[float]:
             parts = []
             async with client() as session:
-                url = f"http://127.0.0.1:{PORTS['full']}"
+                url = f"http://127.0.0.1:{self.port('full')}"
 
                 async def counted() -> tuple[float, float]:
                     async with session.get(f"{url}/metrics") as response:

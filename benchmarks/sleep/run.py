@@ -58,6 +58,7 @@ class Bench:
         self.rows: list[dict[str, Any]] = []
         self.logs: Path = options.logs or Path(tempfile.mkdtemp(prefix="shoal-sleep-"))
         self.baseline = 0
+        self.port = PORT if rig is None else rig.port(PORT)
         vocabulary = 1000 if rig is None else rig.vocabulary
         rng = random.Random(11)
         self.prompts = [prompt(rng, 200, vocabulary) for _ in range(4)]
@@ -103,7 +104,7 @@ class Bench:
             tool, env = None, {}
             if self.rig is None:
                 argv = [sys.executable, "-m", "shoal.engines.simulated", "--model", "x", "--served-model-name", "m"]
-                argv += ["--host", "127.0.0.1", "--port", str(PORT), *SIMULATED]
+                argv += ["--host", "127.0.0.1", "--port", str(self.port), *SIMULATED]
             else:
                 rig, shared = self.rig, system == "shoal"
                 terms = None
@@ -113,15 +114,15 @@ class Bench:
                     tool, terms = connect(socket), ElasticTerms(socket, "m", mode="required")
                 kv = int(self.options.kv_gib * GIB)
                 limits = rigs.Limits(8192, 256, 8192)
-                argv = rig.serve(PORT, kv, shared=shared, prefix_caching=False, limits=limits)
+                argv = rig.serve(self.port, kv, shared=shared, prefix_caching=False, limits=limits)
                 argv[argv.index("--stream-interval") + 1] = "1"
                 argv += [slumber.ARGUMENT]
                 env = {**rig.environment(terms), **slumber.environment()}
             running = processes.start(system, argv, env)
-            (took,) = rigs.wait_healthy([(running, PORT)], timeout=min(240.0, max(30.0, self.left())))
+            (took,) = rigs.wait_healthy([(running, self.port)], timeout=min(240.0, max(30.0, self.left())))
             say(system, f"ready after {took:.1f} s, device {self.used() / GIB:.2f} GiB")
             try:
-                yield Ready(Engine(PORT), running, tool)
+                yield Ready(Engine(self.port), running, tool)
             finally:
                 if tool is not None:
                     tool.close()
@@ -135,7 +136,7 @@ class Bench:
         """The load that fills the KV cache before a sleep. Raises RuntimeError if one of it fails."""
         served = [Served(0, time.monotonic()) for _ in self.load]
         async with client() as session:
-            url = f"http://127.0.0.1:{PORT}"
+            url = f"http://127.0.0.1:{self.port}"
             await asyncio.gather(*(send(session, url, d, one) for d, one in zip(self.load, served, strict=True)))
         if wrong := [one.error for one in served if not one.finished]:
             raise RuntimeError(f"{len(wrong)} requests failed: {wrong[0]}")

