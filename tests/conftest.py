@@ -1,4 +1,4 @@
-"""What every test may rely on: Ctrl-C works, and how thorough properties are."""
+"""What every test may rely on: Ctrl-C works, how thorough properties are, and that no failure goes unsaid."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Started in the background of a script, a process ignores Ctrl-C and hands that down to its children; tests that send
@@ -26,3 +27,10 @@ settings.load_profile("shoal")
 if examples := os.environ.get("SHOAL_TEST_EXAMPLES"):
     settings.register_profile("nightly", settings.get_profile("shoal"), max_examples=int(examples))
     settings.load_profile("nightly")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say of tests that were tried again why: one that passes in the end leaves no other trace of it."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"tried again: {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)
