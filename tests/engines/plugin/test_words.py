@@ -140,3 +140,11 @@ def test_what_was_given_back_and_taken_again_meanwhile_is_said_again() -> None:
     assert not report.say(a_view(10), 100.01, lock)
     assert report.say(a_view(10), 100.0 + SAY_EVERY, lock)
     assert len(heard.said) == 2
+
+
+def test_a_lease_that_was_opened_again_has_been_told_nothing(leases: tuple[Leases, list[float]]) -> None:
+    mine, _ = leases
+    before = mine.releases
+    mine.close()
+    mine.open()
+    assert mine.releases > before

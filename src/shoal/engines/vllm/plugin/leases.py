@@ -28,7 +28,7 @@ class Leases:
         self._asked_at = float("-inf")
         self._known = False
         self.releases = 0
-        """How often something was given back. The broker takes it off what it was told is held."""
+        """How often something was given back, or all with the lease. The broker takes it off what it was told is held."""
 
     @property
     def lease(self) -> int:
@@ -59,6 +59,7 @@ class Leases:
             connected=lambda _: self._news(),
         )
         self._asked = None
+        self.releases += 1
         # An engine that wakes has its floor again as soon as it fits, and wakes even if it does not fit now.
         returning, self._known = self._known, True
         self._leases = [Lease(self._terms.socket, rank, callbacks, returning=returning) for rank in self._ranks]
