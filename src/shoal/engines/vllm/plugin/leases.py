@@ -28,7 +28,7 @@ class Leases:
         self._asked_at = float("-inf")
         self._known = False
         self.releases = 0
-        """How often something was given back, or all with the lease. The broker takes it off what it was told is held."""
+        """How often something was given back, or all with the lease. The broker takes it off what it was told of."""
 
     @property
     def lease(self) -> int:
