@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -27,6 +28,14 @@ settings.load_profile("shoal")
 if examples := os.environ.get("SHOAL_TEST_EXAMPLES"):
     settings.register_profile("nightly", settings.get_profile("shoal"), max_examples=int(examples))
     settings.load_profile("nightly")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Nothing runs in this thread between tests. But Playwright marks its loop as running between two calls for a page.
+    Where a page's test broke off the mark may outlive the browser, and no test with a loop of its own could run."""
+    if "browser" not in getattr(item, "fixturenames", ()) and asyncio._get_running_loop() is not None:
+        asyncio._set_running_loop(None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
