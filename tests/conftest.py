@@ -32,9 +32,10 @@ if examples := os.environ.get("SHOAL_TEST_EXAMPLES"):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Nothing runs in this thread between tests. But Playwright marks its loop as running between two calls for a page.
-    Where a page's test broke off the mark may outlive the browser, and no test with a loop of its own could run."""
-    if "browser" not in getattr(item, "fixturenames", ()) and asyncio._get_running_loop() is not None:
+    """Beyond the page's tests nothing runs in this thread between two tests. But Playwright marks its loop as running
+    there while it has a browser. Where a page's test broke off the mark may outlive the browser, and no test with a
+    loop of its own could run any more."""
+    if "dashboard" not in item.path.parts and asyncio._get_running_loop() is not None:
         asyncio._set_running_loop(None)
 
 
