@@ -24,11 +24,11 @@ def test_popularity_falls_with_rank() -> None:
 def test_requests_come_in_order_in_time_and_the_same_again(
     models: int, seconds: float, rate: float, burst: int, seed: int
 ) -> None:
-    told = {"exponent": 1.1, "every": 7.0, "burst": burst, "seed": seed}
-    found = arrivals(models, seconds, rate, **told)  # type: ignore[arg-type]
+    told: dict[str, Any] = {"exponent": 1.1, "every": 7.0, "burst": burst, "seed": seed}
+    found = arrivals(models, seconds, rate, **told)
     assert found == sorted(found)
     assert all(0 <= at < seconds + 1 and 0 <= model < models for at, model in found)
-    assert found == arrivals(models, seconds, rate, **told)  # type: ignore[arg-type]
+    assert found == arrivals(models, seconds, rate, **told)
 
 
 def test_bursts_go_to_one_model_each_and_come_on_top() -> None:
@@ -112,6 +112,9 @@ def test_what_is_missing_makes_no_check() -> None:
     assert len(many_checks([row("traffic")])) == 1
     nobody: dict[str, Any] = {"awake": {}, "held_beyond": {}, "held_together": {}}
     assert len(many_checks([row("calm"), VOLLEYS, row("traffic", **nobody)])) == 1
+    assert len(many_checks([row("calm"), VOLLEYS, row("traffic", held_beyond={})])) == 3, "held, and never answered"
+    silent = {**VOLLEYS, "sizes": {"4": {"failed": 4}}}
+    assert len(many_checks([row("calm"), silent, row("traffic")])) == 3
 
 
 def test_what_was_measured_with_the_other_system_will_do() -> None:

@@ -93,7 +93,9 @@ def many_checks(rows: Sequence[Row]) -> list[Check]:
                 if f"ttft_{key}" in row["awake"]:
                     over = row["awake"][f"ttft_{key}"] / calm["all"][f"ttft_{key}"]
                     checks.append(Check(f"TTFT {key} of awake models over that in calm", over, "×", most))
-        if (volleys := _beside(row, rows, "volleys")) is not None and row.get("held_together"):
+        volleys = _beside(row, rows, "volleys")
+        answered = volleys is not None and any("ttft_p99" in one for one in volleys["sizes"].values())
+        if volleys is not None and answered and row["held_beyond"] and row.get("held_together"):
             count = row["held_together"]["p99"]
             over = row["held_beyond"]["p99"] / at_once(volleys["sizes"], count)
             name = f"held: time beyond queue and wake, p99, over TTFT p99 of {count:.0f} at once to an awake model"

@@ -194,10 +194,7 @@ class Sites:
         """When enough of those on a device have stayed long enough to give way for `need` bytes."""
         site, gone = self._all()[device], self.gone
         have = self._books.rooms[device] + (0 if device in self.limited else site.offered_asleep)
-        for some in (site.idle, site.in_use):
-            for one in some:
-                if one.name not in gone:
-                    have += one.awake
+        have += sum([one.awake for one in site.may_go(busy=True) if one.name not in gone])
         if have >= need:
             return self._now
         site.staying.sort()

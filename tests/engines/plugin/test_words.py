@@ -98,6 +98,11 @@ class Heard:
         self.said.append(held)
 
 
+def a_report() -> tuple[Report, Heard, threading.Lock]:
+    heard = Heard()
+    return Report(ElasticPool(Pool(100), Geometry.contiguous(100, BLOCK, BLOCK)), heard, BLOCK), heard, threading.Lock()
+
+
 def a_view(used: int, *, queued: int = 0, waiting: int = 0, backed: int = 50) -> View:
     return View(
         block=BLOCK,
@@ -116,9 +121,7 @@ def a_view(used: int, *, queued: int = 0, waiting: int = 0, backed: int = 50) ->
 
 
 def test_reports_that_do_not_press_come_a_few_times_a_second() -> None:
-    heard, lock = Heard(), threading.Lock()
-    pool = ElasticPool(Pool(100), Geometry.contiguous(100, BLOCK, BLOCK))
-    report = Report(pool, heard, BLOCK)  # type: ignore[arg-type]
+    report, heard, lock = a_report()
     assert report.say(a_view(10), 100.0, lock)
     assert report.say(a_view(10), 100.01, lock), "nothing is news"
     assert not report.say(a_view(11), 100.01, lock)
@@ -133,8 +136,7 @@ def test_reports_that_do_not_press_come_a_few_times_a_second() -> None:
 
 def test_what_was_given_back_and_taken_again_meanwhile_is_said_again() -> None:
     """The broker takes a release off what it knows; to be told the same is news to it."""
-    heard, lock = Heard(), threading.Lock()
-    report = Report(ElasticPool(Pool(100), Geometry.contiguous(100, BLOCK, BLOCK)), heard, BLOCK)  # type: ignore[arg-type]
+    report, heard, lock = a_report()
     assert report.say(a_view(10), 100.0, lock)
     heard.releases += 1
     assert not report.say(a_view(10), 100.01, lock)

@@ -18,18 +18,19 @@ class Attention:
     """Counts what was taken since the pager looked, or will be by requests that came since."""
 
     def __init__(self) -> None:
-        self._idle = True
+        self.idle = True
+        """Whether the engine had no requests when the pager looked."""
         self._goal = self._taken = 0
 
     def looked(self, goal: int, *, idle: bool) -> None:
         """The pager looks: `goal` blocks are to be ready, and `idle` is an engine without requests."""
-        self._goal, self._idle, self._taken = goal, idle, 0
+        self._goal, self.idle, self._taken = goal, idle, 0
 
     def needed(self, blocks: int, fresh: Callable[[int], int]) -> bool:
         """So many blocks more were taken, or will be: whether to look now. `fresh` counts what is ready up to a number,
         and is asked seldom."""
         self._taken += blocks
-        if self._idle:
+        if self.idle:
             return True
         if PARTS * self._taken < self._goal:
             return False

@@ -25,13 +25,10 @@ def marks(data: torch.Tensor, first_row: int = 0) -> torch.Tensor:
 
     Of data that begins at `first_row` of something larger it is what that part adds to the whole's.
     """
-    rows = data.view(torch.int64).view(-1, ROW)
-    by_row = (rows.sum(1) * _factors(data.device, first_row + len(rows))[first_row:]).sum()
-    by_column = (rows.sum(0) * _factors(data.device, ROW)).sum()
-    return torch.stack((by_row, by_column))
+    return marks_of_all([data], first_row)[0]
 
 
-def marks_of_all(places: Sequence[torch.Tensor]) -> torch.Tensor:
+def marks_of_all(places: Sequence[torch.Tensor], first_row: int = 0) -> torch.Tensor:
     """`marks` of each of many places of one device, as rows of one tensor (int64, places x 2).
 
     An engine has more than a hundred, and beginning a kernel takes longer than most of these run: two for each place,
@@ -46,7 +43,7 @@ def marks_of_all(places: Sequence[torch.Tensor]) -> torch.Tensor:
     for index, (rows, end) in enumerate(zip(every, ends, strict=True)):
         torch.sum(rows, 1, out=by_row[end - len(rows) : end])
         torch.sum(rows, 0, out=by_column[index])
-    by_row *= torch.cat([_factors(device, len(rows)) for rows in every])
+    by_row *= torch.cat([_factors(device, first_row + len(rows))[first_row:] for rows in every])
     # Sums wrap, and so do their differences.
     until = by_row.cumsum(0)[torch.tensor(ends, device=device) - 1]
     until[1:] -= until[:-1].clone()

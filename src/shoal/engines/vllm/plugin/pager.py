@@ -82,7 +82,7 @@ class Pager:
         self._spare = Window()
         self._full_until = 0.0
         self._report = Report(pool, leases, self._block)
-        self._asleep = self._idle = True
+        self._asleep = True
         self._owes_word = False
         self._closed = False
         self._failure: BaseException | None = None
@@ -258,7 +258,7 @@ class Pager:
                     if not self._asleep:
                         while self._look():
                             pass
-                self._poked.wait(IDLE if self._idle and not (self._leaving or self._owes_word) else BUSY)
+                self._poked.wait(IDLE if self._attention.idle and not (self._leaving or self._owes_word) else BUSY)
                 self._poked.clear()
         except BaseException as error:
             if isinstance(error, ChannelError):
@@ -273,7 +273,6 @@ class Pager:
         """One decision, carried out as far as one hold of the lock goes. Returns whether to look again at once."""
         self._unback_left()
         work = self._workload()
-        self._idle = work.idle
         now = time.monotonic()
         with self.lock:
             rate = self._consumed.per_second(now)

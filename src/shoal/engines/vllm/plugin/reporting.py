@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from shoal.memory.ages import AGES
 
 from .demand import View
-from .leases import Leases
 from .pool import ElasticPool
 
 AGED_IDLE, AGED_BUSY = 1.0, 4.0
@@ -20,10 +20,18 @@ MUCH = 128 << 20
 """Bytes more or less backed that press: the broker takes what it was not told of for other programs' memory."""
 
 
+class Told(Protocol):
+    """What hears of it: the leases."""
+
+    releases: int
+
+    def report(self, *, used: int, cached: tuple[int, ...], backed: int, waiting: int) -> None: ...
+
+
 class Report:
     """Says what is held, when that has changed."""
 
-    def __init__(self, pool: ElasticPool, leases: Leases, block: int) -> None:
+    def __init__(self, pool: ElasticPool, leases: Told, block: int) -> None:
         self._pool = pool
         self._leases = leases
         self._block = block
