@@ -18,6 +18,7 @@ from pathlib import Path
 
 from shoal.engines.pythonpath import python_path
 from shoal.engines.vllm import elastic
+from shoal.engines.vllm.visible import visible
 from shoal.memory.elastic import ElasticTerms
 
 from . import devices, synthetic
@@ -58,9 +59,7 @@ class Rig:
     @property
     def visible(self) -> dict[str, str]:
         """The variables by which a process sees the rig's GPU alone."""
-        if self.variant == "cpu":
-            return {}
-        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(self.gpu)}
+        return {} if self.variant == "cpu" else visible([self.gpu])
 
     def port(self, base: int) -> int:
         """A port beside `base` for each GPU: benchmarks may run on several at once."""

@@ -30,6 +30,7 @@ from shoal.engines.vllm.milestones import MILESTONES, WEIGHTS_LINE
 from shoal.engines.vllm.overhead import CPU_OVERHEAD, CUDA_OVERHEAD, GIB, default_sequences
 from shoal.engines.vllm.sizing import estimate, fixed_kv, python_path, virtual_kv, why_fixed, why_fixed_with
 from shoal.engines.vllm.sources import Source, is_local, read_source
+from shoal.engines.vllm.visible import visible
 from shoal.errors import ShoalError
 from shoal.fleet.needs import Needs
 from shoal.fleet.spec import ModelSpec
@@ -209,7 +210,7 @@ class VllmEngine(CopiesByCall):
             argv += ["--enforce-eager"]  # compiling takes 120 s instead of 30, again at each start
             env |= _cpu_env(spec)
         else:
-            env |= _cuda_env(devices)
+            env |= visible(device.id.partition(":")[2] for device in devices)
         sleepless = slumber.why_sleepless(spec, variant)
         if not sleepless:
             argv += slumber.arguments(spec)
@@ -349,9 +350,3 @@ def _share(device: Device) -> float:
     free = max(0, device.memory_free - CUDA_MARGIN)
     share = min(0.9, free / device.memory_total) if device.memory_total else 0.9
     return max(0.01, int(share * 1000) / 1000)
-
-
-def _cuda_env(devices: Sequence[Device]) -> dict[str, str]:
-    """The devices by NVML's numbers, which follow the bus; CUDA's own order may differ."""
-    indices = [device.id.partition(":")[2] for device in devices]
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(indices)}
