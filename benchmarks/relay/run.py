@@ -233,7 +233,7 @@ class Bench:
 
     def stats(self) -> dict[str, int]:
         """What the fake engine counts."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.stage.upstreams[bodies.LATE], timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.stage.upstreams[bodies.LATE].port, timeout=10)
         try:
             connection.request("GET", "/stats")
             found: dict[str, int] = json.loads(connection.getresponse().read())
@@ -263,6 +263,7 @@ class Bench:
                 "cores_used": self.stage.cores.describe(),
                 "load": generator,
                 "upstream_of_requests": upstream,
+                "engines": "TCP" if self.stage.tcp else "Unix sockets",
                 **self.others(),
             },
         )
@@ -297,6 +298,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--passes", type=int, default=5, help="the median of so many is taken; 0: only --aborts")
     parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
     parser.add_argument("--aborts", type=int, default=0, metavar="N", help="also break off N streams; promised: 100000")
+    parser.add_argument("--tcp", action="store_true", help="engines by TCP, as those with a `port` of their own")
     parser.add_argument("--load", choices=["auto", "wrk", "own"], default="auto", help="what makes the requests")
     parser.add_argument("--out", type=Path, default=FOLDER, help="results go to a folder `results` in here")
     parser.add_argument("--logs", type=Path, help="the processes' logs (default: a new temporary folder)")
@@ -329,7 +331,7 @@ def measure(found: argparse.Namespace, logs: Path) -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
         processes = stack.enter_context(Processes(logs))
-        stage = Stage(processes, stack, share_out(os.sched_getaffinity(0)), folder, CACHE / "bench")
+        stage = Stage(processes, stack, share_out(os.sched_getaffinity(0)), folder, CACHE / "bench", tcp=found.tcp)
         bench = Bench(found, stage)
         say("cores", stage.cores.describe(), "logs in", logs)
         try:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from shoal.bench.processes import DiedError, Processes
@@ -19,6 +20,7 @@ from shoal.bench.relay.cores import share_out
 from shoal.errors import ShoalError
 from shoal.gateway.keyring import Keyring
 from shoal.messages import ModelCount, RelayReport, RoutingTable, ToRelay, Usage, UsageReport, UsageStored, Waiting
+from shoal.net import TcpAddress, UnixAddress
 
 BINARY = nginx.binary()
 
@@ -54,7 +56,17 @@ def test_nginx_passes_every_model_on(stage: systems.Stage) -> None:
     system = systems.SYSTEMS["nginx"](stage)
     systems.wait(stage, system)
     assert system.ports[bodies.ANSWERS] != system.ports[bodies.SPREAD], "two upstreams, one proxy"
-    assert system.ports[bodies.ANSWERS] not in stage.upstreams.values()
+    assert system.ports[bodies.ANSWERS] != stage.upstreams[bodies.ANSWERS].port
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_our_relay_reaches_engines_by_their_sockets_unless_told_otherwise(stage: systems.Stage, tcp: bool) -> None:
+    stage.tcp = tcp
+    system = systems.SYSTEMS["native"](stage)
+    systems.wait(stage, system)
+    (relay,) = system.pids(bodies.ANSWERS)
+    reached = {one.raddr.port for one in psutil.Process(relay).net_connections("tcp") if one.raddr}
+    assert (stage.upstreams[bodies.ANSWERS].port in reached) == tcp, "as kept connections tell"
 
 
 def test_without_a_proxy_there_is_no_process_to_look_at(stage: systems.Stage) -> None:
@@ -106,7 +118,11 @@ def test_no_port_is_given_twice(stage: systems.Stage) -> None:
 @pytest.mark.skipif(BINARY is None, reason="nginx is not installed")
 def test_nginx_takes_both_configurations_and_writes_beside_them(tmp_path: Path) -> None:
     assert BINARY is not None
-    for config in (nginx.answering(tmp_path, 18080), nginx.passing(tmp_path, {18081: 18080, 18082: 18083})):
+    upstreams: dict[int, TcpAddress | UnixAddress] = {
+        18081: TcpAddress("127.0.0.1", 18080),
+        18082: UnixAddress(tmp_path / "e.sock"),
+    }
+    for config in (nginx.answering(tmp_path, 18080, tmp_path / "e.sock"), nginx.passing(tmp_path, upstreams)):
         path = tmp_path / "nginx.conf"
         path.write_text(config)
         checked = subprocess.run([*nginx.command(BINARY, path), "-t"], capture_output=True, text=True)

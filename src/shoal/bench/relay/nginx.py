@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from shoal.net import TcpAddress, UnixAddress
+
 from . import bodies
 
 _FRAME = """\
@@ -31,13 +33,14 @@ http {{
 _ANSWERING = """\
   server {{
     listen 127.0.0.1:{port} backlog=2048;
+    listen unix:{socket} backlog=2048;
     default_type application/json;
     location / {{ return 200 '{answer}'; }}
   }}"""
 
 _PASSING = """\
-  upstream u{upstream} {{
-    server 127.0.0.1:{upstream};
+  upstream u{port} {{
+    server {upstream};
     keepalive 256;
     keepalive_requests 1000000000;
     keepalive_timeout 1h;
@@ -45,7 +48,7 @@ _PASSING = """\
   server {{
     listen 127.0.0.1:{port} backlog=2048;
     location / {{
-      proxy_pass http://u{upstream};
+      proxy_pass http://u{port};
       proxy_http_version 1.1;
       proxy_set_header Connection "";
       proxy_buffering off;
@@ -64,15 +67,19 @@ def command(nginx: str, config: Path) -> list[str]:
     return [nginx, "-p", str(config.parent), "-c", str(config), "-e", str(config.parent / "error.log")]
 
 
-def answering(folder: Path, port: int) -> str:
-    """The configuration of a server on `port` that answers everything with a chat completion."""
-    return _frame(folder, _ANSWERING.format(port=port, answer=bodies.answer().decode()))
+def answering(folder: Path, port: int, socket: Path) -> str:
+    """The configuration of a server on `port` and `socket` that answers everything with a chat completion."""
+    return _frame(folder, _ANSWERING.format(port=port, socket=socket, answer=bodies.answer().decode()))
 
 
-def passing(folder: Path, ports: Mapping[int, int]) -> str:
-    """The configuration of a proxy from each port to the upstream's that it is given with, with kept connections."""
-    servers = (_PASSING.format(port=port, upstream=upstream) for port, upstream in ports.items())
+def passing(folder: Path, upstreams: Mapping[int, UnixAddress | TcpAddress]) -> str:
+    """The configuration of a proxy from each port to the upstream that it is given with, with kept connections."""
+    servers = (_PASSING.format(port=port, upstream=_place(address)) for port, address in upstreams.items())
     return _frame(folder, "\n".join(servers))
+
+
+def _place(address: UnixAddress | TcpAddress) -> str:
+    return str(address) if isinstance(address, UnixAddress) else f"{address.host}:{address.port}"
 
 
 def _frame(folder: Path, servers: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from shoal.gateway import sharing
 from shoal.gateway.link import save_table
 from shoal.messages import Key, Route, RoutingTable, Target
-from shoal.net import TcpAddress
+from shoal.net import TcpAddress, UnixAddress
 
 from ..processes import Processes, Running
 from . import bodies, nginx
@@ -54,9 +54,17 @@ class System:
         return [self.serving[model].process.pid] if model in self.serving else []
 
 
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Where a fake engine listens: on a Unix socket, as Shoal's engines do, and on a port for who knows no sockets."""
+
+    port: int
+    socket: Path
+
+
 @dataclass(slots=True)
 class Stage:
-    """Where systems are started. `upstreams` has the engine's port for each model; `stack` ends what is no process."""
+    """Where systems are started. `upstreams` has the engine for each model; `stack` ends what is no process."""
 
     processes: Processes
     stack: ExitStack
@@ -64,12 +72,18 @@ class Stage:
     folder: Path
     venvs: Path
     key: str = field(default_factory=lambda: f"sk-bench-{secrets.token_hex(12)}")
-    upstreams: dict[str, int] = field(default_factory=dict)
+    upstreams: dict[str, Engine] = field(default_factory=dict)
+    tcp: bool = False
+    """Whether engines are reached by their ports even by those that could use their sockets."""
     reserved: set[int] = field(default_factory=set)
 
     def place(self, name: str) -> Path:
         """A new folder for what `name` writes."""
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
+
+    def address(self, engine: Engine) -> UnixAddress | TcpAddress:
+        """Where a proxy that knows Unix sockets reaches an engine."""
+        return TcpAddress(HOST, engine.port) if self.tcp else UnixAddress(engine.socket)
 
     def port(self) -> int:
         """A free port, never the same twice."""
@@ -86,30 +100,31 @@ class Stage:
             return self.processes.start(name, argv, stdin=sock.fileno(), fds=fds), int(sock.getsockname()[1])
 
 
-def start_upstreams(stage: Stage, core: int) -> dict[str, int]:
-    """Start the fake engine, and nginx for what is no stream if this machine has it; the port for each model."""
-    argv = [sys.executable, "-m", "shoal.bench.relay.upstream", "--fd", "0"]
+def start_upstreams(stage: Stage, core: int) -> dict[str, Engine]:
+    """Start the fake engine, and nginx for what is no stream if this machine has it; the engine for each model."""
+    path = stage.place("upstream") / "e.sock"
+    argv = [sys.executable, "-m", "shoal.bench.relay.upstream", "--fd", "0", "--uds", str(path)]
     running, port = stage.listening(f"upstream-{core}", argv, core)
-    ports, serving = dict.fromkeys(MODELS, port), dict.fromkeys(MODELS, running)
+    engines, serving = dict.fromkeys(MODELS, Engine(port, path)), dict.fromkeys(MODELS, running)
     if (binary := nginx.binary()) is not None:
-        folder, port = stage.place("upstream-nginx"), stage.port()
+        folder = stage.place("upstream-nginx")
+        answers = engines[bodies.ANSWERS] = Engine(stage.port(), folder / "e.sock")
         config = folder / "nginx.conf"
-        config.write_text(nginx.answering(folder, port))
+        config.write_text(nginx.answering(folder, answers.port, answers.socket))
         with starting_on(core):
             serving[bodies.ANSWERS] = stage.processes.start(f"upstream-nginx-{core}", nginx.command(binary, config))
-        ports[bodies.ANSWERS] = port
-    wait(stage, System("upstream", ports, serving))
-    return ports
+    wait(stage, System("upstream", _ports(engines), serving))
+    return engines
 
 
 def direct(stage: Stage) -> System:
     """No proxy: load and upstream where they are for the others too, with two cores on the same one."""
-    return System("direct", stage.upstreams)
+    return System("direct", _ports(stage.upstreams))
 
 
 def across(stage: Stage) -> System:
     """No proxy, and the upstream on the core that is the proxy's: what it costs alone that a hop crosses cores."""
-    return System("across", start_upstreams(stage, stage.cores.proxy))
+    return System("across", _ports(start_upstreams(stage, stage.cores.proxy)))
 
 
 def nginx_proxy(stage: Stage) -> System:
@@ -118,12 +133,12 @@ def nginx_proxy(stage: Stage) -> System:
     if binary is None:
         raise MissingError("nginx is not installed: `apt-get install nginx-light`, or leave it out by --systems")
     folder = stage.place("nginx")
-    ports = {upstream: stage.port() for upstream in set(stage.upstreams.values())}
+    ports = {engine: stage.port() for engine in set(stage.upstreams.values())}
     config = folder / "nginx.conf"
-    config.write_text(nginx.passing(folder, {port: upstream for upstream, port in ports.items()}))
+    config.write_text(nginx.passing(folder, {port: stage.address(engine) for engine, port in ports.items()}))
     with starting_on(stage.cores.proxy):
         running = stage.processes.start("nginx", nginx.command(binary, config))
-    return _of("nginx", {model: ports[upstream] for model, upstream in stage.upstreams.items()}, running)
+    return _of("nginx", {model: ports[engine] for model, engine in stage.upstreams.items()}, running)
 
 
 def table(stage: Stage, workers: int = 1) -> RoutingTable:
@@ -134,9 +149,9 @@ def table(stage: Stage, workers: int = 1) -> RoutingTable:
             model=model,
             state="ready",
             created=0,
-            targets=(Target(f"{model}-0", str(TcpAddress(HOST, port)), capacity=CAPACITY * workers),),
+            targets=(Target(f"{model}-0", str(stage.address(engine)), capacity=CAPACITY * workers),),
         )
-        for model, port in stage.upstreams.items()
+        for model, engine in stage.upstreams.items()
     )
     key = Key(
         id="bench",
@@ -203,9 +218,13 @@ def litellm(stage: Stage) -> System:
     models = [
         {
             "model_name": model,
-            "litellm_params": {"model": f"openai/{model}", "api_base": f"http://{HOST}:{upstream}/v1", "api_key": "x"},
+            "litellm_params": {
+                "model": f"openai/{model}",
+                "api_base": f"http://{HOST}:{engine.port}/v1",
+                "api_key": "x",
+            },
         }
-        for model, upstream in stage.upstreams.items()
+        for model, engine in stage.upstreams.items()
     ]
     config = folder / "config.yaml"  # JSON is YAML
     config.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": stage.key}}))
@@ -222,20 +241,20 @@ def litellm(stage: Stage) -> System:
 def vllm_router(stage: Stage) -> System:
     """vllm-router; it sends every model to every worker, so there is one for each upstream."""
     python = venv(stage, "vllm-router", "vllm-router")
-    served: dict[int, tuple[Running, int]] = {}
-    for upstream in dict.fromkeys(stage.upstreams.values()):
+    served: dict[Engine, tuple[Running, int]] = {}
+    for engine in dict.fromkeys(stage.upstreams.values()):
         port = stage.port()
         argv = [
             *(str(python), "-m", "vllm_router.launch_router", "--host", HOST, "--port", str(port)),
-            *("--worker-urls", f"http://{HOST}:{upstream}", "--policy", "round_robin"),
+            *("--worker-urls", f"http://{HOST}:{engine.port}", "--policy", "round_robin"),
             *("--prometheus-host", HOST, "--prometheus-port", str(stage.port()), "--log-level", "error"),
         ]
         with starting_on(stage.cores.proxy):
-            served[upstream] = stage.processes.start(f"vllm-router-{len(served)}", argv), port
+            served[engine] = stage.processes.start(f"vllm-router-{len(served)}", argv), port
     return System(
         "vllm-router",
-        {model: served[upstream][1] for model, upstream in stage.upstreams.items()},
-        {model: served[upstream][0] for model, upstream in stage.upstreams.items()},
+        {model: served[engine][1] for model, engine in stage.upstreams.items()},
+        {model: served[engine][0] for model, engine in stage.upstreams.items()},
     )
 
 
@@ -295,6 +314,10 @@ def _ask(port: int, model: str, key: str) -> str:
         return repr(error)
     finally:
         connection.close()
+
+
+def _ports(engines: Mapping[str, Engine]) -> dict[str, int]:
+    return {model: engine.port for model, engine in engines.items()}
 
 
 def _of(name: str, ports: Mapping[str, int], running: Running, controller: Controller | None = None) -> System:

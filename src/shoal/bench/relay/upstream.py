@@ -1,4 +1,4 @@
-"""A fake engine that costs next to nothing: `python -m shoal.bench.relay.upstream --fd N`.
+"""A fake engine that costs next to nothing: `python -m shoal.bench.relay.upstream --fd N --uds PATH`.
 
 It reads which of the models of `bodies` a chat request names and answers at once, or streams events without end, each
 with the moment it was made, until the client goes away. `GET /stats` says how many it streams and how many were left.
@@ -11,6 +11,7 @@ import asyncio
 import socket
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import cast
 
 import httptools
@@ -188,20 +189,26 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
 
-async def _serve(sock: socket.socket) -> None:
+async def _serve(sock: socket.socket, path: Path) -> None:
     ended = asked_to_end()
-    server = await asyncio.get_running_loop().create_server(Upstream(), sock=sock, backlog=2048)
+    loop, upstream = asyncio.get_running_loop(), Upstream()
+    servers = (
+        await loop.create_server(upstream, sock=sock, backlog=2048),
+        await loop.create_unix_server(upstream, path, backlog=2048),
+    )
     await ended.wait()
-    server.close()
+    for server in servers:
+        server.close()
 
 
 def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m shoal.bench.relay.upstream", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="inherited TCP socket to serve on")
+    parser.add_argument("--uds", type=Path, required=True, help="Unix socket to serve on too")
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(socket.socket(fileno=options.fd)))
+        runner.run(_serve(socket.socket(fileno=options.fd), options.uds))
 
 
 if __name__ == "__main__":
