@@ -17,7 +17,7 @@ _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _BARE = re.compile(rb"\n|\r(?!\Z)")
 """What cannot become a line's end; for text without CR LF."""
 _PLAIN = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n")
-_SMALL = {b"%x\r\n" % size: size for size in range(1, 1024)}
+SMALL = {b"%x\r\n" % size: size for size in range(1, 1024)}
 """The first lines of small chunks, as servers write them."""
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 _FRAMES = re.compile(rb"(?:content-length|transfer-encoding):", re.IGNORECASE)
@@ -117,7 +117,7 @@ class Chunked:
         if not (self._left or self._partial or self._in_trailers):
             # As most pieces of a stream are: one chunk, or a few, and nothing else.
             first = data.find(b"\n", 0, 8) + 1
-            length = _SMALL.get(data[:first])
+            length = SMALL.get(data[:first])
             if length is not None and first + length + 2 == size and data.endswith(b"\r\n"):
                 self.content = data[first:-2]
                 self.boundary = size

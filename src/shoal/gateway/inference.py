@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError
 from shoal.gateway.asking import Asking
-from shoal.gateway.framing import Framing
+from shoal.gateway.framing import SMALL, Framing
 from shoal.gateway.http1 import ResponseHead
 from shoal.gateway.manner import ANTHROPICS_ID_HEADER, REQUEST_ID_HEADER
 from shoal.gateway.reading import reader_for, tokens_in
 from shoal.gateway.routes import UNKNOWN
-from shoal.gateway.usage import UsageStripper
+from shoal.gateway.usage import SseReader, UsageStripper, tells_usage
 from shoal.messages import Phase, RequestView
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ _DROPPED = _CORS | REQUEST_ID_HEADER
 _DROPPED_OF_ANTHROPICS = _DROPPED | ANTHROPICS_ID_HEADER
 _WAITED = b"x-request-id: %b\r\nx-shoal-overhead-us: %d\r\nx-shoal-queue-ms: %.1f\r\nx-shoal-wake-ms: %.1f\r\n"
 _NOT_WAITED = b"x-request-id: %b\r\nx-shoal-overhead-us: %d\r\nx-shoal-queue-ms: 0.0\r\nx-shoal-wake-ms: 0.0\r\n"
+_END_OF_BOTH = b"\n\n\r\n"
+"""Of an event and of the chunk that it ends with."""
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +39,7 @@ class Inference(Asking):
 
     response_dropped = _DROPPED
     whole = True
+    _counted: SseReader
 
     def identify(self) -> None:
         super().identify()
@@ -95,6 +99,44 @@ class Inference(Asking):
         if self._relay.timed and self._relay.config.response_timeout:
             self._relay.set_deadline(self)
         return content if reader is None else reader.feed(content)
+
+    def on_body(self, data: bytes, framing: Framing) -> None:
+        super().on_body(data, framing)
+        upstream = self.upstream
+        if upstream is not None:
+            upstream.shortcut = self._shortcut() if framing.exact else None
+
+    def _shortcut(self) -> Callable[[bytes], bool] | None:
+        """`_pass_events`, where nothing is kept of an event stream so far and no piece of it moves a deadline."""
+        events = None if self._reader is None else self._reader.events
+        if events is None or not events.between or not self._bytes_out or not self.passes_chunks:
+            return None
+        if self._relay.timed and self._relay.config.response_timeout:
+            return None
+        self._counted = events
+        return self._pass_events
+
+    def _pass_events(self, data: bytes) -> bool:
+        """Pass on one chunk of whole events that tell no usage, as nearly all of a stream are: what `on_body` would do
+        with it, in a third of the time. Returns False if it is anything else, and does nothing then."""
+        start = data[:4]  # two digits and the line's end
+        length = SMALL.get(start)
+        if length is None:
+            start = data[:5]
+            length = SMALL.get(start)
+            if length is None:
+                return False
+        if len(start) + length + 2 != len(data) or data[-4:] != _END_OF_BOTH or tells_usage(data):
+            return False
+        now = monotonic()
+        books = self._books
+        assert books is not None
+        books.inter_chunk.add(now - self._last_part)
+        self._last_part = now
+        self._bytes_out += length
+        self._counted.events += data.count(b"\ndata:")  # the first one follows the chunk's size
+        self.connection.write(data)
+        return True
 
     def remaining(self) -> bytes:
         return b"" if self._reader is None else self._reader.end()

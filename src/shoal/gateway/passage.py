@@ -279,6 +279,13 @@ class Passage:
             else:
                 self.connection.write(chunk(passed))
 
+    @property
+    def passes_chunks(self) -> bool:
+        """Whether a whole chunk that comes now goes on as it is."""
+        if self._mode is _AS_IT_CAME:
+            return self._events and not (self._partial or self._spilled)
+        return self._mode is _CHUNKED
+
     def on_whole(self, head: ResponseHead, content: bytes) -> None:
         """All of the response at once: a head with a length, and a body of that length."""
         self.upstream = None

@@ -81,6 +81,9 @@ class EngineConnection(asyncio.Protocol):
         self._at_once = False  # the request went out in one write, and nothing has come back
         self._raw = False
         self._paused = False
+        self.shortcut: Callable[[bytes], bool] | None = None
+        """Set by the sender between two whole chunks: it is asked first what it can do with the next bytes. If it
+        returns False, it has done nothing; if True, they were whole chunks again, and all is done."""
         self.idle_until = 0.0
         """Loop time after which it is not to be used again."""
 
@@ -112,7 +115,7 @@ class EngineConnection(asyncio.Protocol):
 
     def abandon(self) -> None:
         """The sender has no more interest: what runs is to be cancelled."""
-        self._sender = None
+        self._sender = self.shortcut = None
         if self._transport is not None:
             self._transport.abort()
 
@@ -145,6 +148,9 @@ class EngineConnection(asyncio.Protocol):
             sender.on_broken(_reason(exc))
 
     def data_received(self, data: bytes) -> None:
+        shortcut = self.shortcut
+        if shortcut is not None and shortcut(data):
+            return
         sender, framing = self._sender, self._framing
         if sender is None:  # nobody asked
             assert self._transport is not None
@@ -232,7 +238,7 @@ class EngineConnection(asyncio.Protocol):
             sender.on_head_alone()
 
     def _complete(self, sender: Sender, *, clean: bool) -> None:
-        self._sender = None
+        self._sender = self.shortcut = None
         self._framing = None
         self._release(clean=clean)
         sender.on_complete()
