@@ -59,10 +59,10 @@ class Bench:
         o = self.options
         return write(o.out, self.rows, burst_checks(self.rows), quick=o.quick, label=o.label, extra=self.rig.describe())
 
-    def planned(self, phase: Phase, system: str) -> list[Burst]:
+    def planned(self, phase: Phase) -> list[Burst]:
+        """The same bursts for every system; a model that is alone gets all of them."""
         o = self.options
-        number = 1 if system == "alone" else o.engines
-        return bursts(number, phase.peak, o.step, gap=o.gap, together=phase.together)
+        return bursts(o.engines, phase.peak, o.step, gap=o.gap, together=phase.together)
 
     def ballast(self, processes: Processes) -> None:
         """Make the card as large as asked for."""
@@ -76,7 +76,7 @@ class Bench:
             if self.rig.variant == "cuda" and self.options.card_gib > 0:
                 self.ballast(outer)
             for system in self.options.systems:
-                least = min(lasts(self.planned(phase, system)) for phase in self.options.phases)
+                least = min(lasts(self.planned(phase)) for phase in self.options.phases)
                 if self.left() < least + 75:
                     say(f"{system} is left out: {self.left():.0f} s are left")
                     continue
@@ -131,7 +131,7 @@ class Bench:
             for phase in self.options.phases:
                 if system == "alone" and phase.together:
                     continue
-                needs = lasts(self.planned(phase, system)) + 15
+                needs = lasts(self.planned(phase)) + 15
                 if needs > self.left():
                     say(f"{system} {phase} is left out: it takes {needs:.0f} s and {self.left():.0f} s are left")
                     continue
@@ -166,21 +166,22 @@ class Bench:
         scratch: Path,
     ) -> dict[str, Any]:
         """One phase; its row."""
-        planned = self.planned(phase, system)
+        planned = self.planned(phase)
+        aims = list(urls) * (len(planned) // len(urls))
         due = self.requests(phase, planned)
         before = [await counters(session, url) for url in urls]
         most: dict[str, float] = {}
         watching = asyncio.create_task(watch(session, urls, most))
         start, patience = time.monotonic() + 1.0, min(PATIENCE, max(5.0, self.left() - lasts(planned) - 6))
         say(f"{system} {phase}: {len(due)} requests over {lasts(planned):.0f} s")
-        served = await drive(session, urls, due, start, patience)
+        served = await drive(session, aims, due, start, patience)
         took = time.monotonic() - start
         watching.cancel()
         samples = recorder.between(start, start + took)
         died = [running.name for running, _ in engines if not running.alive]
         after = [before[i] if died else await counters(session, url) for i, url in enumerate(urls)]
         preempted = [int(b["preemptions"] - a["preemptions"]) for a, b in zip(before, after, strict=True)]
-        models = [summary([one for one in served if one.model == model], phase.tokens) for model in range(len(urls))]
+        models = [summary([one for one in served if one.model == model], phase.tokens) for model in range(len(planned))]
         row: dict[str, Any] = {
             "system": system,
             "phase": str(phase),
@@ -229,7 +230,7 @@ class Bench:
     ) -> None:
         """The plot, and every request's times."""
         o = self.options
-        names = [f"model-{model}" for model in range(len(planned))]
+        names = [f"model-{model}" for model in range(1 if system == "alone" else len(planned))]
         kv = {"stock": o.kv_gib / o.engines, "alone": o.alone_kv_gib}.get(system)
         picture = plot(
             f"{system}: ramps to {phase.peak} requests/s, {phase.tokens} tokens out"

@@ -153,7 +153,7 @@ class Engine:
             with self.pager.lock:
                 seen = self.pool.num_gpu_blocks
                 return (
-                    not self.pager._leaving
+                    not self.pager._fence.blocks
                     and self.pager._map.backed_blocks == seen == len(self.backed)
                     and self.pager._map.ids() == self.backed
                 )

@@ -6,8 +6,8 @@ vLLM's pool. The books (`_map`: what is backed or about to be) change under the 
 it is given, so that the engine never has more backed than its lease.
 
 A block is unbacked only when every step that was scheduled before it left vLLM's pool has been processed: until then
-the device may still write to it. vLLM's own `defer_block_free` would do this too, but at a price: it keeps the blocks
-of a preempted request from the request that needs them, and so one shortage preempts everything that runs.
+the device may still write to it (`fence.py`). vLLM's own `defer_block_free` would do this too, but at a price: it keeps
+the blocks of a preempted request from the request that needs them, and so one shortage preempts everything that runs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 from shoal.memory.pages import PageMap
 
 from .attention import Attention
 from .demand import View, Workload, decide, target
+from .fence import Fence
 from .leases import Leases
 from .messages import ChannelError
 from .pace import Pace, Window
@@ -74,9 +74,7 @@ class Pager:
         self._block = geometry.block_size
         self._batch = max(1, BATCH_BYTES // self._block)
         self._most_parked = max(self._batch, PARK_BYTES // self._block)
-        self._leaving: deque[tuple[int, list[int]]] = deque()
-        self._leaving_blocks = 0
-        self._scheduled = self._processed = 0
+        self._fence = Fence()
         self._attention = Attention()
         self._consumed = Pace()
         self._spare = Window()
@@ -123,7 +121,7 @@ class Pager:
     def after_step(self, blocks: int, *, ran: bool) -> None:
         """A step was scheduled that took `blocks` out of the pool; `ran`: it has something to run."""
         if ran:
-            self._scheduled += 1
+            self._fence.scheduled()
         if blocks > 0:
             self._consumed.count += blocks
             self.statistics.stepped()
@@ -137,8 +135,7 @@ class Pager:
 
     def processed(self) -> None:
         """The oldest step that was under way has left the device."""
-        self._processed += 1
-        if self._leaving and self._leaving[0][0] <= self._processed:
+        if self._fence.processed():
             self._poked.set()
 
     def poke(self) -> None:
@@ -212,7 +209,7 @@ class Pager:
                 raise PagerError(f"requests still hold {self.pool.used - 1} blocks; end or abort them before sleeping")
             self._asleep = True
             self.pool.put_back(self.pool.park_all())
-            self._processed = self._scheduled
+            self._fence.all_processed()
         with self._turn:
             self._unback_left()
             ids = self._map.ids()
@@ -258,7 +255,7 @@ class Pager:
                     if not self._asleep:
                         while self._look():
                             pass
-                self._poked.wait(IDLE if self._attention.idle and not (self._leaving or self._owes_word) else BUSY)
+                self._poked.wait(IDLE if self._attention.idle and not (self._fence.blocks or self._owes_word) else BUSY)
                 self._poked.clear()
         except BaseException as error:
             if isinstance(error, ChannelError):
@@ -314,7 +311,7 @@ class Pager:
             lease=self._leases.lease,
             excess=self._leases.excess,
             backed=backed,
-            leaving=self._leaving_blocks * self._block,
+            leaving=self._fence.blocks * self._block,
             used=self.pool.used,
             free=self.pool.free,
             fresh=fresh,
@@ -375,25 +372,22 @@ class Pager:
 
     def _park(self, count: int, *, cached: bool) -> None:
         """Take blocks from vLLM; they are unbacked once nothing under way can touch them. The lock is held."""
-        ids = self.pool.park(count, cached=cached)
-        if ids:
-            self._leaving.append((self._scheduled, ids))
-            self._leaving_blocks += len(ids)
+        self._fence.left(self.pool.park(count, cached=cached))
 
     def _unback_left(self) -> None:
         """Unback what left vLLM's pool before the oldest step under way."""
         while True:
             with self.lock:
-                if not self._leaving or self._leaving[0][0] > self._processed:
-                    return
-                _, ids = self._leaving.popleft()
+                ids = self._fence.passed()
+            if not ids:
+                return
             began = time.perf_counter()
             self._ranks.unback(ids)
             self.statistics.unbacked(len(ids), time.perf_counter() - began)
             with self.lock:
                 plan = self._map.plan_unback(ids)
                 self._map.commit(plan)
-                self._leaving_blocks -= len(ids)
+                self._fence.unbacked(len(ids))
                 self.pool.put_back(ids)
                 self._leases.release(plan.size)
 
