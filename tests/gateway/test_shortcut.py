@@ -87,6 +87,12 @@ class Taps:
         monkeypatch.setattr(Inference, "_shortcut", lambda one: way(one) if one.model == "short" else None)
 
 
+async def begin(world: NativeWorld, leave: asyncio.Event) -> None:
+    """Serve `short` and `long`, each by an engine of its own."""
+    routes = [serves(model, await world.engine(model, begins(leave))) for model in ("short", "long")]
+    await world.begin(*routes, keys=(key("a"),))
+
+
 async def seen(
     world: NativeWorld,
     monkeypatch: pytest.MonkeyPatch,
@@ -138,8 +144,7 @@ async def test_nobody_can_tell_a_stream_that_took_the_shortcut(
     native_world: NativeWorld, monkeypatch: pytest.MonkeyPatch, seed: int, asks: bool
 ) -> None:
     leave, taps = asyncio.Event(), Taps(monkeypatch)
-    engine = await native_world.engine(script=begins(leave))
-    await native_world.begin(serves("short", engine), serves("long", engine), keys=(key("a"),))
+    await begin(native_world, leave)
     extra = b"" if asks else bearer("a")  # nobody's usage is not asked for, and so passes
     pieces = [*stream(seed), chunk(USAGE % 99), END]
     short = await seen(native_world, monkeypatch, "short", pieces, extra, leave)
@@ -157,8 +162,7 @@ async def test_a_stream_that_breaks_off_ends_with_the_same_error(
     native_world: NativeWorld, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     leave, taps = asyncio.Event(), Taps(monkeypatch)
-    engine = await native_world.engine(script=begins(leave))
-    await native_world.begin(serves("short", engine), serves("long", engine), keys=(key("a"),))
+    await begin(native_world, leave)
     pieces = stream(seed)[: 20 + seed]
     ends = [await seen(native_world, monkeypatch, model, pieces, bearer("a"), leave) for model in ("short", "long")]
     told = [one.body.replace(b"'short'", b"'long'") for one in ends]
