@@ -24,7 +24,7 @@ from shoal.fleet.virtual import VirtualSpec
 from shoal.settings import PREFIX, Settings
 
 # Variables that other parts of Shoal read: the client, and what runs beside or inside an engine.
-_ENGINE_VARIABLES = ("ENGINE", "FLOOR", "CEILING", "PRIORITY", "ELASTIC", "FIXED", "PATIENCE", "STATS")
+_ENGINE_VARIABLES = ("ENGINE", "FLOOR", "CEILING", "PRIORITY", "ELASTIC", "FIXED", "PATIENCE", "PAGE", "STATS")
 OTHER_VARIABLES = frozenset(
     {"SHOAL_URL", "SHOAL_USER", "SHOAL_PASSWORD", "SHOAL_CONFIG", "SHOAL_FLEET", "SHOAL_INSTANCE"}
     | {f"SHOAL_MEMORY_{word}" for word in _ENGINE_VARIABLES}

@@ -99,6 +99,28 @@ def both_ways(engine: Engine) -> list[list[Answer]]:
     return [engine.ask_all(QUESTIONS, 24), [engine.ask(question, 24) for question in QUESTIONS]]
 
 
+def test_pages_that_hold_several_blocks(environment: Environment, source: Path, expected: list[list[Answer]]) -> None:
+    """As a shard's small blocks lie in a GPU's pages: the same tokens, and memory goes a page at a time."""
+    page = 2 * BLOCK + 2 * MIB
+    page -= page % MIB
+    with Machine(environment, source, BUDGET) as machine:
+        terms = ElasticTerms(machine.socket, "", patience=300, page=page)
+        engine = machine.elastic("wide", terms).wait_ready()
+        for with_it, without in zip(both_ways(engine), expected, strict=True):
+            assert [answer.ids for answer in with_it] == [answer.ids for answer in without]
+        fill(engine, "wide", MOST // 2)
+
+        def backed() -> int:
+            member = machine.member("wide")
+            assert member.backed % page == 0
+            return member.backed if member.backed == engine.cache_resident <= member.lease else -1
+
+        until(lambda: backed() >= 3 * page, "prefixes that stay")
+        with machine.tool() as tool:
+            tool.set_terms("wide", ceiling=2 * page)
+        until(lambda: 0 <= backed() <= 2 * page, "pages that are given back")
+
+
 @pytest.fixture(scope="module")
 def pair(environment: Environment, source: Path, expected: object) -> Iterator[Pair]:
     del expected  # its engine has ended before these begin

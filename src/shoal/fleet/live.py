@@ -18,6 +18,7 @@ from shoal.errors import ShoalError
 from shoal.fleet import canary, facts
 from shoal.fleet.broker import Broker
 from shoal.fleet.devices import Devices
+from shoal.fleet.ends import end_once_saved
 from shoal.fleet.footprint import Footprints
 from shoal.fleet.hub import Hub
 from shoal.fleet.logs import tail
@@ -400,7 +401,8 @@ class LiveEffects:
             monitor.cancel()
         self._spawning.discard(instance)
         self._sleeper.stop(instance)
-        end(instance)
+        flush = partial(self._store.flush, STORE_PATIENCE)
+        self._in_background(end_once_saved(self.processes, instance, end, flush))
 
     def _on_exit(self, instance_id: str, exit: Exit) -> None:
         if (monitor := self._monitors.pop(instance_id, None)) is not None:

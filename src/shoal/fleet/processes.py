@@ -82,6 +82,7 @@ class Processes:
         self._grace = grace
         self._on_exit = on_exit
         self._pidfds: dict[str, int] = {}
+        self._pids: dict[str, int] = {}
         self._marks: dict[str, str] = {}  # the fleets that started what this one has taken over
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -93,6 +94,10 @@ class Processes:
     def watched(self) -> set[str]:
         """The instances whose groups run, as far as this process knows."""
         return set(self._pidfds)
+
+    def group(self, instance: str) -> int | None:
+        """The shim's pid, or None if the group does not run as far as this process knows."""
+        return self._pids.get(instance)
 
     def spawn(self, instance: str, launch: Launch, log: Path, record: str | None = None) -> int:
         """Start the group; its shim's pid. `record`: see `keep`. Raises OSError if the runtime folder cannot be
@@ -306,17 +311,19 @@ class Processes:
             loop.remove_reader(fd)
             os.close(fd)
         self._pidfds.clear()
+        self._pids.clear()
         for child in self._children.values():
             child.returncode = child.returncode if child.returncode is not None else 0  # not ours to wait for now
         self._children.clear()
 
     def _watch(self, instance: str, pid: int) -> None:
         fd = os.pidfd_open(pid)
-        self._pidfds[instance] = fd
+        self._pidfds[instance], self._pids[instance] = fd, pid
         asyncio.get_running_loop().add_reader(fd, self._gone, instance)
 
     def _gone(self, instance: str) -> None:
         fd = self._pidfds.pop(instance)
+        self._pids.pop(instance)
         asyncio.get_running_loop().remove_reader(fd)
         os.close(fd)
         if (child := self._children.pop(instance, None)) is not None:

@@ -24,7 +24,9 @@ class ElasticTerms:
     """What one engine is told. Sizes in bytes, for each of its devices.
 
     `socket` is the broker's; `engine` the name it is known under there. `mode` says what becomes of a model whose cache
-    cannot be elastic: ``auto`` runs it with a KV cache of `fixed` bytes, ``required`` refuses it.
+    cannot be elastic: ``auto`` runs it with a KV cache of `fixed` bytes, ``required`` refuses it. `page` is what the
+    driver gives and takes at once, a multiple of its granularity; that, if it is None. A larger page makes growth and
+    sleep cheaper, and what cannot be given back for the sake of one block on it more.
     """
 
     socket: Path
@@ -35,6 +37,7 @@ class ElasticTerms:
     mode: Mode = "auto"
     fixed: int = FIXED
     patience: float = PATIENCE
+    page: int | None = None
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> ElasticTerms:
@@ -58,6 +61,7 @@ class ElasticTerms:
             mode="required" if mode == "required" else "auto",
             fixed=_whole(environ, "SHOAL_MEMORY_FIXED", FIXED),
             patience=_seconds(environ, "SHOAL_MEMORY_PATIENCE", PATIENCE),
+            page=_whole(environ, "SHOAL_MEMORY_PAGE", 0) or None,
         )
 
     def environment(self) -> dict[str, str]:
@@ -73,6 +77,8 @@ class ElasticTerms:
         }
         if self.ceiling is not None:
             env["SHOAL_MEMORY_CEILING"] = str(self.ceiling)
+        if self.page is not None:
+            env["SHOAL_MEMORY_PAGE"] = str(self.page)
         return env
 
 

@@ -2,7 +2,7 @@
 
 import { quote, say } from "../actions.js";
 import { ApiError, call, modelPath } from "../api.js";
-import { html, signal, useEffect, useRef } from "../lib.js";
+import { html, signal, useLayoutEffect, useRef } from "../lib.js";
 import { accept, model as modelOf } from "../store.js";
 import { bytes } from "../units.js";
 import { Command } from "./small.js";
@@ -76,7 +76,7 @@ function markOf(box) {
  * @param {{words: string, command: string}} props */
 function Done({ words, command }) {
   const box = useRef(/** @type {HTMLElement | null} */ (null));
-  useEffect(() => {
+  useLayoutEffect(() => { // at once: who is quick may have gone on before the next frame
     const leave = (/** @type {Event} */ event) => {
       if (event instanceof KeyboardEvent ? event.key !== "Escape" : isPart(event.target)) return;
       if (box.current?.contains(document.activeElement)) markOf(box.current)?.focus(); // what had the focus goes

@@ -133,7 +133,7 @@ class _Memory:
 
     def plan(self, config: Any) -> None:
         """Lay the cache of `config` out, and catch vLLM's allocation of it."""
-        vmm = open_device(self._torch_device)
+        vmm = open_device(self._torch_device, self.terms.page)
         layout = plan(config, vmm.page_size)
         if self._torch_device.type == "cuda" and len(layout.geometry.runs) > 1:
             raise NotElasticError(
@@ -235,15 +235,19 @@ def describe_device(device: torch.device) -> tuple[str, int]:
     return (uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"), int(properties.total_memory)
 
 
-def open_device(device: torch.device) -> Vmm:
-    """The virtual memory of a worker's device. Memory of the GPU that is not in use is not kept."""
+def open_device(device: torch.device, page: int | None = None) -> Vmm:
+    """The virtual memory of a worker's device, in pages of `page` bytes (the device's granularity, if None).
+
+    Memory of the GPU that is not in use is not kept. Raises ValueError for a page that the device cannot have.
+    """
     if device.type == "cpu":
         from shoal.memory.vmm.host import HostVmm
 
-        return HostVmm()
+        return HostVmm() if page is None else HostVmm(page_size=page)
     from shoal.memory.vmm.cuda import CudaVmm
 
-    return CudaVmm(torch.cuda.current_device() if device.index is None else device.index, keep_bytes=0)
+    ordinal = torch.cuda.current_device() if device.index is None else device.index
+    return CudaVmm(ordinal, page_size=page, keep_bytes=0)
 
 
 def _refusal(worker: Any) -> str:
