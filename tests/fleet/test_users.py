@@ -55,8 +55,12 @@ def test_the_hash_is_scrypt() -> None:
     assert found.digest == "7023bdcb3afd7348461c06cd81fd38ebfda8fbba904f8e3ea9b543f6545da1f2"
 
 
+SETTABLE = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20)
+"""Without NUL, which `check_password` refuses: to HMAC, and so to scrypt, one at the end is the padding of a key."""
+
+
 @settings(max_examples=50)
-@given(st.text(max_size=20), st.text(max_size=20))
+@given(SETTABLE, SETTABLE)
 def test_a_password_matches_its_own_hash_alone(one: str, other: str) -> None:
     found = hash_password(one, SALT, CHEAP)
     assert found.matches(one)
