@@ -24,8 +24,9 @@ from tests.system.harness import until
 BUDGET = 128 * MIB
 TOKENS = 128
 """Tokens of a block."""
-BLOCK = TOKENS * 30 * 2 * 3 * 64 * 4
-"""Bytes of a block: 30 layers of 3 heads of 64 keys and 64 values, 4 bytes each."""
+LAYERS = 30
+BLOCK = TOKENS * LAYERS * 2 * 3 * 64 * 4
+"""Bytes of a block: in each layer 3 heads of 64 keys and 64 values, 4 bytes each."""
 MOST = BUDGET // BLOCK
 """Blocks that all engines can have together."""
 READY = 24 * MIB // BLOCK + 1
@@ -101,8 +102,7 @@ def both_ways(engine: Engine) -> list[list[Answer]]:
 
 def test_pages_that_hold_several_blocks(environment: Environment, source: Path, expected: list[list[Answer]]) -> None:
     """As a shard's small blocks lie in a GPU's pages: the same tokens, and memory goes a page at a time."""
-    page = 2 * BLOCK + 2 * MIB
-    page -= page % MIB
+    page = 512 << 10  # of each layer, which has 192 KiB of a block
     with Machine(environment, source, BUDGET) as machine:
         terms = ElasticTerms(machine.socket, "", patience=300, page=page)
         engine = machine.elastic("wide", terms).wait_ready()
@@ -115,10 +115,10 @@ def test_pages_that_hold_several_blocks(environment: Environment, source: Path, 
             assert member.backed % page == 0
             return member.backed if member.backed == engine.cache_resident <= member.lease else -1
 
-        until(lambda: backed() >= 3 * page, "prefixes that stay")
+        until(lambda: backed() >= 3 * LAYERS * page, "prefixes that stay")
         with machine.tool() as tool:
-            tool.set_terms("wide", ceiling=2 * page)
-        until(lambda: 0 <= backed() <= 2 * page, "pages that are given back")
+            tool.set_terms("wide", ceiling=2 * LAYERS * page)
+        until(lambda: 0 <= backed() <= 2 * LAYERS * page, "pages that are given back")
 
 
 @pytest.fixture(scope="module")
