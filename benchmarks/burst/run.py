@@ -64,6 +64,10 @@ class Bench:
         o = self.options
         return bursts(o.engines, phase.peak, o.step, gap=o.gap, together=phase.together)
 
+    def number(self, system: str) -> int:
+        """How many engines a system has."""
+        return 1 if system == "alone" else self.options.engines
+
     def ballast(self, processes: Processes) -> None:
         """Make the card as large as asked for."""
         left, held = rigs.start_ballast(processes, self.rig, int(self.options.card_gib * GIB))
@@ -90,7 +94,7 @@ class Bench:
         if system == "shoal":
             rigs.start_broker(processes, self.rig, scratch / "s", int(o.kv_gib * GIB))
             tool = connect(scratch / "s")
-        number = 1 if system == "alone" else o.engines
+        number = self.number(system)
         engines: list[tuple[Running, int]] = []
         # The first alone: it fills the compile cache that the others then read.
         for few in (range(1), range(1, number)):
@@ -230,7 +234,7 @@ class Bench:
     ) -> None:
         """The plot, and every request's times."""
         o = self.options
-        names = [f"model-{model}" for model in range(1 if system == "alone" else len(planned))]
+        names = [f"model-{model}" for model in range(self.number(system))]
         kv = {"stock": o.kv_gib / o.engines, "alone": o.alone_kv_gib}.get(system)
         picture = plot(
             f"{system}: ramps to {phase.peak} requests/s, {phase.tokens} tokens out"

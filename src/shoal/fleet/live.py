@@ -90,7 +90,8 @@ class LiveEffects:
         footprints = Footprints(
             socket, self._read_devices, self.processes.memory, self.processes.engine_pid, lambda: self._specs.values()
         )
-        self._sleeper = Sleeper(engines, footprints, tell, partial(store.flush, STORE_PATIENCE), self._room_to_wake)
+        self._flush = partial(store.flush, STORE_PATIENCE)
+        self._sleeper = Sleeper(engines, footprints, tell, self._flush, self._room_to_wake)
         self._specs: dict[str, Instance] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._monitors: dict[str, asyncio.Task[None]] = {}
@@ -338,7 +339,7 @@ class LiveEffects:
                 spec, instance=instance.id, address=address, devices=devices, environment=environment, memory=memory
             )
             # A process that the store does not know would be an orphan after a crash of this one.
-            await self._store.flush(STORE_PATIENCE)
+            await self._flush()
             if instance.id not in self._spawning:  # unloaded meanwhile
                 self._tell(facts.Exited(instance.id, Exit(), Failure("unloaded", "unloaded before it started")))
                 return
@@ -401,8 +402,7 @@ class LiveEffects:
             monitor.cancel()
         self._spawning.discard(instance)
         self._sleeper.stop(instance)
-        flush = partial(self._store.flush, STORE_PATIENCE)
-        self._in_background(end_once_saved(self.processes, instance, end, flush))
+        self._in_background(end_once_saved(self.processes, instance, end, self._flush))
 
     def _on_exit(self, instance_id: str, exit: Exit) -> None:
         if (monitor := self._monitors.pop(instance_id, None)) is not None:

@@ -81,8 +81,7 @@ class Processes:
         self._log_bytes = log_bytes
         self._grace = grace
         self._on_exit = on_exit
-        self._pidfds: dict[str, int] = {}
-        self._pids: dict[str, int] = {}
+        self._groups: dict[str, tuple[int, int]] = {}  # the shim's pid, and a pidfd of it
         self._marks: dict[str, str] = {}  # the fleets that started what this one has taken over
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -93,11 +92,11 @@ class Processes:
     @property
     def watched(self) -> set[str]:
         """The instances whose groups run, as far as this process knows."""
-        return set(self._pidfds)
+        return set(self._groups)
 
     def group(self, instance: str) -> int | None:
         """The shim's pid, or None if the group does not run as far as this process knows."""
-        return self._pids.get(instance)
+        return self._groups[instance][0] if instance in self._groups else None
 
     def spawn(self, instance: str, launch: Launch, log: Path, record: str | None = None) -> int:
         """Start the group; its shim's pid. `record`: see `keep`. Raises OSError if the runtime folder cannot be
@@ -307,23 +306,21 @@ class Processes:
     def close(self) -> None:
         """Stop watching; the groups go on."""
         loop = asyncio.get_running_loop()
-        for fd in self._pidfds.values():
+        for _, fd in self._groups.values():
             loop.remove_reader(fd)
             os.close(fd)
-        self._pidfds.clear()
-        self._pids.clear()
+        self._groups.clear()
         for child in self._children.values():
             child.returncode = child.returncode if child.returncode is not None else 0  # not ours to wait for now
         self._children.clear()
 
     def _watch(self, instance: str, pid: int) -> None:
         fd = os.pidfd_open(pid)
-        self._pidfds[instance], self._pids[instance] = fd, pid
+        self._groups[instance] = pid, fd
         asyncio.get_running_loop().add_reader(fd, self._gone, instance)
 
     def _gone(self, instance: str) -> None:
-        fd = self._pidfds.pop(instance)
-        self._pids.pop(instance)
+        _, fd = self._groups.pop(instance)
         asyncio.get_running_loop().remove_reader(fd)
         os.close(fd)
         if (child := self._children.pop(instance, None)) is not None:
@@ -336,11 +333,10 @@ class Processes:
         self._on_exit(instance, self.last_exit(instance))
 
     def _signal(self, instance: str, number: signal.Signals) -> bool:
-        fd = self._pidfds.get(instance)
-        if fd is None:
+        if instance not in self._groups:
             return False
         try:
-            signal.pidfd_send_signal(fd, number)
+            signal.pidfd_send_signal(self._groups[instance][1], number)
         except ProcessLookupError:
             return False
         return True

@@ -14,7 +14,7 @@ from shoal.gateway.http1 import ResponseHead
 from shoal.gateway.manner import ANTHROPICS_ID_HEADER, REQUEST_ID_HEADER
 from shoal.gateway.reading import reader_for, tokens_in
 from shoal.gateway.routes import UNKNOWN
-from shoal.gateway.usage import SseReader, UsageStripper, tells_usage
+from shoal.gateway.usage import UsageStripper, tells_usage
 from shoal.messages import Phase, RequestView
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ class Inference(Asking):
 
     response_dropped = _DROPPED
     whole = True
-    _counted: SseReader
 
     def identify(self) -> None:
         super().identify()
@@ -111,10 +110,7 @@ class Inference(Asking):
         events = None if self._reader is None else self._reader.events
         if events is None or not events.between or not self._bytes_out or not self.passes_chunks:
             return None
-        if self._relay.timed and self._relay.config.response_timeout:
-            return None
-        self._counted = events
-        return self._pass_events
+        return None if self._relay.config.response_timeout else self._pass_events
 
     def _pass_events(self, data: bytes) -> bool:
         """Pass on one chunk of whole events that tell no usage, as nearly all of a stream are: what `on_body` would do
@@ -129,12 +125,14 @@ class Inference(Asking):
         if len(start) + length + 2 != len(data) or data[-4:] != _END_OF_BOTH or tells_usage(data):
             return False
         now = monotonic()
-        books = self._books
+        books, reader = self._books, self._reader
         assert books is not None
+        assert reader is not None
+        assert reader.events is not None
         books.inter_chunk.add(now - self._last_part)
         self._last_part = now
         self._bytes_out += length
-        self._counted.events += data.count(b"\ndata:")  # the first one follows the chunk's size
+        reader.events.events += data.count(b"\ndata:")  # the first one follows the chunk's size
         self.connection.write(data)
         return True
 
