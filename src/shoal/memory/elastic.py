@@ -25,8 +25,8 @@ class ElasticTerms:
 
     `socket` is the broker's; `engine` the name it is known under there. `mode` says what becomes of a model whose cache
     cannot be elastic: ``auto`` runs it with a KV cache of `fixed` bytes, ``required`` refuses it. `page` is what the
-    driver gives and takes at once, a multiple of its granularity; that, if it is None. A larger page makes growth and
-    sleep cheaper, and what cannot be given back for the sake of one block on it more.
+    driver gives and takes at once, a multiple of its granularity; what suits the model's blocks, if it is None. A
+    larger page makes growth and sleep cheaper, and what cannot be given back for the sake of one block on it more.
     """
 
     socket: Path

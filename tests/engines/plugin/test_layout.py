@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.engines.vllm.plugin.layout import Layout, NotElasticError, plan, refuse_others
+from shoal.engines.vllm.plugin.layout import Layout, NotElasticError, gpu_page, plan, refuse_others
 from shoal.memory.pages import Run
 
 PAGE = 2 << 20
@@ -138,6 +138,25 @@ def test_layers_of_their_own_become_slices_of_each_block(blocks: int, parts: lis
 
 def split_tensors(config: Config) -> list[SplitTensor]:
     return [tensor for tensor in config.kv_cache_tensors if isinstance(tensor, SplitTensor)]
+
+
+@pytest.mark.parametrize(
+    ("config", "page"),
+    [
+        (split(8, [2**16] * 32), 4 << 20),  # Llama-3.1-8B
+        (split(8, [2**16] * 36), 4 << 20),  # Qwen3-8B: 2.25 MiB
+        (split(8, [2**15] * 32), None),  # one of two shards
+        (named(8, 32, 2**16, blocks_first=True), 4 << 20),
+        (named(8, 32, 2**15, blocks_first=True, tensors=2), 4 << 20),
+        (named(8, 31, 2**16, blocks_first=True), None),
+        (named(8, 32, 2**16, blocks_first=False), 4 << 20),
+    ],
+)
+def test_large_blocks_share_a_page_with_one_other(config: Config, page: int | None) -> None:
+    assert gpu_page(config) == page
+    blocks = plan(config, page or PAGE).geometry.block_size
+    assert (blocks >= 2 << 20) == (page is not None)
+    assert gpu_page(config) == page, "also of what was rewritten"
 
 
 def test_what_is_in_one_piece_already_stays_as_it_is() -> None:

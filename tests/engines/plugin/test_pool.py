@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -160,6 +160,25 @@ def test_a_block_in_use_keeps_its_neighbours_on_the_page() -> None:
     assert elastic.park(100, cached=True) == [4, 5, 6, 7, 8, 9, 10, 11]
     pool.free_blocks([block])
     assert elastic.park(100, cached=True) == [], "block 0 is on that page, and stays"
+
+
+@given(st.integers(2, 40), st.sampled_from([2, 3, 4, 6, 8, 12]), st.sampled_from([2, 3, 4, 12, 24]), st.data())
+def test_whatever_shares_a_page_goes_together(blocks: int, block: int, page: int, data: st.DataObject) -> None:
+    geometry = Geometry.contiguous(blocks, block, page)
+    pool = Pool(blocks)
+    elastic = ElasticPool(pool, geometry)
+    held = pool.get_new_blocks(data.draw(st.integers(0, blocks - 1)))
+    pool.free_blocks(data.draw(st.permutations(held))[: data.draw(st.integers(0, len(held)))])
+    parked = set(elastic.park(data.draw(st.integers(1, blocks)), cached=True))
+    free = {one.block_id for one in pool.blocks if one.ref_cnt == 0} - {0}
+    assert parked <= free
+    for id in parked:
+        alone = any(
+            all(other in parked for other in geometry.blocks_on(number))
+            for span in geometry.pages_of(id)
+            for number in range(span.first, span.first + span.pages)
+        )
+        assert alone, f"{id} was taken, and gives back no page"
 
 
 def test_one_cached_block_keeps_its_page_until_cached_ones_may_go() -> None:

@@ -17,6 +17,13 @@ ELASTIC_KINDS = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
 is no block, and windows leave their old blocks in tables that the device may still read."""
 
 
+LARGE_BLOCK = 2 << 20
+"""Bytes: blocks of this size and more share a page with one other."""
+
+LARGE_PAGE = 4 << 20
+"""Bytes of such a page."""
+
+
 class NotElasticError(ValueError):
     """This model's cache cannot be elastic; the message says why."""
 
@@ -39,6 +46,18 @@ def refuse_others(specs: Mapping[str, Any]) -> None:
             raise NotElasticError(f"layer {layer} keeps a {kind}, whose memory cannot be taken away block by block")
     if len({(spec.block_size, spec.page_size_bytes) for spec in specs.values()}) > 1:
         raise NotElasticError("its layers keep caches of different shapes")
+
+
+def gpu_page(config: Any) -> int | None:
+    """Bytes of a page that suit the blocks of `config` on a GPU; None for what its driver calls a page.
+
+    What a page costs the driver does not grow with its size, so large ones halve the time of growth and of sleep. But
+    a page stays while one block on it is used: with more than two on each, a burst that ebbs keeps much from others.
+    """
+    tensors = config.kv_cache_tensors
+    shared = any(hasattr(tensor, "layer_stride") or tensor.block_stride for tensor in tensors)
+    size = max(tensor.size for tensor in tensors) if shared else sum(tensor.size for tensor in tensors)
+    return LARGE_PAGE if size // config.num_blocks >= LARGE_BLOCK else None
 
 
 def plan(config: Any, page_size: int) -> Layout:

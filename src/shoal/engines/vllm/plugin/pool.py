@@ -8,7 +8,7 @@ cached ones, the longest unused first.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from shoal.memory.ages import AGES, bucket_of
@@ -28,6 +28,7 @@ class ElasticPool:
         self._since = [0.0] * len(pool.blocks)
         self._seen = bytearray(len(pool.blocks))
         self._alone = _stands_alone(geometry)
+        self._on_a_page = _on_a_page(geometry)
 
     @property
     def total(self) -> int:
@@ -161,7 +162,10 @@ class ElasticPool:
         self._pool.num_gpu_blocks -= len(blocks)
         return [block.block_id for block in blocks]
 
-    def _neighbours(self, id: int) -> set[int]:
+    def _neighbours(self, id: int) -> Collection[int]:
+        if every := self._on_a_page:
+            first = id - id % every
+            return range(first, min(first + every, self.total))
         return {other for span in self._geometry.pages_of(id) for other in self._blocks_on(span.first, span.pages)}
 
     def _blocks_on(self, first: int, pages: int) -> Iterator[int]:
@@ -186,3 +190,11 @@ def _stands_alone(geometry: Geometry) -> bool:
     """Whether unbacking one block alone always frees a page."""
     page = geometry.page_size
     return all(run.length >= 2 * page or not (run.offset % page or run.stride % page) for run in geometry.runs)
+
+
+def _on_a_page(geometry: Geometry) -> int:
+    """How many blocks a page holds if it is the same whole number for all; else 0."""
+    if len(geometry.runs) != 1 or geometry.runs[0].offset:
+        return 0
+    each, rest = divmod(geometry.page_size, geometry.runs[0].stride or geometry.page_size)
+    return 0 if rest else each

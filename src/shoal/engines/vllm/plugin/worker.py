@@ -20,7 +20,7 @@ from shoal.memory.vmm import Vmm
 
 from . import hooks
 from .copying import CopyingMixin
-from .layout import NotElasticError, plan, refuse_others
+from .layout import NotElasticError, gpu_page, plan, refuse_others
 from .placing import Placement
 from .rank import RankMemory
 
@@ -133,7 +133,8 @@ class _Memory:
 
     def plan(self, config: Any) -> None:
         """Lay the cache of `config` out, and catch vLLM's allocation of it."""
-        vmm = open_device(self._torch_device, self.terms.page)
+        gpu = self._torch_device.type == "cuda" and bool(config.kv_cache_tensors)
+        vmm = open_device(self._torch_device, self.terms.page or (gpu_page(config) if gpu else None))
         layout = plan(config, vmm.page_size)
         if self._torch_device.type == "cuda" and len(layout.geometry.runs) > 1:
             raise NotElasticError(
