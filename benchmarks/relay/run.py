@@ -18,11 +18,20 @@ from typing import Any
 
 from shoal.bench.clock import say
 from shoal.bench.processes import DiedError, Processes, end_in_order
-from shoal.bench.relay import bodies, nginx, usage, wrk
+from shoal.bench.relay import bodies, counted, nginx, usage, wrk
 from shoal.bench.relay.cores import share_out, starting_on
 from shoal.bench.relay.promises import checks
 from shoal.bench.relay.summary import lines, medians, ratios
-from shoal.bench.relay.systems import OURS, SYSTEMS, MissingError, Stage, System, start_upstreams, wait
+from shoal.bench.relay.systems import (
+    OURS,
+    SYSTEMS,
+    MissingError,
+    Stage,
+    System,
+    shoal_relay,
+    start_upstreams,
+    wait,
+)
 from shoal.bench.relay.tally import Aborted, Served, Streamed, Tally, parse
 from shoal.bench.results import Check, show, write
 from shoal.bench.rig import CACHE
@@ -186,13 +195,13 @@ class Bench:
 
     def aborts(self, name: str) -> None:
         """Streams through a fresh relay that are broken off, and what it holds afterwards more than before."""
-        system = SYSTEMS[name](self.stage)
+        system = shoal_relay(name, counted=True)(self.stage)
         wait(self.stage, system)
         number = self.options.aborts
         # What as many leave behind before is what it takes to serve at all: pools, caches, and a heap that has met the
         # worst coincidences of so many streams. Only what is kept of each grows on as fast.
         self.load(system, bodies.LATE, "aborts", Aborted, number=number, seed=1)
-        before, began = self.settled(system), self.stats()
+        before, held, began = self.settled(system), self.blocks(system), self.stats()
         aborted = self.load(system, bodies.LATE, "aborts", Aborted, number=number, seed=2)
         after, ended = self.settled(system), self.stats()
         assert system.controller is not None
@@ -212,6 +221,8 @@ class Bench:
                 "carried": system.controller.carried,
                 "fds_before": before.fds,
                 "fds_more": after.fds - before.fds,
+                "blocks_before": held,
+                "blocks_more": self.blocks(system) - held,
                 "rss_before_mib": before.rss / MIB,
                 "rss_more_mib": (after.rss - before.rss) / MIB,
             }
@@ -230,6 +241,11 @@ class Bench:
             if now.fds != last.fds or self.stats()["running"]:
                 since = time.monotonic()
         return now
+
+    def blocks(self, system: System) -> int:
+        """Blocks of memory that the relay's interpreter holds."""
+        assert system.holds is not None
+        return counted.blocks(system.serving[bodies.LATE], system.holds)
 
     def stats(self) -> dict[str, int]:
         """What the fake engine counts."""

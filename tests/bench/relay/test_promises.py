@@ -135,13 +135,15 @@ def test_streams_that_are_broken_off_may_leave_nothing() -> None:
         "left_running": 0,
         "reached_engine": 88_902,
         "engine_saw_cancelled": 88_902,
+        "blocks_more": 12,
         "rss_more_mib": -0.5,
         "failed": 0,
     }
     clean = checks([row], "native")
-    assert len(clean) == 6
+    assert len(clean) == 7
     assert all(check.holds for check in clean)
-    dirty = {**row, "fds_more": 1, "carried": 1, "left_running": 1, "rss_more_mib": 1.5, "failed": 1}
+    dirty = {**row, "fds_more": 1, "carried": 1, "left_running": 1, "failed": 1}
+    dirty |= {"blocks_more": 1001, "rss_more_mib": 4.1}
     dirty["engine_saw_cancelled"] = 88_901
     assert not any(check.holds for check in checks([dirty], "native"))
     assert checks([row], "aiohttp") == []

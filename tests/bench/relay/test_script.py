@@ -47,6 +47,7 @@ def test_a_rehearsal_leaves_a_result_with_every_measure(tmp_path: Path) -> None:
     aborted = rows["aborts", "aiohttp", 50, None]
     assert aborted["left_running"] == aborted["carried"] == 0
     assert aborted["engine_saw_cancelled"] == aborted["reached_engine"] > 0
+    assert aborted["blocks_before"] > 10_000 > abs(aborted["blocks_more"])
     assert result["machine"]["load"] == "shoal.bench.relay.load"
     assert set(result["machine"]["cores_used"]) == {"proxy", "load", "upstream"}
     assert "100 streams × 50 events/s, spread\n  aiohttp " in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.client
 import json
@@ -48,6 +49,8 @@ class System:
     ports: Mapping[str, int]
     serving: Mapping[str, Running] = field(default_factory=dict)
     controller: Controller | None = None
+    holds: Path | None = None
+    """Where a counted relay says what it holds (see `counted`)."""
 
     def pids(self, model: str) -> list[int]:
         """The processes between client and engine."""
@@ -174,9 +177,9 @@ def relay_kinds() -> tuple[str, ...]:
     return tuple(rest.partition("}")[0].split(",")) if found else ()
 
 
-def shoal_relay(kind: str, name: str = "", workers: int = 1) -> Callable[[Stage], System]:
+def shoal_relay(kind: str, name: str = "", workers: int = 1, *, counted: bool = False) -> Callable[[Stage], System]:
     """Our own relay, `native` or `aiohttp`, as `shoal serve` runs it, with a controller that takes its reports. One of
-    several `workers` shares with them what keys have used; the others are not started.
+    several `workers` shares with them what keys have used; the others are not started. `counted`: as in `counted.py`.
 
     Starting it raises MissingError if there is no such relay.
     """
@@ -198,15 +201,17 @@ def shoal_relay(kind: str, name: str = "", workers: int = 1) -> Callable[[Stage]
         routing = table(stage, workers)
         save_table(folder / "table.json", routing)
         controller = stage.stack.enter_context(Controller(folder / "relay.sock", routing))
+        holds = folder / "blocks" if counted else None
         argv = [
-            *(sys.executable, "-m", "shoal.gateway", "--fd", "0"),
-            *(("--relay", kind) if kinds else ()),
+            *(sys.executable, "-m"),
+            *(("shoal.gateway",) if holds is None else ("shoal.bench.relay.counted", str(holds))),
+            *("--fd", "0", *(("--relay", kind) if kinds else ())),
             *("--controller", str(folder / "controller.sock")),
             *("--relay-socket", str(folder / "relay.sock"), "--table", str(folder / "table.json")),
             *("--settings", settings),
         ]
         running, port = stage.listening(name, argv, stage.cores.proxy, fds)
-        return _of(name, dict.fromkeys(stage.upstreams, port), running, controller)
+        return dataclasses.replace(_of(name, dict.fromkeys(stage.upstreams, port), running, controller), holds=holds)
 
     return start
 
