@@ -16,6 +16,7 @@ from shoal.fleet.preset_runs import PresetRun, RunView, StepFailedError, fell_as
 from shoal.fleet.presets import Preset, PresetEntry
 from shoal.fleet.spec import ModelSpec
 from tests.fleet.fakes import GIB, World, gpu, spec
+from tests.fleet.moving import a_world, answer, begin, drained, loads, move
 
 T = TypeVar("T")
 
@@ -135,6 +136,24 @@ async def test_what_somebody_else_stops_meanwhile_is_said() -> None:
     await settled(controller, task.done)
     assert run.view.state == "failed"
     assert "somebody else stopped it" in run.view.missing[0].message
+
+
+async def test_what_a_move_brought_is_in_place_once_the_move_has_ended() -> None:
+    world, old = a_world()
+    id = begin(world, "m", "cuda:1")
+    answer(world)
+    loads(world)
+    answer(world)
+    world.report({old: 1})
+    run, controller = began(world, on("m", "cuda:1"))
+    task = asyncio.create_task(run.run())
+    await settled(controller, lambda: states(run.view) == {"keep m": "running"})
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not task.done(), "requests still run where it was"
+    drained(world, old)
+    await settled(controller, task.done)
+    assert move(world, id).state == run.view.state == "done"
 
 
 async def test_sleepers_are_woken_and_put_to_sleep_again() -> None:

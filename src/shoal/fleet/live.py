@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import secrets
 import shutil
@@ -21,6 +20,7 @@ from shoal.fleet.devices import Devices
 from shoal.fleet.ends import end_once_saved
 from shoal.fleet.footprint import Footprints
 from shoal.fleet.hub import Hub
+from shoal.fleet.launching import Launcher
 from shoal.fleet.logs import tail
 from shoal.fleet.memory import Terms
 from shoal.fleet.monitor import Monitor, Probe
@@ -34,7 +34,6 @@ from shoal.fleet.shim import BEGIN
 from shoal.fleet.sleeper import Sleeper
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Exit, Failure, Instance, InstanceState, Model
-from shoal.memory.elastic import ElasticTerms
 from shoal.messages import RoutingTable
 from shoal.net import TcpAddress, UnixAddress
 from shoal.paths import Paths, keep_fresh
@@ -92,10 +91,20 @@ class LiveEffects:
         )
         self._flush = partial(store.flush, STORE_PATIENCE)
         self._sleeper = Sleeper(engines, footprints, tell, self._flush, self._room_to_wake)
+        self._launcher = Launcher(
+            engines,
+            self.processes,
+            self.broker,
+            paths,
+            tell=tell,
+            read_devices=self._read_devices,
+            flush=self._flush,
+            address=self.address,
+            started=self._started,
+        )
         self._specs: dict[str, Instance] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._monitors: dict[str, asyncio.Task[None]] = {}
-        self._spawning: set[str] = set()
         self._began = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._alarm: asyncio.TimerHandle | None = None
         self._look_now = asyncio.Event()
@@ -111,11 +120,11 @@ class LiveEffects:
         return secrets.token_hex(4)
 
     def prepare(self, instance: Instance) -> None:
-        self._in_background(self._prepare(instance))
+        self._in_background(self._launcher.prepare(instance))
 
     def spawn(self, instance: Instance, devices: tuple[Device, ...], needs: int | None) -> None:
-        self._spawning.add(instance.id)
-        self._in_background(self._spawn(instance, devices, needs))
+        self._launcher.want(instance.id)
+        self._in_background(self._launcher.start(instance, devices, needs))
 
     def let_go(self, instance: str) -> None:
         self._in_background(self.broker.let_go(instance))
@@ -279,25 +288,6 @@ class LiveEffects:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    async def _prepare(self, instance: Instance) -> None:
-        engine = self.engines[instance.engine]
-        spec = instance.spec
-        assert spec is not None
-        try:
-            await asyncio.to_thread(engine.check, spec)
-            devices = await self._read_devices()
-            needs = await asyncio.to_thread(engine.needs, spec, devices)
-            estimate = await asyncio.to_thread(engine.estimate, spec, devices)
-            weights = await asyncio.to_thread(engine.weights, spec)
-        except ShoalError as error:
-            self._tell(facts.Prepared(instance.id, failure=_failure(error)))
-        except Exception as error:
-            _log.exception("while looking at %s", spec.source)
-            failure = Failure("source_unreadable", f"{spec.source} cannot be read: {error}", "mend its files")
-            self._tell(facts.Prepared(instance.id, failure=failure))
-        else:
-            self._tell(facts.Prepared(instance.id, needs, engine.device_kinds, weights=weights, kv=estimate.kv))
-
     async def _read_devices(self) -> tuple[Device, ...]:
         return await asyncio.to_thread(self._devices.read)
 
@@ -307,74 +297,9 @@ class LiveEffects:
         except ShoalError as error:
             self._tell(facts.TermsRefused(instance, error.message))
 
-    def _elastic_terms(self, instance: Instance, spec: ModelSpec) -> ElasticTerms | None:
-        """What an engine is told of the memory broker; None if its settings give its KV cache a size."""
-        if not spec.may_be_elastic:
-            return None
-        return ElasticTerms(
-            self.broker.path,
-            instance.id,
-            floor=spec.floor,
-            ceiling=spec.ceiling,
-            priority=spec.priority,
-            mode="required" if spec.elastic == "required" else "auto",
-        )
-
-    async def _spawn(self, instance: Instance, devices: tuple[Device, ...], needs: int | None) -> None:
-        engine = self.engines[instance.engine]
-        spec = instance.spec
-        assert spec is not None
-        try:
-            environment = await asyncio.to_thread(engine.environment, spec, devices)
-            address = self.address(instance)
-            memory = self._elastic_terms(instance, spec)
-            if needs is not None or memory is not None:
-                beside = await asyncio.to_thread(engine.weights, spec) or 0
-                kv = None if memory is None else max(0, min(spec.first_kv, (needs or 0) - beside))
-                wanted = partial(self._spawning.__contains__, instance.id)
-                devices = tuple(
-                    await self.broker.make_room(instance.id, spec, devices, needs or 0, kv=kv, wanted=wanted)
-                )
-            launch = engine.launch(
-                spec, instance=instance.id, address=address, devices=devices, environment=environment, memory=memory
-            )
-            # A process that the store does not know would be an orphan after a crash of this one.
-            await self._flush()
-            if instance.id not in self._spawning:  # unloaded meanwhile
-                self._tell(facts.Exited(instance.id, Exit(), Failure("unloaded", "unloaded before it started")))
-                return
-            started = dataclasses.replace(instance, address=address, environment=environment.name)
-            self.processes.spawn(instance.id, launch, self._paths.log(instance.id), record_of(started))
-        except ShoalError as error:
-            self._tell(facts.Spawned(instance.id, failure=_failure(error)))
-        except OSError as error:
-            failure = Failure(
-                "cannot_start",
-                f"the engine's process could not be started: {error.strerror or error}",
-                f"is there room in {self._paths.runtime}?",
-            )
-            self._tell(facts.Spawned(instance.id, failure=failure))
-        except Exception as error:  # whatever it is, the instance must not be left as starting for ever
-            _log.exception("while starting %s", instance.id)
-            failure = Failure("cannot_start", f"the engine could not be started: {error}", "see the controller's log")
-            self._tell(facts.Spawned(instance.id, failure=failure))
-        else:
-            self._tell(
-                facts.Spawned(
-                    instance.id,
-                    address,
-                    environment.name,
-                    environment.version,
-                    elastic=launch.elastic,
-                    fixed_because=launch.fixed_because,
-                    can_sleep=launch.can_sleep,
-                    sleepless_because=launch.sleepless_because,
-                )
-            )
-            self.watch(dataclasses.replace(instance, address=address))
-            self._in_background(self.broker.keep_room(instance.id, devices))
-        finally:
-            self._spawning.discard(instance.id)
+    def _started(self, instance: Instance, devices: tuple[Device, ...]) -> None:
+        self.watch(instance)
+        self._in_background(self.broker.keep_room(instance.id, devices))
 
     async def _ask(self, instance: Instance) -> None:
         probe = Probe(instance.address)
@@ -400,7 +325,7 @@ class LiveEffects:
     def _end(self, instance: str, end: Callable[[str], bool]) -> None:
         if (monitor := self._monitors.pop(instance, None)) is not None:
             monitor.cancel()
-        self._spawning.discard(instance)
+        self._launcher.give_up(instance)
         self._sleeper.stop(instance)
         self._in_background(end_once_saved(self.processes, instance, end, self._flush))
 
@@ -425,7 +350,3 @@ class LiveEffects:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a background task failed", exc_info=error)
-
-
-def _failure(error: ShoalError) -> Failure:
-    return Failure(error.code, error.message)

@@ -194,12 +194,12 @@ class PresetRun:
         return self._controller.manager.fleet
 
     async def _carry_out(self, step: Step) -> None:
-        name = step.model
+        name, moves = step.model, self._controller.manager.moves
         match step.action:
             case "keep":
-                await self._until(lambda: serves(self._fleet, name, step.count))
+                # One that replaces it may have switched already: in place is what serves once its source is gone.
+                await self._until(lambda: not is_moved(moves, name) and serves(self._fleet, name, step.count))
             case "move" | "change" if replaces(step):
-                moves = self._controller.manager.moves
                 await self._until(lambda: not is_moved(moves, name))  # an interrupted run may have begun it
                 id = await self._controller.do(lambda: self._replace(step))
                 await self._until(lambda: id is None or moved(moves, id))
