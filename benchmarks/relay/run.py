@@ -201,9 +201,11 @@ class Bench:
         # What as many leave behind before is what it takes to serve at all: pools, caches, and a heap that has met the
         # worst coincidences of so many streams. Only what is kept of each grows on as fast.
         self.load(system, bodies.LATE, "aborts", Aborted, number=number, seed=1)
-        before, held, began = self.settled(system), self.blocks(system), self.stats()
+        held, before = self.settled(system)
+        began = self.stats()
         aborted = self.load(system, bodies.LATE, "aborts", Aborted, number=number, seed=2)
-        after, ended = self.settled(system), self.stats()
+        holds, after = self.settled(system)
+        ended = self.stats()
         assert system.controller is not None
         self.add(
             {
@@ -222,15 +224,16 @@ class Bench:
                 "fds_before": before.fds,
                 "fds_more": after.fds - before.fds,
                 "blocks_before": held,
-                "blocks_more": self.blocks(system) - held,
+                "blocks_more": holds - held,
                 "rss_before_mib": before.rss / MIB,
                 "rss_more_mib": (after.rss - before.rss) / MIB,
             }
         )
         self.stage.processes.stop(system.serving[bodies.LATE])
 
-    def settled(self, system: System) -> usage.Usage:
-        """What the relay uses once nothing of it has changed for a while: kept connections close after some seconds."""
+    def settled(self, system: System) -> tuple[int, usage.Usage]:
+        """Blocks of memory that the relay's interpreter holds, and what the relay uses, once nothing of it has changed
+        for a while: kept connections close after some seconds. Resident memory is read when garbage is collected."""
         processes = usage.family(system.pids(bodies.LATE))
         now = usage.read(processes)
         since = time.monotonic()
@@ -240,12 +243,8 @@ class Bench:
             last, now = now, usage.read(processes)
             if now.fds != last.fds or self.stats()["running"]:
                 since = time.monotonic()
-        return now
-
-    def blocks(self, system: System) -> int:
-        """Blocks of memory that the relay's interpreter holds."""
         assert system.holds is not None
-        return counted.blocks(system.serving[bodies.LATE], system.holds)
+        return counted.blocks(system.serving[bodies.LATE], system.holds), usage.read(processes)
 
     def stats(self) -> dict[str, int]:
         """What the fake engine counts."""

@@ -142,8 +142,8 @@ def test_streams_that_are_broken_off_may_leave_nothing() -> None:
     clean = checks([row], "native")
     assert len(clean) == 7
     assert all(check.holds for check in clean)
-    dirty = {**row, "fds_more": 1, "carried": 1, "left_running": 1, "failed": 1}
-    dirty |= {"blocks_more": 1001, "rss_more_mib": 4.1}
+    dirty = {**row, "fds_more": 1, "carried": 1, "left_running": 1, "rss_more_mib": 1.5, "failed": 1}
+    dirty["blocks_more"] = 1001
     dirty["engine_saw_cancelled"] = 88_901
     assert not any(check.holds for check in checks([dirty], "native"))
     assert checks([row], "aiohttp") == []

@@ -55,6 +55,8 @@ def gpu_page(config: Any) -> int | None:
     a page stays while one block on it is used: with more than two on each, a burst that ebbs keeps much from others.
     """
     tensors = config.kv_cache_tensors
+    if not tensors:
+        return None
     shared = any(hasattr(tensor, "layer_stride") or tensor.block_stride for tensor in tensors)
     size = max(tensor.size for tensor in tensors) if shared else sum(tensor.size for tensor in tensors)
     return LARGE_PAGE if size // config.num_blocks >= LARGE_BLOCK else None

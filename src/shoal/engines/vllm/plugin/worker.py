@@ -133,8 +133,8 @@ class _Memory:
 
     def plan(self, config: Any) -> None:
         """Lay the cache of `config` out, and catch vLLM's allocation of it."""
-        gpu = self._torch_device.type == "cuda" and bool(config.kv_cache_tensors)
-        vmm = open_device(self._torch_device, self.terms.page or (gpu_page(config) if gpu else None))
+        suitable = gpu_page(config) if self._torch_device.type == "cuda" else None
+        vmm = open_device(self._torch_device, self.terms.page or suitable)
         layout = plan(config, vmm.page_size)
         if self._torch_device.type == "cuda" and len(layout.geometry.runs) > 1:
             raise NotElasticError(
