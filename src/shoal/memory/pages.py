@@ -102,6 +102,14 @@ class Geometry:
         """Bytes of one block over all its runs."""
         return sum(run.length for run in self.runs)
 
+    @property
+    def blocks_a_page(self) -> int:
+        """How many blocks lie on each page, if it is the same whole number for all and none is on two; else 0."""
+        if len(self.runs) > 1 or self.runs[0].offset or self.runs[0].length > self.page_size:
+            return 0
+        each, rest = divmod(self.page_size, self.runs[0].stride or self.page_size)
+        return 0 if rest else each
+
     def pages_of(self, block: int) -> tuple[PageRange, ...]:
         """The pages that hold some of ``block``, coalesced and in order."""
         self.check(block)
@@ -167,8 +175,9 @@ class PageMap:
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
         self._aligned = _aligned(geometry)
+        self._a_page = geometry.blocks_a_page
         self._backed = bytearray(geometry.blocks)
-        self._edges: Counter[int] = Counter()  # page → ends of backed runs on it
+        self._edges: Counter[int] = Counter()  # page → ends of backed runs on it, or blocks
         self._blocks = 0
         self._pages = 0
         self._version = 0
@@ -238,10 +247,9 @@ class PageMap:
         if ids:
             self.geometry.check(min(ids))
             self.geometry.check(max(ids))
-        state = self._backed
-        for block in ids:
-            if state[block] != backed:
-                raise BlockError(f"block {block} is {'not backed' if backed else 'backed already'}")
+        state = bytes(map(self._backed.__getitem__, ids))
+        if (wrong := state.find(not backed)) >= 0:
+            raise BlockError(f"block {ids[wrong]} is {'not backed' if backed else 'backed already'}")
         return ids
 
     def _split(self, blocks: Sequence[int]) -> tuple[list[tuple[int, int]], Counter[int]]:
@@ -251,6 +259,9 @@ class PageMap:
         if self._aligned is not None:
             first, step, pages = self._aligned
             return [(at := first + block * step, at + pages) for block in blocks], edges
+        if each := self._a_page:
+            # Whole blocks are counted, rather than their ends.
+            return [], Counter([block // each for block in blocks])
         whole: list[tuple[int, int]] = []
         for block in blocks:
             for start, end in self.geometry.spans(block):

@@ -181,6 +181,54 @@ def test_whatever_shares_a_page_goes_together(blocks: int, block: int, page: int
         assert alone, f"{id} was taken, and gives back no page"
 
 
+def test_an_old_prompts_end_does_not_take_a_young_ones_beginning_along() -> None:
+    pool, elastic = pool_of(8, PAGE // 2)
+    old, young = pool.get_new_blocks(4), pool.get_new_blocks(3)
+    assert [block.block_id for block in (old[-1], young[0])] == [4, 5], "they share a page"
+    for number, block in enumerate((*old, *young)):
+        pool.cache(block, str(number))
+    pool.free_blocks(old[::-1])
+    pool.free_blocks(young[::-1])
+    assert elastic.park(1, cached=True) == [2, 3]
+    assert elastic.park(1, cached=True) == [6, 7]
+    assert elastic.park(1, cached=True) == [4, 5]
+    assert elastic.park(1, cached=True) == [], "block 0 stays, and so does what is on its page"
+
+
+@given(st.integers(2, 60), st.sampled_from([1, 2, 3, 4]), st.data())
+def test_pages_go_in_the_order_of_their_last_use(blocks: int, each: int, data: st.DataObject) -> None:
+    pool = Pool(blocks)
+    elastic = ElasticPool(pool, Geometry.contiguous(blocks, PAGE, PAGE * each))
+    held = pool.get_new_blocks(blocks - 1)
+    for block in held:
+        pool.cache(block, str(block.block_id))
+    order = data.draw(st.permutations(held))
+    pool.free_blocks(order)
+    used = {block.block_id: at for at, block in enumerate(order)}
+    used[0] = blocks  # in use
+    pages = [range(first, min(first + each, blocks)) for first in range(0, blocks, each)]
+    last_use = {page: max(used[id] for id in page) for page in pages}
+    gone = set(elastic.park(data.draw(st.integers(1, blocks)), cached=True))
+    left = [last_use[page] for page in pages if not gone.intersection(page)]
+    for page in pages:
+        if gone.intersection(page):
+            assert gone.issuperset(page)
+            assert all(last_use[page] < other for other in left)
+
+
+def test_where_ages_on_pages_are_mixed_they_go_by_their_oldest_and_soon() -> None:
+    pages = 2000
+    pool, elastic = pool_of(2 * pages, PAGE // 2)
+    held = pool.get_new_blocks(2 * pages - 1)
+    for block in held:
+        pool.cache(block, str(block.block_id))
+    pool.free_blocks(held[1::2])  # one of each page, and all that are young behind them
+    pool.free_blocks(held[::2])
+    gone = elastic.park(64, cached=True)
+    assert gone == list(range(2, 66))
+    assert elastic.park(64, cached=True) == list(range(66, 130))
+
+
 def test_one_cached_block_keeps_its_page_until_cached_ones_may_go() -> None:
     pool, elastic = pool_of(8, PAGE // 4)
     blocks = pool.get_new_blocks(7)

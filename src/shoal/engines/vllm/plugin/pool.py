@@ -14,6 +14,13 @@ from typing import Any
 from shoal.memory.ages import AGES, bucket_of
 from shoal.memory.pages import Geometry
 
+FAR = 4
+"""Blocks of the queue that are looked at for each that is to leave it, where pages are shared: what is looked at is
+looked at again the next time, with the pager's lock held."""
+
+FAR_ENOUGH = 256
+"""Blocks that are looked at if need be, however few are to leave: a quarter of a millisecond."""
+
 
 class ElasticPool:
     """A view of `pool`, vLLM's BlockPool. Counts are in blocks."""
@@ -28,7 +35,8 @@ class ElasticPool:
         self._since = [0.0] * len(pool.blocks)
         self._seen = bytearray(len(pool.blocks))
         self._alone = _stands_alone(geometry)
-        self._on_a_page = _on_a_page(geometry)
+        self._a_page = geometry.blocks_a_page
+        self._near: list[Collection[int] | None] = [None] * len(pool.blocks)
 
     @property
     def total(self) -> int:
@@ -93,17 +101,7 @@ class ElasticPool:
                     break
                 chosen.append(block)
             return self._remove(chosen)
-        ids: set[int] = set()
-        for block in self._walk():
-            if len(ids) >= count or not (cached or block.block_hash is None):
-                break
-            if block.block_id in ids:
-                continue
-            # A page goes only with all the blocks on it.
-            group = self._neighbours(block.block_id)
-            if all(self._may_go(other, cached=cached) for other in group):
-                ids.update(other for other in group if not self._is_parked[other])
-        return self._remove([self._pool.blocks[id] for id in sorted(ids)])
+        return self._remove([self._pool.blocks[id] for id in sorted(self._whole_pages(count, cached=cached))])
 
     def put_back(self, ids: list[int]) -> None:
         """`ids` are unbacked: they can be taken again."""
@@ -162,11 +160,53 @@ class ElasticPool:
         self._pool.num_gpu_blocks -= len(blocks)
         return [block.block_id for block in blocks]
 
+    def _whole_pages(self, count: int, *, cached: bool) -> set[int]:
+        """About `count` blocks that may leave the queue together with all that is on their pages.
+
+        A page goes when its youngest block's turn comes: the end of an old prompt must not take the beginning of a
+        young one along. But where ages on pages are mixed, that turn may be far away, and the queue is not walked for
+        ever: then pages go by their oldest.
+        """
+        ids: set[int] = set()
+        ready = bytearray(self._is_parked)
+        passed: list[int] = []
+        for block in self._walk():
+            if len(ids) >= count or not (cached or block.block_hash is None):
+                return ids
+            id = block.block_id
+            ready[id] = 1
+            passed.append(id)
+            for other in (id,) if self._a_page else self._neighbours(id):
+                if self._all_set(ready, other):
+                    ids.update(one for one in self._neighbours(other) if not self._is_parked[one])
+            if len(passed) >= max(FAR * count, FAR_ENOUGH):
+                break
+        else:
+            return ids
+        for id in passed:
+            if len(ids) >= count:
+                break
+            if id not in ids and all(self._may_go(other, cached=cached) for other in self._neighbours(id)):
+                ids.update(other for other in self._neighbours(id) if not self._is_parked[other])
+        return ids
+
+    def _all_set(self, flags: bytearray, id: int) -> bool:
+        """Whether the flags of all that shares a page with `id` are set."""
+        if every := self._a_page:
+            first = id - id % every
+            return flags.find(0, first, first + every) < 0
+        return all(map(flags.__getitem__, self._neighbours(id)))
+
     def _neighbours(self, id: int) -> Collection[int]:
-        if every := self._on_a_page:
+        """`id`, and what shares a page with it."""
+        if every := self._a_page:
             first = id - id % every
             return range(first, min(first + every, self.total))
-        return {other for span in self._geometry.pages_of(id) for other in self._blocks_on(span.first, span.pages)}
+        if (found := self._near[id]) is None:
+            spans = self._geometry.pages_of(id)
+            found = tuple({other for span in spans for other in self._blocks_on(span.first, span.pages)})
+            self._near[id] = found
+        return found
 
     def _blocks_on(self, first: int, pages: int) -> Iterator[int]:
         # Inner pages of a span hold nothing but what its ends hold.
@@ -190,11 +230,3 @@ def _stands_alone(geometry: Geometry) -> bool:
     """Whether unbacking one block alone always frees a page."""
     page = geometry.page_size
     return all(run.length >= 2 * page or not (run.offset % page or run.stride % page) for run in geometry.runs)
-
-
-def _on_a_page(geometry: Geometry) -> int:
-    """How many blocks a page holds if it is the same whole number for all; else 0."""
-    if len(geometry.runs) != 1 or geometry.runs[0].offset:
-        return 0
-    each, rest = divmod(geometry.page_size, geometry.runs[0].stride or geometry.page_size)
-    return 0 if rest else each
