@@ -123,6 +123,20 @@ def test_as_many_as_fit_on_a_device() -> None:
     vmm.close()
 
 
+def test_a_slice_is_as_many_pages_where_blocks_share_them() -> None:
+    driver = FakeDriver(20)
+    vmm = CudaVmm(driver=driver, keep_bytes=0)
+    blocks = Geometry.contiguous(40, GRANULARITY // 2, GRANULARITY)
+    arena = Arena(vmm, blocks, slice_bytes=3 * GRANULARITY)
+    arena.back(range(20))
+    assert driver.calls.count("cuMemSetAccess") == 4, "ten pages, three at a time"
+    assert driver.used == 10 * GRANULARITY
+    arena.unback([*range(1, 20)])
+    assert driver.used == GRANULARITY
+    arena.close()
+    vmm.close()
+
+
 def test_as_many_as_fit_when_even_those_do_not() -> None:
     """Memory for page tables may run out after the pages themselves were had."""
     driver, vmm, arena = fake_arena(20, 11)

@@ -35,6 +35,7 @@ class Arena:
         self._vmm = vmm
         self._pages = PageMap(geometry)
         self._lock = _TurnLock()
+        self._a_page = geometry.blocks_a_page
         self._step = max(1, slice_bytes // max(geometry.block_size, geometry.page_size))
         self._storage: weakref.ref[object] | None = None
         self._closed = False
@@ -176,7 +177,22 @@ class Arena:
         self.close()
 
     def _slices(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
-        return (ids[at : at + self._step] for at in range(0, len(ids), self._step))
+        """``ids`` in parts that change about a slice's bytes: as many blocks, or as many pages where blocks share."""
+        if self._a_page < 2:
+            yield from (ids[at : at + self._step] for at in range(0, len(ids), self._step))
+            return
+        begin = pages = 0
+        last = -1
+        for at, id in enumerate(ids):
+            if (page := id // self._a_page) == last:
+                continue
+            last = page
+            if pages == self._step:
+                yield ids[begin:at]
+                begin, pages = at, 0
+            pages += 1
+        if begin < len(ids):
+            yield ids[begin:]
 
     def _back(self, ids: Sequence[int]) -> None:
         """One turn: all of ``ids`` or none."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import pytest
 
 from shoal.engines.vllm.plugin.demand import READY_BUSY, READY_IDLE, Workload
-from shoal.engines.vllm.plugin.pager import PagerError
+from shoal.engines.vllm.plugin.pager import BATCH_BYTES, BATCH_LATER, PagerError
 from shoal.engines.vllm.plugin.ranks import RankError
 
 from .harness import BLOCK, Engine, Machine, until
@@ -52,6 +53,29 @@ def test_memory_is_there_ahead_of_the_demand(machine: Machine) -> None:
     until(lambda: engine.elastic.free >= 50)
     with engine.pager.lock:
         engine.pager.before_step(lambda: pytest.fail("there is enough, so nobody need count"), 50)
+
+
+def test_a_large_growth_begins_with_little_and_goes_on_with_more_at_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = machine.engine(90).start()
+    until(lambda: engine.elastic.free == READY)
+    sizes: list[int] = []
+    back = engine.ranks.back
+
+    def noted(ids: Sequence[int]) -> int:
+        sizes.append(len(ids))
+        return back(ids)
+
+    monkeypatch.setattr(engine.ranks, "back", noted)
+    engine.work = Workload(queued=1, waiting=70, step=70)
+    engine.pager.poke()
+    until(lambda: engine.elastic.free >= 70)
+    first, later = BATCH_BYTES // BLOCK, BATCH_LATER // BLOCK
+    assert max(sizes) == later
+    assert sizes[0] <= first
+    assert all(before in (first, later) for before, now in pairwise(sizes) if now > first)
+    engine.settled()
 
 
 def test_a_step_gets_exactly_what_it_is_short_of(machine: Machine) -> None:

@@ -35,6 +35,10 @@ log = logging.getLogger("vllm.shoal")
 BATCH_BYTES = 64 << 20
 """How much is backed before vLLM gets it: the first blocks of a large growth are of use before its last."""
 
+BATCH_LATER = 128 << 20
+"""The same for what follows in a large growth: each batch waits some milliseconds for the device and for its turn in
+the interpreter, and steps that find only a part of what they could use are more steps."""
+
 GATHER_BYTES = 256 << 20
 """How much is backed before the first step of many requests: 5 ms of backing on an H200, and 50 of computing."""
 
@@ -296,12 +300,14 @@ class Pager:
 
     def _grow_ahead(self, count: int) -> None:
         """Back `count` blocks, batch by batch, unless something goes before it."""
+        batch = self._batch
         while count > 0 and not (self._closed or self._leases.excess):
             with self.lock:
-                claimed = self._claim(min(count, self._batch))
+                claimed = self._claim(min(count, batch))
             if not self._back(claimed):
                 return
             count -= len(claimed)
+            batch = max(self._batch, BATCH_LATER // self._block)
 
     def _view(self, work: Workload, rate: float, fresh: int, spare: int, most: int) -> View:
         backed = self._map.backed_bytes

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SLICE_BYTES = 128 << 20
+"""How much is backed at a time: the device's answers take as long for 32 MiB of it as for all."""
+
 _here: dict[tuple[str, int], RankMemory] = {}
 """The ranks in this process, by engine and rank."""
 
@@ -54,7 +57,7 @@ class RankMemory:
 
     def place(self, vmm: Vmm, layout: Layout) -> torch.Tensor:
         """Reserve addresses for `layout`; answers the tensor over them."""
-        self.arena = Arena(vmm, layout.geometry, slice_bytes=64 << 20)
+        self.arena = Arena(vmm, layout.geometry, slice_bytes=SLICE_BYTES)
         return self.arena.tensor(layout.size)
 
     def describe(self) -> m.Description:
