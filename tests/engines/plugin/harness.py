@@ -31,7 +31,6 @@ from .stand_ins import Block, Pool
 BLOCK = 4 << 20
 """Bytes of a block: large, so that what is kept ready is few blocks."""
 
-PAGE = BLOCK
 _numbers = itertools.count()
 
 
@@ -76,9 +75,9 @@ class BrokerThread:
 class Engine:
     """One engine: vLLM's pool, its requests' blocks, and the pager between them and the memory."""
 
-    def __init__(self, machine: Machine, blocks: int, limit: int | None, ranks: int) -> None:
+    def __init__(self, machine: Machine, blocks: int, limit: int | None, ranks: int, a_page: int) -> None:
         self.name = f"pager-{os.getpid()}-{next(_numbers)}"
-        geometry = Geometry.contiguous(blocks, BLOCK, PAGE)
+        geometry = Geometry.contiguous(blocks, BLOCK, a_page * BLOCK)
         self.memories: list[RankMemory] = []
         self.arenas: list[Arena] = []
         for number in range(ranks):
@@ -170,7 +169,7 @@ class _Unbacked(Arena):
     """An arena whose pages are not filled: they are large here, and nobody reads them."""
 
     def __init__(self, geometry: Geometry, limit: int | None) -> None:
-        super().__init__(_Lazy(page_size=PAGE, limit=limit), geometry)
+        super().__init__(_Lazy(page_size=geometry.page_size, limit=limit), geometry)
 
 
 class _Lazy(HostVmm):
@@ -190,8 +189,9 @@ class Machine:
         self.engines: list[Engine] = []
         self.neighbours: list[Lease] = []
 
-    def engine(self, blocks: int, *, limit: int | None = None, ranks: int = 1) -> Engine:
-        engine = Engine(self, blocks, limit, ranks)
+    def engine(self, blocks: int, *, limit: int | None = None, ranks: int = 1, a_page: int = 1) -> Engine:
+        """An engine of `blocks` blocks, of which `a_page` share each page."""
+        engine = Engine(self, blocks, limit, ranks, a_page)
         self.engines.append(engine)
         return engine
 

@@ -132,6 +132,19 @@ def test_a_recall_takes_what_holds_nothing_then_the_oldest_and_never_what_is_in_
     assert hungry.lease < 90 * BLOCK
 
 
+def test_blocks_that_share_pages_are_reclaimed_however_they_were_freed(machine: Machine) -> None:
+    engine = machine.engine(90, a_page=2).start()
+    used, gone = engine.serve(4), engine.serve(61)
+    engine.cache(gone, *(str(n) for n in range(61)))
+    random.Random(2).shuffle(gone)
+    engine.free(gone)
+    kept = {block.block_id // 2 for block in used} | {0}
+    neighbour = machine.neighbour(100)
+    until(lambda: neighbour.lease == (100 - 2 * len(kept)) * BLOCK)
+    engine.settled()
+    assert {block // 2 for block in engine.backed} == kept, "pages on which something is used stay"
+
+
 def test_without_pressure_cached_blocks_stay(machine: Machine) -> None:
     engine = machine.engine(90).start()
     blocks = engine.serve(40)
@@ -362,9 +375,11 @@ class Auditor:
         assert self.looks
 
 
-@pytest.mark.parametrize("restarts", [False, True])
-def test_the_lease_is_never_below_what_is_backed_whatever_happens(machine: Machine, restarts: bool) -> None:
-    engines = [machine.engine(80).start() for _ in range(2)]
+@pytest.mark.parametrize(("restarts", "a_page"), [(False, 1), (True, 1), (False, 2), (False, 3)])
+def test_the_lease_is_never_below_what_is_backed_whatever_happens(
+    machine: Machine, restarts: bool, a_page: int
+) -> None:
+    engines = [machine.engine(80, a_page=a_page).start() for _ in range(2)]
     auditor = Auditor(engines)
     failures: list[BaseException] = []
 
