@@ -23,6 +23,7 @@ from shoal.memory.elastic import ElasticTerms
 from . import hooks
 from .demand import LEASE_AHEAD, Workload
 from .leases import Leases
+from .needs import Needs
 from .pace import Pace
 from .pager import Pager
 from .patience import Patience
@@ -92,7 +93,13 @@ class ElasticMixin:
         # Read once: the pager's thread must not meet what `schedule` sets it to for a step.
         self._places = int(getattr(self, self._limit))
         self._sizes = [group.kv_cache_spec.block_size for group in scheduler.kv_cache_config.kv_cache_groups]
-        self._step_tokens = int(scheduler.scheduler_config.max_num_batched_tokens)
+        config = scheduler.vllm_config
+        self._needs = Needs(
+            self._sizes,
+            int(scheduler.scheduler_config.max_num_batched_tokens),
+            # A connector that could not load a prefix has it computed after all.
+            drafts=config.speculative_config is not None or config.kv_transfer_config is not None,
+        )
         pager = Pager(ElasticPool(pool, geometry), ranks, Leases(terms, leased), self._workload)
         pager.start()
         self.pager = pager
@@ -113,14 +120,13 @@ class ElasticMixin:
         scheduler: Any = self
         running = scheduler.running
         if running:
-            # Every request may need one block, or as many as its new tokens fill.
-            sure = len(running) * self._blocks(1 + scheduler.num_lookahead_tokens) + self._blocks(self._step_tokens)
-            pager.before_step(self._required, sure)
+            needs, ahead = self._needs, scheduler.num_lookahead_tokens
+            pager.before_step(lambda: needs.required(running, ahead), needs.at_most(len(running), ahead))
         # Without a place in the batch nobody is admitted, and so nobody has to be held back.
         held_back = bool(scheduler.waiting) and len(running) < self._places and self._hold_back(pager)
         if not running and scheduler.waiting and not held_back and self._admit_first(pager):
             self._gather(pager)
-        before = pager.pool.free
+        before, batch = pager.pool.free, len(running)
         if held_back:
             # One more step without newcomers.
             setattr(self, self._limit, len(running))
@@ -129,7 +135,9 @@ class ElasticMixin:
         finally:
             if held_back:
                 setattr(self, self._limit, self._places)
-        ran = output.total_num_scheduled_tokens > 0
+        tokens = output.total_num_scheduled_tokens
+        ran = tokens > 0
+        self._needs.stepped(scheduler.running, batch, len(output.num_scheduled_tokens), tokens)
         if ran:
             self._steps.count += 1
         pager.after_step(before - pager.pool.free, ran=ran)
@@ -154,7 +162,7 @@ class ElasticMixin:
         """The pager begins with the prompt's memory at once, if it is much of what is ready."""
         result = super().add_request(request, *args, **kwargs)  # type: ignore[misc]
         if self.pager is not None:
-            self.pager.expect(self._blocks(request.num_tokens))
+            self.pager.expect(self._needs.blocks(request.num_tokens))
         return result
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
@@ -198,7 +206,7 @@ class ElasticMixin:
     def _missing(self, request: Any) -> int:
         """Blocks that a waiting request needs beyond the prefix that is cached."""
         scheduler: Any = self
-        blocks = self._blocks(request.num_tokens + scheduler.num_lookahead_tokens)
+        blocks = self._needs.blocks(request.num_tokens + scheduler.num_lookahead_tokens)
         if len(self._sizes) > 1 or getattr(scheduler, "hash_block_size", self._sizes[0]) != self._sizes[0]:
             return blocks
         assert self.pager is not None
@@ -212,7 +220,7 @@ class ElasticMixin:
         """
         scheduler: Any = self
         request = next(iter(scheduler.waiting))
-        needed = self._blocks(request.num_tokens + scheduler.num_lookahead_tokens)
+        needed = self._needs.blocks(request.num_tokens + scheduler.num_lookahead_tokens)
         short = needed - pager.pool.free
         if short <= 0:
             # With room for all it has, it may still find none for its next token.
@@ -244,7 +252,7 @@ class ElasticMixin:
         first = list(itertools.islice(scheduler.waiting, GATHERED))
         if len(first) < 2:
             return
-        wanted = min(sum(map(self._missing, first)), self._blocks(self._step_tokens), pager.gathers)
+        wanted = min(sum(map(self._missing, first)), self._needs.step, pager.gathers)
         if (short := wanted - pager.pool.fresh(wanted)) > 0 and pager.may_grow():
             pager.wait(short, HOLD_STEP)
 
@@ -260,18 +268,6 @@ class ElasticMixin:
         # Its list may be the class's own empty one.
         outputs[request.client_index].outputs = [*outputs[request.client_index].outputs, output]
 
-    def _required(self) -> int:
-        """Blocks that the running requests take in their next step, at least as many as vLLM will ask for."""
-        scheduler: Any = self
-        left, blocks = self._step_tokens, 0
-        ahead = scheduler.num_lookahead_tokens
-        for request in scheduler.running:
-            done = request.num_computed_tokens
-            tokens = min(max(1, request.num_tokens_with_spec + request.num_output_placeholders - done), max(1, left))
-            left -= tokens
-            blocks += self._blocks(done + tokens + ahead) - self._blocks(done)
-        return blocks
-
     def _workload(self) -> Workload:
         """What is before the engine. Runs on the pager's thread: numbers that are a moment old do no harm."""
         scheduler: Any = self
@@ -282,13 +278,13 @@ class ElasticMixin:
             first = list(itertools.islice(scheduler.waiting, min(LOOKED_AT, admissible)))
             prompts = [self._missing(request) for request in first]
         except (RuntimeError, IndexError):  # the queue changed meanwhile
-            return Workload(running=len(scheduler.running), queued=1, step=self._blocks(self._step_tokens))
+            return Workload(running=len(scheduler.running), queued=1, step=self._needs.step)
         waiting = sum(prompts) if admissible <= len(prompts) else sum(prompts) * admissible // max(1, len(prompts))
         prefilling = late = settled = 0
         for request in reversed(running):
             missing = request.num_tokens - request.num_computed_tokens
             if missing > 1:
-                prefilling += self._blocks(missing)
+                prefilling += self._needs.blocks(missing)
                 late += 1
             elif (settled := settled + 1) == SETTLED:
                 break
@@ -297,12 +293,8 @@ class ElasticMixin:
         alone = 0
         if first and not running:
             ahead = min(first[0].max_tokens - first[0].num_output_tokens, ALONE_TOKENS)
-            alone = self._blocks(first[0].num_tokens + max(ahead, scheduler.num_lookahead_tokens))
-        return Workload(len(running), queued, waiting, prefilling, self._blocks(self._step_tokens), growth, alone)
-
-    def _blocks(self, tokens: int) -> int:
-        """Blocks for `tokens` tokens, over all groups of layers."""
-        return sum(-(-tokens // size) for size in self._sizes)
+            alone = self._needs.blocks(first[0].num_tokens + max(ahead, scheduler.num_lookahead_tokens))
+        return Workload(len(running), queued, waiting, prefilling, self._needs.step, growth, alone)
 
 
 def _locked(method: Callable[..., Any]) -> Callable[..., Any]:
