@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from shoal.errors import ShoalError
 from shoal.fleet import broker as fleet_broker
 from shoal.fleet import facts
-from shoal.fleet.memory import Arrival, Terms
+from shoal.fleet.memory import Terms
 from shoal.fleet.state import Device
 from shoal.memory import messages as m
 from shoal.memory.broker import Broker
+from shoal.memory.measuring import Reading
 from tests.fleet.fakes import GIB, spec
 
 SIZE = 10 * GIB
@@ -43,6 +42,9 @@ class Rig:
     async def read(self) -> Sequence[Device]:
         return [self.device]
 
+    def measure(self) -> dict[str, Reading]:
+        return {"GPU-1": Reading(SIZE, self.device.memory_free)}
+
     def use(self, used: int) -> None:
         self.device = Device("cuda:0", "cuda", "GPU", SIZE, used, uuid="GPU-1")
 
@@ -58,10 +60,10 @@ class Rig:
 async def rig(*, broker: bool = True, patience: float = PATIENCE) -> AsyncIterator[Rig]:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         path = Path(folder, "memory.sock")
-        server = Broker(path)
+        made = Rig(path, patience=patience)
+        server = Broker(path, measure=made.measure, interval=0.01)
         if broker:
             await server.start()
-        made = Rig(path, patience=patience)
         try:
             yield made
         finally:
@@ -100,6 +102,12 @@ async def until_leased(made: Rig, size: int) -> None:
             books = await made.fleet._tool.list()
             if books and books["GPU-1"].device.leased == size:
                 return
+            await asyncio.sleep(0.01)
+
+
+async def until_held(made: Rig, size: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while await made.held() != size:
             await asyncio.sleep(0.01)
 
 
@@ -158,16 +166,23 @@ async def test_a_start_that_is_not_wanted_any_more_holds_nothing() -> None:
 
 async def test_what_a_start_has_taken_is_no_longer_held_back() -> None:
     async with rig() as made:
+        engine = await Engine.join(made.path, 0)
         await made.make_room(4 * GIB, GIB)
-        keeping = asyncio.create_task(made.fleet.keep_room("i", [made.device]))
         for used, held in ((0, 3 * GIB), (2 * GIB, GIB), (GIB, GIB), (5 * GIB, 0)):
             made.use(used)
-            async with asyncio.timeout(PATIENCE):
-                while await made.held() != held:
-                    await asyncio.sleep(0.01)
+            await until_held(made, held)
         await made.fleet.let_go("i")
-        await asyncio.wait_for(keeping, PATIENCE)
-        assert await made.held() == 0
+        await until_held(made, 0)
+        await engine.close()
+
+
+async def test_two_that_come_to_one_device_are_held_room_each() -> None:
+    async with rig() as made:
+        await made.make_room(4 * GIB)
+        await made.fleet.make_room("j", spec("other"), [made.device], GIB, kv=None, wanted=lambda: True)
+        assert await made.held() == 5 * GIB
+        await made.fleet.let_go("j")
+        assert await made.held() == 4 * GIB
 
 
 async def test_without_a_broker_a_fixed_start_goes_on_and_an_elastic_one_says_why_not() -> None:
@@ -186,20 +201,3 @@ async def test_a_device_that_has_gone_is_full() -> None:
         lost = Device("cuda:7", "cuda", "GPU", SIZE, 0)
         with pytest.raises(ShoalError, match="0 B of 10"):
             await made.fleet.make_room("i", spec("big"), [lost], GIB, kv=None, wanted=lambda: True)
-
-
-@given(
-    needs=st.integers(0, 1000),
-    kv=st.integers(0, 1000),
-    before=st.integers(0, 1000),
-    readings=st.lists(st.integers(0, 2000), max_size=20),
-)
-def test_what_is_held_back_only_ever_falls(needs: int, kv: int, before: int, readings: list[int]) -> None:
-    arrival = Arrival(needs, min(kv, needs))
-    last = arrival.shrink(Device("d", "cuda", "GPU", 5000, before), None)
-    assert last == needs - min(kv, needs)
-    for used in readings:
-        now = arrival.shrink(Device("d", "cuda", "GPU", 5000, used), None)
-        assert 0 <= now <= last
-        assert now <= max(0, needs - max(0, used - before))
-        last = now

@@ -33,5 +33,4 @@ async def broker(path: Path) -> AsyncIterator[Broker]:
 async def engines(path: Path) -> AsyncIterator[Engines]:
     engines = Engines(path)
     yield engines
-    for lease in engines.leases:
-        await asyncio.to_thread(lease.close)
+    await asyncio.to_thread(engines.close)

@@ -32,6 +32,10 @@ class Engines:
         await asyncio.to_thread(lease.wait_connected, 30)
         return lease
 
+    def close(self) -> None:
+        for lease in self.leases:
+            lease.close()
+
 
 async def has(lease: Lease, size: int) -> None:
     await eventually(lambda: lease.lease == size)

@@ -145,8 +145,7 @@ async def test_the_budget_follows_what_others_use(path: Path) -> None:
         free = GPU - 100 * MIB
         await has(a, 924 * MIB)
     finally:
-        for lease in engines.leases:
-            await asyncio.to_thread(lease.close)
+        await asyncio.to_thread(engines.close)
         await broker.stop()
 
 
@@ -212,6 +211,5 @@ async def test_a_measurement_that_fails_or_knows_no_such_device_stops_nobody(pat
         a.ask(GPU)
         await has(a, GPU)
     finally:
-        for lease in engines.leases:
-            await asyncio.to_thread(lease.close)
+        await asyncio.to_thread(engines.close)
         await broker.stop()

@@ -40,7 +40,7 @@ def _nonsense(rng: random.Random) -> bytes:
             m.Trim(engine="x1"),
             m.SetTerms(engine="x1", floor=rng.randrange(GPU)),
             m.SetBudget(device="moon", limit=rng.randrange(1, GPU)),
-            m.Reserve(device="moon", size=rng.randrange(GPU), device_size=GPU),
+            m.Reserve(device="moon", size=rng.randrange(GPU), device_size=GPU, arriving=rng.random() < 0.5),
         ]
         data = m.frame(rng.choice(messages))
         if kind < 4:

@@ -187,7 +187,7 @@ def test_what_is_held_back_shrinks_the_budget_and_adds_up_over_owners() -> None:
     assert caught.value.code == "above_device"
     for owner in ("one", "two", "never was"):
         ledger.hold_back(device, owner, 0)
-    assert (device.held_back, device.budget, device.held_back_by) == (0, 90, {})
+    assert (device.held_back, device.budget, device.reservations) == (0, 90, {})
     ledger.check()
 
 

@@ -42,7 +42,14 @@ _to_broker = st.one_of(
     st.builds(m.SetTerms, engine=_names, floor=st.none() | _sizes, priority=st.none() | _priorities),
     st.builds(m.SetBudget, device=_names, limit=st.none() | _sizes, unlimited=st.booleans()),
     st.builds(m.Trim, engine=_names, lease=_sizes),
-    st.builds(m.Reserve, device=_names, size=_sizes, device_size=st.none() | st.integers(1, 2**53)),
+    st.builds(
+        m.Reserve,
+        device=_names,
+        size=_sizes,
+        device_size=st.none() | st.integers(1, 2**53),
+        holder=_names,
+        arriving=st.booleans(),
+    ),
     st.builds(m.List),
     st.builds(m.Watch, interval=st.floats(0.05, 3600)),
 )

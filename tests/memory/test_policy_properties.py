@@ -107,18 +107,24 @@ class Game(RuleBasedStateMachine):
         self.ledger.leave(self._pick(who))
         self._decide()
 
-    @rule(free=st.floats(0, 1))
-    def neighbour(self, free: float) -> None:
-        for _ in range(2):
+    @rule(free=st.floats(0, 1), times=st.integers(1, 3))
+    def neighbour(self, free: float, times: int) -> None:
+        for _ in range(times):
             self.ledger.observe(self.device, self.device.size, int(self.device.size * free))
+            self.ledger.settle(self.device)
         self._decide()
 
-    @rule(owner=st.integers(0, 2), part=st.floats(0, 1.2))
-    def hold_back(self, owner: int, part: float) -> None:
+    @rule(owner=st.integers(0, 2))
+    def arrived(self, owner: int) -> None:
+        self.ledger.arrived(self.device, owner)
+        self._decide()
+
+    @rule(owner=st.integers(0, 2), part=st.floats(0, 1.2), arriving=st.booleans())
+    def hold_back(self, owner: int, part: float, arriving: bool) -> None:
         size = int(self.device.size * part)
         before = self.device.held_back
         try:
-            self.ledger.hold_back(self.device, owner, size)
+            self.ledger.hold_back(self.device, owner, size, arriving=arriving)
         except LedgerError:
             assert size > self.device.size
             assert self.device.held_back == before

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shoal.errors import ShoalError
 from shoal.fleet import facts
-from shoal.fleet.memory import Arrival, Terms
+from shoal.fleet.memory import Hold, Terms
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Progress
 from shoal.memory.tools import AsyncBrokerTool, Books, BrokerError, DeviceBook
@@ -19,7 +19,9 @@ from shoal.units import format_bytes, format_seconds
 
 INTERVAL = 1.0
 """Seconds between two readings of the books at most."""
-LOOK = 0.2
+FIRST_LOOK, LAST_LOOK = 0.02, 0.2
+"""Seconds between two looks at whether there is room, the first two and later ones: engines give back at once, or when
+requests end."""
 _log = logging.getLogger(__name__)
 
 ReadDevices = Callable[[], Awaitable[Sequence[Device]]]
@@ -34,8 +36,8 @@ class Broker:
         self._read = read
         self._patience = patience
         self._tool = AsyncBrokerTool(path)
-        self._arrivals: dict[str, dict[str, Arrival]] = {}
-        self._holders: dict[str, str] = {}  # device key → instance
+        self._held: dict[str, set[str]] = {}
+        """Device keys, by the instance that something is held back of them for."""
         self._lock = asyncio.Lock()
 
     @property
@@ -68,6 +70,7 @@ class Broker:
     ) -> Sequence[Device]:  # fmt: skip
         """Hold `needs` bytes of each device back for `instance`, and wait until they are free; the devices then.
 
+        From then on it is taken to take them: what it has taken is held back no longer, and nothing is after `let_go`.
         `kv` of them it will lease by itself, and so it needs the broker; None: it leases nothing. Ends early when it is
         not `wanted` any more. Raises ShoalError (`too_little_memory`) with the numbers when it takes longer than
         `patience` seconds, at most as long as everybody waits.
@@ -92,17 +95,19 @@ class Broker:
         wanted: Callable[[], bool],
         patience: float,
     ) -> Sequence[Device] | None:
-        arrivals = self._arrivals[instance] = {device.id: Arrival(needs, kv or 0) for device in devices}
+        self._held[instance] = set()
         for device in devices:
             await self._hold(instance, device, needs)
         deadline = time.monotonic() + patience
-        told = False
+        told, pause = False, FIRST_LOOK
         while wanted():
             books = await self._list()
             now = await self._now(devices)
-            holds = {device.id: arrivals[device.id].wait(device, _book(books, device)) for device in now}
+            holds = {device.id: Hold.of(device, _book(books, device), needs) for device in now}
             away = kv is not None and books is None
             if not away and all(hold.ready for hold in holds.values()):
+                for device in devices:
+                    await self._hold(instance, device, max(0, needs - (kv or 0)), arriving=True)
                 return now
             if time.monotonic() >= deadline:
                 if away:
@@ -116,39 +121,29 @@ class Broker:
                         instance, Progress("waiting for the memory broker" if away else "waiting for memory", 0)
                     )
                 )
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(pause)
+            pause = min(LAST_LOOK, 1.5 * pause)
         return None
 
-    async def keep_room(self, instance: str, devices: Sequence[Device]) -> None:
-        """While an instance starts: hold back only what it has not taken yet. Runs until `let_go`."""
-        arrivals = self._arrivals.get(instance)
-        while arrivals is not None and self._arrivals.get(instance) is arrivals:
-            books = await self._list()
-            for device in await self._now(devices):
-                await self._hold(instance, device, arrivals[device.id].shrink(device, _book(books, device)))
-            await asyncio.sleep(LOOK)
-
     async def let_go(self, instance: str) -> None:
-        """Hold nothing back for an instance any more."""
-        self._arrivals.pop(instance, None)
+        """Hold nothing back for an instance any more: it has what it needs, or will not have it."""
         async with self._lock:
-            for key in [key for key, holder in self._holders.items() if holder == instance]:
-                del self._holders[key]
-                await self._reserve(key, 0, None)
+            for key in self._held.pop(instance, set()):
+                await self._reserve(instance, key, 0, None)
 
     async def close(self) -> None:
         """End the connection, and with it what is held back."""
         await self._tool.close()
 
-    async def _hold(self, instance: str, device: Device, size: int) -> None:
+    async def _hold(self, instance: str, device: Device, size: int, *, arriving: bool = False) -> None:
         async with self._lock:
-            if instance in self._arrivals:  # it may have been let go meanwhile
-                self._holders[device.key] = instance
-                await self._reserve(device.key, size, device.memory_total)
+            if (keys := self._held.get(instance)) is not None:  # it may have been let go meanwhile
+                keys.add(device.key)
+                await self._reserve(instance, device.key, size, device.memory_total, arriving=arriving)
 
-    async def _reserve(self, key: str, size: int, whole: int | None) -> None:
+    async def _reserve(self, holder: str, key: str, size: int, whole: int | None, *, arriving: bool = False) -> None:
         try:
-            await self._tool.reserve(key, size, whole)
+            await self._tool.reserve(key, size, whole, holder=holder, arriving=arriving)
         except BrokerError as error:  # a start must not fail because the broker is away; the next one is told
             if error.code != "no_broker":
                 _log.warning("the memory broker does not hold %s of %s back: %s", format_bytes(size), key, error)

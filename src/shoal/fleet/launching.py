@@ -26,7 +26,7 @@ class Launcher:
     """Looks at models and starts their engines. What comes of it is told to the manager by `tell`.
 
     `flush` returns once the store knows what it was told, or does not answer; `address` is where an instance's engine
-    is to listen; `started` is called with each instance whose process group runs, and its devices.
+    is to listen; `started` is called with each instance whose process group runs.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Launcher:
         read_devices: Callable[[], Awaitable[tuple[Device, ...]]],
         flush: Callable[[], Awaitable[bool]],
         address: Callable[[Instance], str],
-        started: Callable[[Instance, tuple[Device, ...]], None],
+        started: Callable[[Instance], None],
     ) -> None:
         self._engines = engines
         self._processes = processes
@@ -131,7 +131,7 @@ class Launcher:
                     sleepless_because=launch.sleepless_because,
                 )
             )
-            self._started(dataclasses.replace(instance, address=address), devices)
+            self._started(dataclasses.replace(instance, address=address))
         finally:
             self._wanted.discard(instance.id)
 

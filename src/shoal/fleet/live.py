@@ -100,7 +100,7 @@ class LiveEffects:
             read_devices=self._read_devices,
             flush=self._flush,
             address=self.address,
-            started=self._started,
+            started=self.watch,
         )
         self._specs: dict[str, Instance] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -297,10 +297,6 @@ class LiveEffects:
         except ShoalError as error:
             self._tell(facts.TermsRefused(instance, error.message))
 
-    def _started(self, instance: Instance, devices: tuple[Device, ...]) -> None:
-        self.watch(instance)
-        self._in_background(self.broker.keep_room(instance.id, devices))
-
     async def _ask(self, instance: Instance) -> None:
         probe = Probe(instance.address)
         answer = None
@@ -311,16 +307,15 @@ class LiveEffects:
             self._tell(facts.CanaryAnswered(instance.id, answer))
 
     async def _room_to_wake(self, instance: Instance) -> None:
-        """Wait until it fits; what others only cache is asked back for it. Usually it fits at once."""
-        needs = instance.wake_share
-        devices = tuple(device for device in await self._read_devices() if device.id in instance.devices)
-        if instance.spec is None or all(device.memory_free >= needs for device in devices):
+        """Wait until it fits; what others only cache is asked back for it, and nobody else gets it while it wakes.
+        Usually it fits at once."""
+        if instance.spec is None:
             return
+        devices = tuple(device for device in await self._read_devices() if device.id in instance.devices)
         wanted = partial(self._specs.__contains__, instance.id)
         await self.broker.make_room(
-            instance.id, instance.spec, devices, needs, kv=None, wanted=wanted, patience=WAKE_PATIENCE
+            instance.id, instance.spec, devices, instance.wake_share, kv=None, wanted=wanted, patience=WAKE_PATIENCE
         )
-        self._in_background(self.broker.keep_room(instance.id, devices))
 
     def _end(self, instance: str, end: Callable[[str], bool]) -> None:
         if (monitor := self._monitors.pop(instance, None)) is not None:

@@ -215,37 +215,15 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """What is to be held back of a device while an instance starts on it, and whether there is room for it now."""
+    """Whether a device has room for what is held back of it, and the bytes that it has free."""
 
-    size: int
     ready: bool
     free: int
 
-
-class Arrival:
-    """One instance that starts on one device: what has to be free for it, and what it has taken so far.
-
-    `needs` are the bytes that it needs in all, of which `kv` will be leased by itself.
-    """
-
-    def __init__(self, needs: int, kv: int) -> None:
-        self.needs = needs
-        self._kv = kv
-        self._before: int | None = None
-        self._taken = 0
-
-    def wait(self, device: Device, book: DeviceBook | None) -> Hold:
-        """Before its process starts: whether all that it needs is free. `book` None: no broker, nothing to wait for."""
+    @classmethod
+    def of(cls, device: Device, book: DeviceBook | None, needs: int) -> Hold:
+        """`needs` bytes are held back, and in the `book` already. None: no broker, nothing to wait for."""
         owed = book.device.owed if book is not None else 0
         if device.kind == "simulated":
-            return Hold(self.needs, owed == 0, max(0, device.memory_total - owed))
-        return Hold(self.needs, owed == 0 and device.memory_free >= self.needs, device.memory_free)
-
-    def shrink(self, device: Device, book: DeviceBook | None) -> int:
-        """While its process starts: what is still to be held back. What it has taken is measured as used by others,
-        and what it leases is leased; neither may count twice."""
-        beside = device.memory_used - sum(member.backed for member in (book.members if book is not None else ()))
-        if self._before is None:
-            self._before = beside
-        self._taken = max(self._taken, beside - self._before)
-        return max(0, self.needs - self._kv - self._taken)
+            return cls(owed == 0, max(0, device.memory_total - owed))
+        return cls(owed == 0 and device.memory_free >= needs, device.memory_free)

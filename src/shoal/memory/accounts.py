@@ -113,6 +113,20 @@ class Member:
         return self.lease <= self.ceiling and (self.lease >= self.want or self.lease == self.ceiling)
 
 
+READINGS = 2
+"""Measurements of a device in a row that have to show a rise before it counts."""
+
+
+@dataclass(slots=True)
+class Reservation:
+    """Bytes that nobody may lease because something is about to take them, or `arriving`: is taking them."""
+
+    size: int
+    arriving: bool = False
+    readings_left: int | None = None
+    """Measurements after which it ends; None: nobody has ended it."""
+
+
 @dataclass(eq=False, slots=True)
 class Device:
     """One GPU, or the memory of the host."""
@@ -135,9 +149,9 @@ class Device:
     """The floors in force."""
     promised: int = 0
     """The floors that were given, whether or not all of each is in force."""
-    held_back: int = 0
-    """Bytes that nobody may lease because something is about to need them."""
-    held_back_by: dict[Hashable, int] = field(default_factory=dict)
+    reservations: dict[Hashable, Reservation] = field(default_factory=dict)
+    fell: int = 0
+    """Bytes by which others came down while something arrived: a rise by so many is no part of it."""
     _last_others: int | None = None
 
     def confirmed(self, others: int) -> int:
@@ -145,6 +159,11 @@ class Device:
         last = others if self._last_others is None else self._last_others
         self._last_others = others
         return min(others, last)
+
+    @property
+    def held_back(self) -> int:
+        """Bytes that nobody may lease because something is about to need them."""
+        return sum(reservation.size for reservation in self.reservations.values())
 
     @property
     def budget(self) -> int:

@@ -22,6 +22,7 @@ from .ledger import Device, Ledger, LedgerError, Member, Terms, mib
 from .listening import ListeningSocket, listen
 from .measuring import Follower, Measure, Reading
 from .policy import decide
+from .reserving import Reserving
 from .sizes import Amount
 from .watching import Watcher, listing
 
@@ -66,7 +67,7 @@ class Broker:
         self._members: dict[Connection, Member] = {}
         self._owners: dict[Member, Connection] = {}
         self._watchers: dict[Connection, Watcher] = {}
-        self._reserving: dict[Connection, set[Device]] = {}
+        self._reserving = Reserving(self.ledger, None if self._follower is None else self._follower.hurry)
         self._most: dict[Member, int] = {}
         self._events: asyncio.Queue[Heard | Measured | Due] = asyncio.Queue()
         self._touched: set[Device] = set()
@@ -254,19 +255,16 @@ class Broker:
             device = self.ledger.devices[message.device]
         else:
             raise LedgerError(f"no engine has named a device {message.device} yet; say its size too", "no_device")
-        self.ledger.hold_back(device, connection, message.size)
-        self._reserving.setdefault(connection, set()).add(device)
+        if self._reserving.reserve(connection, device, message):
+            self._unmeasured.add(device)
         self._touched.add(device)
-        connection.send(m.Done())
 
     def _gone(self, connection: Connection) -> None:
         self._connections.discard(connection)
         watcher = self._watchers.pop(connection, None)
         if watcher is not None:
             watcher.stop()
-        for device in self._reserving.pop(connection, ()):
-            self.ledger.hold_back(device, connection, 0)
-            self._touched.add(device)
+        self._touched |= set(self._reserving.gone(connection))
         member = self._members.pop(connection, None)
         if member is None:
             return
@@ -278,6 +276,7 @@ class Broker:
         self._touched.add(member.device)
         if not self._members and self._follower is not None:
             self._follower.empty()
+            self._reserving.measured()
 
     def _set_terms(self, connection: Connection, message: m.SetTerms) -> None:
         ranks = self._ranks(message.engine)
@@ -382,15 +381,17 @@ class Broker:
         self._silent = {member: until for member, until in self._silent.items() if until > now}
         # What a member that came back has backed is known once it has reported; it does so at once, or never.
         unclear = {member.device for member in self._silent}
-        for key, reading in readings.items():
-            device = self.ledger.devices.get(key)
-            if device is None or not device.members or device in unclear:
+        for device in self.ledger.devices.values():
+            if not device.members or device in unclear:
                 continue
-            if self.ledger.observe(device, reading.total, reading.free):
+            reading = readings.get(device.key)
+            changed = reading is not None and self.ledger.observe(device, reading.total, reading.free)
+            if self.ledger.settle(device) or changed:
                 self._touched.add(device)
         # A device that nobody can measure is taken as it was described.
         self._touched |= self._unmeasured - unclear
         self._unmeasured &= unclear
+        self._reserving.measured(self._unmeasured)
 
     def _list(self, connection: Connection) -> None:
         for page in listing(self.ledger, lambda member: self._owners[member].pid):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import replace
 
-from .accounts import HOLD, Device, Member, Reason, Terms
+from .accounts import HOLD, READINGS, Device, Member, Reason, Reservation, Terms
 from .ages import AGES
 
 __all__ = ["HOLD", "Device", "Ledger", "LedgerError", "Member", "Reason", "Terms", "mib"]
@@ -64,10 +64,11 @@ class Ledger:
         device.limit = limit
         device.headroom = min(headroom, device.size)
 
-    def hold_back(self, device: Device, owner: Hashable, size: int) -> None:
+    def hold_back(self, device: Device, owner: Hashable, size: int, *, arriving: bool = False) -> None:
         """Keep `size` bytes from being leased, in place of what `owner` had held back; 0 ends it.
 
-        Like memory that others use it may leave leases owed. Raises LedgerError if the device is smaller.
+        `arriving`: they are being taken, so what others use more from now on is part of them. Like memory that others
+        use it may leave leases owed. Raises LedgerError if the device is smaller.
         """
         if size > device.size:
             raise LedgerError(
@@ -75,10 +76,19 @@ class Ledger:
                 "above_device",
             )
         if size:
-            device.held_back_by[owner] = size
+            device.reservations[owner] = Reservation(size, arriving)
         else:
-            device.held_back_by.pop(owner, None)
-        device.held_back = sum(device.held_back_by.values())
+            device.reservations.pop(owner, None)
+
+    def arrived(self, device: Device, owner: Hashable) -> None:
+        """What `owner` held back has been taken: it ends once the measurements that are to show so were made."""
+        reservation = device.reservations.get(owner)
+        if reservation is None:
+            return
+        if device.members and device.free is not None and reservation.arriving:
+            reservation.readings_left = READINGS
+        else:
+            del device.reservations[owner]
 
     def observe(self, device: Device, total: int, free: int) -> bool:
         """A measurement of the device. Returns whether the budget changed.
@@ -97,9 +107,23 @@ class Ledger:
         now = max(0, total - free - backed)
         confirmed = device.confirmed(now)
         seen = now if free < device.headroom // 2 else confirmed
-        if abs(seen - device.others) >= min(32 << 20, total >> 10):
+        rise = seen - device.others
+        if abs(rise) >= min(32 << 20, total >> 10):
             device.others = seen
+            _arrive(device, rise)
         return device.budget != before
+
+    def settle(self, device: Device) -> bool:
+        """The devices were measured, this one too if it can be. Returns whether that ended a reservation."""
+        ended = []
+        for owner, one in device.reservations.items():
+            if one.readings_left is not None:
+                one.readings_left -= 1
+                if one.readings_left == 0:
+                    ended.append(owner)
+        for owner in ended:
+            del device.reservations[owner]
+        return bool(ended)
 
     def join(
         self,
@@ -149,6 +173,9 @@ class Ledger:
         device.floors -= member.terms.floor
         device.promised -= member.promised
         del device.members[member.key]
+        if not device.members:  # nobody measures it any more
+            for owner in [owner for owner, one in device.reservations.items() if one.readings_left is not None]:
+                del device.reservations[owner]
 
     def set_terms(self, member: Member, terms: Terms, *, promised: int | None = None) -> None:
         """Change floor, ceiling or priority. A ceiling below the lease is accepted, and the rest asked back.
@@ -244,7 +271,7 @@ class Ledger:
             assert all(m.promised >= m.terms.floor for m in members)
             assert all(m.lease >= 0 and m.device is device for m in members)
             assert all(m.want >= m.need >= m.least for m in members)
-            assert device.held_back == sum(device.held_back_by.values())
+            assert all(one.size >= 0 and one.readings_left != 0 for one in device.reservations.values())
 
     def _set_lease(self, member: Member, lease: int) -> None:
         device, floor = member.device, member.terms.floor
@@ -279,6 +306,22 @@ class Ledger:
                 "lower a floor, or free memory on the device",
                 "floors_above_budget",
             )
+
+
+def _arrive(device: Device, rise: int) -> None:
+    """Others use so much more than before, or less: what that is of what was to arrive is held back no longer."""
+    coming = [one for one in device.reservations.values() if one.arriving]
+    if not coming:
+        device.fell = 0
+        return
+    # What comes and goes, such as the memory of an engine's trial run, must not count each time that it comes.
+    repaid = min(device.fell, max(0, rise))
+    device.fell += max(0, -rise) - repaid
+    rise = max(0, rise) - repaid
+    for one in coming:
+        part = min(one.size, rise)
+        one.size -= part
+        rise -= part
 
 
 def _ceiling(device: Device, terms: Terms) -> int:

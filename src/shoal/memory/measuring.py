@@ -38,6 +38,10 @@ class Follower:
         self._occupied.set()
         self._hurry.set()
 
+    def hurry(self) -> None:
+        """Measure at once, if there is somebody to measure for."""
+        self._hurry.set()
+
     def empty(self) -> None:
         """The last member has gone: rest."""
         self._occupied.clear()

@@ -159,13 +159,18 @@ class Trim(Message, frozen=True, kw_only=True, tag="trim"):
 class Reserve(Message, frozen=True, kw_only=True, tag="reserve"):
     """Hold `size` bytes of a device back for what is about to need them, such as the weights of an engine that starts.
 
-    Nobody may lease them while this connection lives; another `Reserve` for the device replaces this one, and one of 0
-    ends it. `device_size` is needed for a device that no engine has named yet.
+    Nobody may lease them while this connection lives; another `Reserve` of the same `holder` for the device replaces
+    this one, and one of 0 ends it. The answer comes once the device was measured, so the budget is then what it says.
+
+    `arriving`: they are being taken from now on. What others are measured to use more is then held back no longer,
+    and what is not measured yet stays so over the end. `device_size` is needed for a device that no engine has named.
     """
 
     device: Name
     size: Size
     device_size: Annotated[int, msgspec.Meta(ge=1, le=2**53)] | None = None
+    holder: Name = "tool"
+    arriving: bool = False
 
 
 class Done(Message, frozen=True, kw_only=True, tag="done"):

@@ -32,6 +32,8 @@ __all__ = ["TIMEOUT", "AsyncBrokerTool", "Books", "BrokerError", "BrokerTool", "
 log = logging.getLogger(__name__)
 
 TIMEOUT = 10.0
+TOOL = "tool"
+"""The holder of what a tool holds back that names none."""
 """Seconds that an answer may take."""
 MIN_BACKOFF, MAX_BACKOFF = 0.05, 1.0
 """Seconds between attempts to reach a broker that is away."""
@@ -96,9 +98,11 @@ class BrokerTool:
         """Have an engine come down to `lease` bytes on every rank, once, as far as its requests do not need them."""
         done(self._say(m.Trim(engine=engine, lease=lease)))
 
-    def reserve(self, device: str, size: int, device_size: int | None = None) -> None:
+    def reserve(
+        self, device: str, size: int, device_size: int | None = None, *, holder: str = TOOL, arriving: bool = False
+    ) -> None:
         """Hold `size` bytes of a device back while this tool is open; 0 ends it. See `messages.Reserve`."""
-        done(self._say(m.Reserve(device=device, size=size, device_size=device_size)))
+        done(self._say(_reserve(device, size, device_size, holder, arriving)))
 
     def _say(self, message: Order | m.List | m.Watch) -> Answer:
         with said_clearly(self._path):
@@ -123,7 +127,7 @@ class AsyncBrokerTool:
         self._path = path
         self._timeout = timeout
         self._stream: _Stream | None = None
-        self._reserved: dict[str, m.Reserve] = {}
+        self._reserved: dict[tuple[str, str], m.Reserve] = {}
         self._lock = asyncio.Lock()
         self.problem: str | None = None
         """Why `listings` has no broker at the moment."""
@@ -200,20 +204,22 @@ class AsyncBrokerTool:
         """As `BrokerTool.trim`."""
         done(await self._say(m.Trim(engine=engine, lease=lease)))
 
-    async def reserve(self, device: str, size: int, device_size: int | None = None) -> None:
+    async def reserve(
+        self, device: str, size: int, device_size: int | None = None, *, holder: str = TOOL, arriving: bool = False
+    ) -> None:
         """As `BrokerTool.reserve`, and again at every broker that follows, until this tool is closed.
 
         It is kept for the next broker even if none can be reached now, but not if it was refused.
         """
-        message = m.Reserve(device=device, size=size, device_size=device_size)
+        message = _reserve(device, size, device_size, holder, arriving)
         answer: Answer | None = None
         try:
             answer = await self._say(message)
         finally:
             if not isinstance(answer, BrokerError):
-                self._reserved.pop(device, None)
+                self._reserved.pop((device, holder), None)
                 if size:
-                    self._reserved[device] = message
+                    self._reserved[device, holder] = message
         done(answer)
 
     async def _say(self, message: Order | m.List) -> Answer:
@@ -245,11 +251,15 @@ class AsyncBrokerTool:
                 answer = await stream.say(reservation, self._timeout)
                 if isinstance(answer, BrokerError):
                     log.warning("memory of %s is no longer held back: %s", reservation.device, answer)
-                    del self._reserved[reservation.device]
+                    del self._reserved[reservation.device, reservation.holder]
         except BaseException:
             stream.abandon()
             raise
         return stream
+
+
+def _reserve(device: str, size: int, device_size: int | None, holder: str, arriving: bool) -> m.Reserve:
+    return m.Reserve(device=device, size=size, device_size=device_size, holder=holder, arriving=arriving)
 
 
 class _Stream:
