@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gzip
 import json
 import random
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from shoal.bench import clock, command
+from shoal.bench import clock, command, raw
 from shoal.bench import rig as rigs
 from shoal.bench.arrivals import Burst, bursts, lasts, rate_over_time
 from shoal.bench.broker import connect
@@ -251,12 +250,7 @@ class Bench:
         stem = "-".join(part for part in (o.label, system, str(phase).replace("+", "-together")) if part)
         (results / f"{stem}{'-quick' if o.quick else ''}.svg").write_text(picture)
         if o.raw:
-            rows = [
-                (s.model, *(round(t - start, 4) if t else 0 for t in (s.due, s.sent, s.first, s.last, s.end)), s.tokens)
-                for s in served
-            ]
-            with gzip.open(o.out / "raw.jsonl.gz", "at") as raw:
-                raw.write(json.dumps({"system": system, "phase": str(phase), "requests": rows}) + "\n")
+            raw.keep(o.out, {"system": system, "phase": str(phase), "requests": raw.requests(served, start)})
 
 
 async def counters(session: aiohttp.ClientSession, url: str) -> dict[str, float]:

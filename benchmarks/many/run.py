@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import sys
 import tempfile
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.system.harness import Shoal, a_shoal, until
 
-from shoal.bench import clock, command
+from shoal.bench import clock, command, raw
 from shoal.bench import rig as rigs
 from shoal.bench.clock import say
 from shoal.bench.load import Due, Served, body, client, drive, prompt
@@ -118,25 +119,29 @@ class Bench:
     ) -> None:
         """Send requests when they are due, wait for the last, and add the row."""
         before = self.counts(shoal)
-        served = self.send(shoal, planned, seconds)
+        served = self.send(shoal, planned, seconds, f"{system} {what}")
         moved = {kind: count - before.get(kind, 0) for kind, count in self.counts(shoal).items()}
         errors = sorted({one.error for one in served if one.error})[:5]
         models = {number: sum(model == number for _, model in planned) for number in range(self.options.models)}
         self.add(system, what, **described(served, TOKENS), moved=moved, errors=errors, requests_of=models)
 
     def volleys(self, shoal: Shoal, system: str, awake: Sequence[int]) -> None:
-        """Requests that come at once to a model that is awake: what those meet that were held together for one."""
+        """Requests that come at once to a model that is awake, while all that are have the traffic of `calm`: what
+        those meet that were held together for one."""
         o = self.options
         every, sizes = 2.5, [max(1, part) for part in (o.burst // 4, o.burst, 2 * o.burst)]
         turns = [size for _ in range(o.volleys) for size in sizes]
-        planned = [(every * n, awake[n % len(awake)]) for n, size in enumerate(turns) for _ in range(size)]
-        served = self.send(shoal, planned, every * len(turns))
-        of = [size for size in turns for _ in range(size)]
-        rows = {size: [one for one, its in zip(served, of, strict=True) if its == size] for size in sizes}
+        seconds = every * len(turns)
+        volleys = [((n + 0.5) * every, awake[n % len(awake)], size) for n, size in enumerate(turns)]
+        beside = arrivals(len(awake), seconds, o.rate, exponent=o.exponent, every=o.every, burst=o.burst, seed=7)
+        calm = [(at, awake[model], 0) for at, model in beside]
+        planned = sorted([one for one in volleys for _ in range(one[2])] + calm)
+        served = self.send(shoal, [(at, model) for at, model, _ in planned], seconds, f"{system} volleys")
+        rows = {size: [one for one, its in zip(served, planned, strict=True) if its[2] == size] for size in sizes}
         self.add(system, "volleys", sizes={str(size): summary(some, TOKENS) for size, some in rows.items()})
 
-    def send(self, shoal: Shoal, planned: Sequence[tuple[float, int]], seconds: float) -> list[Served]:
-        """Send requests to models when they are due; what became of them, in this order."""
+    def send(self, shoal: Shoal, planned: Sequence[tuple[float, int]], seconds: float, what: str) -> list[Served]:
+        """Send requests to models when they are due, in this order; what became of them."""
         rng = random.Random(3)
         vocabulary = 1000 if self.rig is None else self.rig.vocabulary
         due = [Due(at, model, body(prompt(rng, 256, vocabulary), TOKENS, model=f"m{model}")) for at, model in planned]
@@ -145,15 +150,27 @@ class Bench:
         async def run() -> list[Served]:
             async with client() as session:
                 urls = [shoal.url] * self.options.models
-                return await drive(session, urls, due, time.monotonic() + 0.5, patience)
+                return await drive(session, urls, due, start, patience)
 
-        return asyncio.run(run())
+        with contextlib.ExitStack() as stack:
+            books = stack.enter_context(raw.BookWatch(_memory_socket(shoal))) if self.options.raw else None
+            start = time.monotonic() + 0.5
+            served = asyncio.run(run())
+        if books is not None:
+            row = {"what": what, "requests": raw.requests(served, start), "books": books.rows(start)}
+            raw.keep(self.options.out, row)
+        return served
 
     def counts(self, shoal: Shoal) -> dict[str, int]:
         """How often instances came to each state, as the history has it."""
         with shoal.client as admin:
             kinds = [str(note["kind"]) for note in admin.history(limit=1000)]
         return {kind: kinds.count(kind) for kind in ("ready", "sleeping", "stopped", "failed")}
+
+
+def _memory_socket(shoal: Shoal) -> Path:
+    with shoal.client as admin:
+        return Path(admin.status()["memory"]["socket"])
 
 
 def options() -> argparse.Namespace:
@@ -174,6 +191,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=90.0, help="seconds of traffic to all")
     parser.add_argument("--patience", type=float, default=240.0, help="seconds for the last requests to end")
     parser.add_argument("--rest", type=float, default=5.0, help="seconds of rest before the first request")
+    parser.add_argument("--raw", action="store_true", help=f"keep each request and the memory's books in {raw.FILE}")
     parser.add_argument("--eager", action="store_true", help="without CUDA graphs: starts take a third of the time")
     command.add_label(parser)
     found = parser.parse_args()
