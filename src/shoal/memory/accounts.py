@@ -151,7 +151,7 @@ class Device:
     """The floors that were given, whether or not all of each is in force."""
     reservations: dict[Hashable, Reservation] = field(default_factory=dict)
     fell: int = 0
-    """Bytes by which others came down while something arrived: a rise by so many is no part of it."""
+    """Bytes by which others came down while something arrived: as much has to rise again first."""
     _last_others: int | None = None
 
     def confirmed(self, others: int) -> int:

@@ -75,10 +75,11 @@ class Ledger:
                 f"{mib(size)} cannot be held back on device {device.key}, which has {mib(device.size)}",
                 "above_device",
             )
+        device.reservations.pop(owner, None)
+        if not any(one.arriving for one in device.reservations.values()):
+            device.fell = 0
         if size:
             device.reservations[owner] = Reservation(size, arriving)
-        else:
-            device.reservations.pop(owner, None)
 
     def arrived(self, device: Device, owner: Hashable) -> None:
         """What `owner` held back has been taken: it ends once the measurements that are to show so were made."""
@@ -86,7 +87,7 @@ class Ledger:
         if reservation is None:
             return
         if device.members and device.free is not None and reservation.arriving:
-            reservation.readings_left = READINGS
+            reservation.readings_left = READINGS + 1  # one may be under way
         else:
             del device.reservations[owner]
 
@@ -312,7 +313,6 @@ def _arrive(device: Device, rise: int) -> None:
     """Others use so much more than before, or less: what that is of what was to arrive is held back no longer."""
     coming = [one for one in device.reservations.values() if one.arriving]
     if not coming:
-        device.fell = 0
         return
     # What comes and goes, such as the memory of an engine's trial run, must not count each time that it comes.
     repaid = min(device.fell, max(0, rise))

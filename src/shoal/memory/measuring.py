@@ -19,6 +19,10 @@ class Reading:
     free: int
 
 
+LATE = 5
+"""Measurements in a row that are made anew because somebody was in a hurry meanwhile, who asks for what is so from then
+on. No more, or those in a hurry could keep everybody from being told."""
+
 Measure = Callable[[], Mapping[str, Reading]]
 """Reads devices by key. Runs on a thread; what it raises is logged, and the last reading stays."""
 
@@ -47,6 +51,7 @@ class Follower:
         self._occupied.clear()
 
     async def run(self) -> None:
+        late = 0
         while True:
             await self._occupied.wait()
             self._hurry.clear()
@@ -55,6 +60,10 @@ class Follower:
             except Exception:
                 log.exception("measuring the devices failed")
                 readings = {}
+            if self._hurry.is_set() and late < LATE:
+                late += 1
+                continue
+            late = 0
             self._tell(readings)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), self._interval)

@@ -77,6 +77,7 @@ class Pager:
         self._map = PageMap(geometry)
         self._block = geometry.block_size
         self._batch = max(1, BATCH_BYTES // self._block)
+        self._batch_later = max(self._batch, BATCH_LATER // self._block)
         self._most_parked = max(self._batch, PARK_BYTES // self._block)
         self._fence = Fence()
         self._attention = Attention()
@@ -307,7 +308,7 @@ class Pager:
             if not self._back(claimed):
                 return
             count -= len(claimed)
-            batch = max(self._batch, BATCH_LATER // self._block)
+            batch = self._batch_later
 
     def _view(self, work: Workload, rate: float, fresh: int, spare: int, most: int) -> View:
         backed = self._map.backed_bytes

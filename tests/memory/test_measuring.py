@@ -1,0 +1,66 @@
+"""When devices are measured, and which measurements are told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+
+from shoal.memory.measuring import LATE, Follower, Reading
+
+from .tool import eventually
+
+
+class Slow:
+    """Measurements that end when the test says so; each is the number of its beginning."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.may_end = threading.Semaphore(0)
+        self.told: list[int] = []
+        self.follower = Follower(self.measure, 60.0, self.tell)
+
+    def measure(self) -> Mapping[str, Reading]:
+        self.begun += 1
+        number = self.begun
+        assert self.may_end.acquire(timeout=30)
+        return {"gpu": Reading(100, number)}
+
+    def tell(self, readings: Mapping[str, Reading]) -> None:
+        self.told.append(readings["gpu"].free)
+
+    async def has_begun(self, number: int) -> None:
+        await eventually(lambda: self.begun == number)
+
+
+async def test_what_began_before_somebody_was_in_a_hurry_is_not_told() -> None:
+    slow = Slow()
+    task = asyncio.create_task(slow.follower.run())
+    slow.follower.joined()
+    await slow.has_begun(1)
+    slow.follower.hurry()
+    slow.may_end.release()
+    await slow.has_begun(2)
+    assert slow.told == []
+    slow.may_end.release()
+    await eventually(lambda: slow.told == [2])
+    slow.follower.hurry()  # while it rests, it begins at once
+    await slow.has_begun(3)
+    slow.may_end.release()
+    await eventually(lambda: slow.told == [2, 3])
+    task.cancel()
+
+
+async def test_somebody_is_told_in_the_end_though_others_are_always_in_a_hurry() -> None:
+    slow = Slow()
+    task = asyncio.create_task(slow.follower.run())
+    slow.follower.joined()
+    for number in range(1, LATE + 2):
+        await slow.has_begun(number)
+        assert slow.told == []
+        slow.follower.hurry()
+        slow.may_end.release()
+    await eventually(lambda: slow.told == [LATE + 1])
+    await slow.has_begun(LATE + 2)
+    slow.may_end.release()
+    task.cancel()
