@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -143,14 +143,24 @@ def _shut(card: Card) -> Iterator[None]:
         card.open.set()
 
 
-@pytest.mark.parametrize("interval", [0.01, 30.0])
-async def test_what_was_just_given_back_is_seen_before_anything_is_asked_back(path: Path, interval: float) -> None:
-    card = Card()
+@asynccontextmanager
+async def _measuring(path: Path, interval: float) -> AsyncIterator[tuple[Card, Broker, Engines]]:
+    """A card, and a broker that measures it."""
+    card, engines = Card(), Engines(path)
     broker = Broker(path, measure=card.measure, interval=interval)
     await broker.start()
-    engines = Engines(path)
-    recalls: list[int] = []
     try:
+        yield card, broker, engines
+    finally:
+        card.open.set()
+        await asyncio.to_thread(engines.close)
+        await broker.stop()
+
+
+@pytest.mark.parametrize("interval", [0.01, 30.0])
+async def test_what_was_just_given_back_is_seen_before_anything_is_asked_back(path: Path, interval: float) -> None:
+    recalls: list[int] = []
+    async with _measuring(path, interval) as (card, broker, engines):
         card.free = GPU - 700 * MIB
         a = await engines.joined("a", Callbacks(recalled=lambda lease, _: recalls.append(lease)))
         a.ask(0, GPU)
@@ -171,17 +181,10 @@ async def test_what_was_just_given_back_is_seen_before_anything_is_asked_back(pa
         assert (books["gpu"].device.budget, books["gpu"].device.owed) == (324 * MIB, 0)
         assert recalls == []
         tool.close()
-    finally:
-        await asyncio.to_thread(engines.close)
-        await broker.stop()
 
 
 async def test_a_hungry_engine_gets_nothing_of_what_another_one_is_taking(path: Path) -> None:
-    card = Card()
-    broker = Broker(path, measure=card.measure, interval=0.01)
-    await broker.start()
-    engines = Engines(path)
-    try:
+    async with _measuring(path, 0.01) as (card, broker, engines):
         a = await engines.joined("a")
         tool = await asyncio.to_thread(BrokerTool, path)
         await asyncio.to_thread(tool.reserve, "gpu", 600 * MIB, holder="i")
@@ -197,17 +200,10 @@ async def test_a_hungry_engine_gets_nothing_of_what_another_one_is_taking(path: 
         await has(a, 524 * MIB)
         broker.ledger.check()
         tool.close()
-    finally:
-        await asyncio.to_thread(engines.close)
-        await broker.stop()
 
 
 async def test_who_waits_for_a_measurement_is_answered_when_the_last_engine_goes(path: Path) -> None:
-    card = Card()
-    broker = Broker(path, measure=card.measure, interval=30.0)
-    await broker.start()
-    engines = Engines(path)
-    try:
+    async with _measuring(path, 30.0) as (card, broker, engines):
         await engines.joined("a")
         tool, other = await asyncio.to_thread(BrokerTool, path), await asyncio.to_thread(Tool, path)
         with _shut(card):
@@ -219,9 +215,6 @@ async def test_who_waits_for_a_measurement_is_answered_when_the_last_engine_goes
             await asyncio.to_thread(engines.close)
             await asyncio.wait_for(reserved, 30)
         tool.close()
-    finally:
-        card.open.set()
-        await broker.stop()
 
 
 def test_a_reservation_of_an_earlier_version_is_understood() -> None:
