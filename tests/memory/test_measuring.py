@@ -14,11 +14,11 @@ from .tool import eventually
 class Slow:
     """Measurements that end when the test says so; each is the number of its beginning."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 30.0) -> None:
         self.begun = 0
         self.may_end = threading.Semaphore(0)
         self.told: list[int] = []
-        self.follower = Follower(self.measure, 60.0, self.tell)
+        self.follower = Follower(self.measure, 60.0, self.tell, patience)
 
     def measure(self) -> Mapping[str, Reading]:
         self.begun += 1
@@ -27,7 +27,7 @@ class Slow:
         return {"gpu": Reading(100, number)}
 
     def tell(self, readings: Mapping[str, Reading]) -> None:
-        self.told.append(readings["gpu"].free)
+        self.told.append(readings["gpu"].free if readings else 0)
 
     async def has_begun(self, number: int) -> None:
         await eventually(lambda: self.begun == number)
@@ -63,4 +63,18 @@ async def test_somebody_is_told_in_the_end_though_others_are_always_in_a_hurry()
     await eventually(lambda: slow.told == [LATE + 1])
     await slow.has_begun(LATE + 2)
     slow.may_end.release()
+    task.cancel()
+
+
+async def test_nobody_waits_for_ever_for_a_driver_that_hangs_and_it_is_asked_once() -> None:
+    slow = Slow(patience=0.01)
+    task = asyncio.create_task(slow.follower.run())
+    slow.follower.joined()
+    await eventually(lambda: slow.told == [0])
+    slow.follower.hurry()
+    await eventually(lambda: slow.told == [0, 0])
+    assert slow.begun == 1
+    slow.may_end.release()
+    slow.follower.hurry()
+    await eventually(lambda: slow.told[-1] == 1)
     task.cancel()
