@@ -142,6 +142,25 @@ async def test_a_start_waits_for_what_an_engine_gives_back() -> None:
         await engine.close()
 
 
+async def test_who_came_first_goes_first_though_both_do_not_fit() -> None:
+    async with rig() as made:
+        engine = await Engine.join(made.path, 3 * GIB)
+        await until_leased(made, 3 * GIB)
+        made.use(9 * GIB)
+        first = asyncio.create_task(made.make_room(4 * GIB))
+        await until_held(made, 4 * GIB)
+        room = made.fleet.make_room("j", spec("other"), [made.device], 4 * GIB, kv=None, wanted=lambda: True)
+        second = asyncio.create_task(room)
+        await until_held(made, 8 * GIB)
+        assert not first.done()
+        made.use(5 * GIB)  # another model has gone to sleep; the engine keeps what its requests need
+        assert (await asyncio.wait_for(first, PATIENCE))[0].memory_used == 5 * GIB
+        assert not second.done()
+        await made.fleet.let_go("i")
+        await asyncio.wait_for(second, PATIENCE)
+        await engine.close()
+
+
 async def test_a_start_that_waits_too_long_says_who_has_the_memory() -> None:
     async with rig(patience=0.3) as made:
         engine = await Engine.join(made.path, 8 * GIB)

@@ -38,6 +38,8 @@ class Broker:
         self._tool = AsyncBrokerTool(path)
         self._held: dict[str, set[str]] = {}
         """Device keys, by the instance that something is held back of them for."""
+        self._waiting: dict[str, dict[str, int]] = {}
+        """Who waits for room, in the order in which they came, and the bytes that each needs, by device key."""
         self._lock = asyncio.Lock()
 
     @property
@@ -76,12 +78,15 @@ class Broker:
         `patience` seconds, at most as long as everybody waits.
         """
         limit = self._patience if patience is None else min(patience, self._patience)
+        self._waiting[instance] = {device.key: needs for device in devices}
         try:
             if (found := await self._room(instance, spec, devices, needs, kv, wanted, limit)) is not None:
                 return found
         except BaseException:
             await self.let_go(instance)
             raise
+        finally:
+            self._waiting.pop(instance, None)
         await self.let_go(instance)
         return devices
 
@@ -103,7 +108,10 @@ class Broker:
         while wanted():
             books = await self._list()
             now = await self._now(devices)
-            holds = {device.id: Hold.of(device, _book(books, device), needs) for device in now}
+            holds = {
+                device.id: Hold.of(device, _book(books, device), needs, self._behind(instance, device.key))
+                for device in now
+            }
             away = kv is not None and books is None
             if not away and all(hold.ready for hold in holds.values()):
                 for device in devices:
@@ -140,6 +148,13 @@ class Broker:
             if (keys := self._held.get(instance)) is not None:  # it may have been let go meanwhile
                 keys.add(device.key)
                 await self._reserve(instance, device.key, size, device.memory_total, arriving=arriving)
+
+    def _behind(self, instance: str, key: str) -> int:
+        """Bytes of a device that those who came after an instance wait for."""
+        order = list(self._waiting)
+        return sum(
+            self._waiting[later].get(key, 0) for later in order[order.index(instance) + 1 :] if later in self._held
+        )
 
     async def _reserve(self, holder: str, key: str, size: int, whole: int | None, *, arriving: bool = False) -> None:
         try:

@@ -221,9 +221,14 @@ class Hold:
     free: int
 
     @classmethod
-    def of(cls, device: Device, book: DeviceBook | None, needs: int) -> Hold:
-        """`needs` bytes are held back, and in the `book` already. None: no broker, nothing to wait for."""
-        owed = book.device.owed if book is not None else 0
+    def of(cls, device: Device, book: DeviceBook | None, needs: int, behind: int = 0) -> Hold:
+        """`needs` bytes are held back, and in the `book` already; None: no broker, nothing to wait for. So are the
+        `behind` bytes of those who came later and wait too: who came first must not wait for them."""
+        owed = 0
+        if book is not None:
+            state = book.device
+            room = state.size - state.headroom - state.others - max(0, state.held_back - behind)
+            owed = max(0, state.leased - max(0, room if state.limit is None else min(room, state.limit)))
         if device.kind == "simulated":
             return cls(owed == 0, max(0, device.memory_total - owed))
         return cls(owed == 0 and device.memory_free >= needs, device.memory_free)
