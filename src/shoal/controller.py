@@ -126,6 +126,7 @@ class Controller:
                 switches=self.settings.switches,
             ),
             Amount.parse(self.settings.host_memory),
+            self.settings.relay_workers,
         )
         self.manager = Manager(self.effects, limits)
         self.copies = Copies(self.manager.fleet, AskOverHttp(self.engines), limits.host_memory, self.effects.now)

@@ -20,8 +20,8 @@ class Drains:
 
     @property
     def limits(self) -> tuple[float, ...]:
-        """When somebody's time is up."""
-        return tuple(self._until.values())
+        """When somebody's time is up, or nobody waits any longer for relays that are away."""
+        return (*self._until.values(), self._fleet.hearing.until) if self._until else ()
 
     def put(self, instance_id: str, until: float) -> None:
         """It drains, at most until then."""
@@ -34,13 +34,14 @@ class Drains:
     def take_done(self, now: float, *, table_is_out: bool) -> list[tuple[str, str]]:
         """Take out those that have drained: id, and why. `table_is_out`: the routes are as published last."""
         done = []
+        known = table_is_out and self._relays_know() and not self._fleet.unheard(now)
         for instance_id, until in list(self._until.items()):
             instance = self._fleet.instances.get(instance_id)
             if instance is None or instance.state is not S.DRAINING:
                 self._until.pop(instance_id)
                 continue
             left = self._fleet.outstanding(instance_id)
-            if left == 0 and table_is_out and self._relays_know():
+            if left == 0 and known:
                 done.append((instance_id, "no request runs any more"))
             elif now >= until:
                 done.append((instance_id, f"{left} running request(s) were ended"))
@@ -49,5 +50,6 @@ class Drains:
         return done
 
     def _relays_know(self) -> bool:
-        """Whether every relay has the table, so that no request can still be on its way to one that it leaves out."""
+        """Whether every relay that is heard has the table, so that no request can still be on its way to one that it
+        leaves out."""
         return all((report.epoch, report.version) == self.table_id for report in self._fleet.relays.values())

@@ -248,6 +248,7 @@ class Life:
     def adopt(self, instance: Instance) -> None:
         """Take back an instance whose process group was found alive; it goes on where it was."""
         self._starts.began(instance.id, instance.changed_at)
+        self.fleet.hearing.missed(self._effects.now())  # requests may run on it in relays that are not back yet
         if instance.state is S.DRAINING:
             self.drains.put(instance.id, self._effects.now() + self._limits.drain)
         self.put(instance)

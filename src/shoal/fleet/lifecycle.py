@@ -150,11 +150,12 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The numbers that the fleet keeps to. Seconds, a count of ended instances kept, and what weights of models that
-    sleep may take of the host's memory."""
+    """The numbers that the fleet keeps to. Seconds, a count of ended instances kept, what weights of models that sleep
+    may take of the host's memory, and how many relays there are."""
 
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     drain: float = 30.0
     history: int = 200
     rules: Rules = field(default_factory=Rules)
     host_memory: Amount = field(default_factory=lambda: Amount(share=0.5))
+    relays: int = 1

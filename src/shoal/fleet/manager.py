@@ -42,6 +42,7 @@ class Manager(Inbox):
     def __init__(self, effects: Effects, limits: Limits, fleet: Fleet | None = None) -> None:
         super().__init__()
         self.fleet = fleet if fleet is not None else Fleet(engines=effects.engines)
+        self.fleet.hearing.relays = limits.relays
         self._effects = effects
         self._life = Life(self.fleet, effects, limits)
         self.moves = Moves(self.fleet, effects, self._life, self.change_model, limits.drain)
@@ -355,7 +356,8 @@ class Manager(Inbox):
                 self.measures.asked(fact.model, self._effects.now())
                 self.load_on_request(fact.model)
             case facts.RelayGone():
-                self.fleet.relays.pop(fact.connection, None)
+                if self.fleet.relays.pop(fact.connection, None) is not None:
+                    self.fleet.hearing.missed(self._effects.now())
                 self.measures.reported(self._effects.now())
             case facts.StoreProblem():
                 level, text = ("error", fact.problem) if fact.problem else ("info", "everything is saved again")

@@ -178,6 +178,8 @@ class Residing:
         self._see_who_fits_now(view, snapshot)
         plan = decide(snapshot, self._rules)
         self._next = inf if plan.next_look is None else plan.next_look
+        if self._fleet.unheard(now):
+            self._next = min(self._next, self._fleet.hearing.until)
         self._hopeless = {refusal.name: self._hopeless.get(refusal.name, now) for refusal in plan.refusals}
         if plan.refusals:
             never = Never(_whole(snapshot))

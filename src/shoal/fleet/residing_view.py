@@ -52,6 +52,7 @@ class View:
     ) -> None:
         self._fleet, self._room, self._uses, self._learned, self._now = fleet, room, uses, learned, now
         self._wants = wants
+        self._unheard = fleet.unheard(now)
         self._kinds = {device.id: device for device in fleet.devices}
         self._ready = Counter(i.model for i in fleet.instances.values() if i.state is S.READY)
         found = (self.resident(instance) for instance in fleet.instances.values())
@@ -137,7 +138,7 @@ class View:
             host=copied or (copy_size(self._fleet, instance) if level == 1 else 0),
             copied=copied > 0,
             sleep_level=level,
-            running=self._fleet.outstanding(instance.id) if place is _GPU else 0,
+            running=self._running(instance) if place is _GPU else 0,
             waiting=waiting,
             waiting_since=since,
             rate=use.rate / ready,
@@ -154,6 +155,11 @@ class View:
         )
 
     # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _running(self, instance: Instance) -> int:
+        """Requests that run on an instance. One at least while a relay is away that may carry it: none is put to sleep
+        for being idle because nobody tells of its requests."""
+        return max(self._fleet.outstanding(instance.id), int(self._unheard and instance.state is S.READY))
 
     def _waiting(self, instance: Instance, use: Use, ready: int) -> tuple[int, float | None]:
         """Requests that wait for an instance, and since when. One that is to come counts as one at least: somebody

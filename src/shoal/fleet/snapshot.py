@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from shoal.engines.base import Engine, EngineMetrics
+from shoal.fleet.hearing import Hearing
 from shoal.fleet.known import Instances
 from shoal.fleet.lifecycle import Event
 from shoal.fleet.memory import Ledger, MemoryView, PoolView
@@ -125,6 +126,7 @@ class Fleet:
     context_lengths: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, EngineMetrics] = field(default_factory=dict)
     relays: dict[int, RelayReport] = field(default_factory=dict)
+    hearing: Hearing = field(default_factory=Hearing)
     access: Access = field(default_factory=Access)
     after: dict[str, Event] = field(default_factory=dict)
     """What the end of an instance's process will mean, where that was decided before; else `Event.END`."""
@@ -151,6 +153,10 @@ class Fleet:
     def outstanding(self, instance: str) -> int:
         """Requests that run on an instance, over all relays."""
         return sum(report.outstanding.get(instance, 0) for report in self.relays.values())
+
+    def unheard(self, now: float) -> bool:
+        """Whether requests may run that `outstanding` does not count. When Shoal stops, relays have ended before."""
+        return not self.closing and not self.hearing.complete(self.relays, now)
 
     def model_state(self, name: str) -> str:
         """The state of the model's instance nearest to serving, or `unloaded`."""
