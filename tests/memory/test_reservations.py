@@ -80,6 +80,27 @@ def test_what_comes_and_goes_while_something_arrives_counts_once() -> None:
     assert device.held_back == 30
 
 
+@given(seen=st.booleans(), ended=st.booleans())
+def test_what_gives_way_for_an_arrival_is_not_owed_by_it(seen: bool, ended: bool) -> None:
+    """A model falls asleep for one that starts, while the start before it is still being measured (`ended`: it is
+    not), and either before the room is held back (`seen`), or the first measurement after that shows it."""
+    ledger, device = _books(300)
+    ledger.hold_back(device, "before", 300, arriving=True)
+    for others in (600, 600):
+        _read(ledger, device, others)
+    ledger.arrived(device, "before")
+    for _ in range((READINGS + 1) * ended):
+        _read(ledger, device, 600)
+    assert ("before" in device.reservations) is not ended
+    if seen:
+        _read(ledger, device, 350)
+    ledger.hold_back(device, "x", 250, arriving=True)
+    for others in (350, 600, 600):
+        _read(ledger, device, others)
+    assert (device.others, device.held_back) == (600, 0)
+    ledger.check()
+
+
 def test_two_that_arrive_share_what_is_measured_and_one_that_only_waits_has_no_part_in_it() -> None:
     ledger, device = _books()
     ledger.hold_back(device, "waits", 50)

@@ -125,6 +125,10 @@ class Reservation:
     arriving: bool = False
     readings_left: int | None = None
     """Measurements after which it ends; None: nobody has ended it."""
+    fell: int = 0
+    """Bytes by which others came down while it arrived: as much has to rise again first."""
+    fresh: bool = True
+    """Nothing was measured since it was made: what the first measurement shows came or went before."""
 
 
 @dataclass(eq=False, slots=True)
@@ -150,8 +154,6 @@ class Device:
     promised: int = 0
     """The floors that were given, whether or not all of each is in force."""
     reservations: dict[Hashable, Reservation] = field(default_factory=dict)
-    fell: int = 0
-    """Bytes by which others came down while something arrived: as much has to rise again first."""
     _last_others: int | None = None
 
     def confirmed(self, others: int) -> int:

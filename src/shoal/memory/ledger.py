@@ -76,8 +76,6 @@ class Ledger:
                 "above_device",
             )
         device.reservations.pop(owner, None)
-        if not any(one.arriving for one in device.reservations.values()):
-            device.fell = 0
         if size:
             device.reservations[owner] = Reservation(size, arriving)
 
@@ -109,9 +107,10 @@ class Ledger:
         confirmed = device.confirmed(now)
         seen = now if free < device.headroom // 2 else confirmed
         rise = seen - device.others
-        if abs(rise) >= min(32 << 20, total >> 10):
-            device.others = seen
-            _arrive(device, rise)
+        if abs(rise) < min(32 << 20, total >> 10):
+            rise = 0
+        device.others += rise
+        _arrive(device, rise)
         return device.budget != before
 
     def settle(self, device: Device) -> bool:
@@ -311,17 +310,17 @@ class Ledger:
 
 def _arrive(device: Device, rise: int) -> None:
     """Others use so much more than before, or less: what that is of what was to arrive is held back no longer."""
-    coming = [one for one in device.reservations.values() if one.arriving]
-    if not coming:
-        return
-    # What comes and goes, such as the memory of an engine's trial run, must not count each time that it comes.
-    repaid = min(device.fell, max(0, rise))
-    device.fell += max(0, -rise) - repaid
-    rise = max(0, rise) - repaid
-    for one in coming:
-        part = min(one.size, rise)
+    counted = 0
+    for one in device.reservations.values():
+        if one.fresh or not one.arriving:
+            one.fresh = False
+            continue
+        # What comes and goes, such as the memory of an engine's trial run, must not count each time that it comes.
+        repaid = min(one.fell, max(0, rise))
+        one.fell += max(0, -rise) - repaid
+        part = min(one.size, max(0, rise - repaid - counted))
         one.size -= part
-        rise -= part
+        counted += part
 
 
 def _ceiling(device: Device, terms: Terms) -> int:
