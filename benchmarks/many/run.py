@@ -6,10 +6,11 @@ import argparse
 import asyncio
 import contextlib
 import random
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,21 @@ class Bench:
         settings: dict[str, Any] = {"health_interval": 1, "host_memory": o.host_memory, "min_awake": o.min_awake}
         if self.rig is None:
             settings["simulated_devices"] = [f"{int(10 * o.card_gib)}MiB"]  # the engines pretend to be as much smaller
-        with a_shoal(**settings) as shoal, tempfile.TemporaryDirectory(prefix="shoal-y-") as scratch:
+        with (
+            a_shoal(**settings) as shoal,
+            tempfile.TemporaryDirectory(prefix="shoal-y-") as scratch,
+            contextlib.ExitStack() as after,
+        ):
             shoal.start()
+            after.callback(shutil.copytree, shoal.state / "logs", self.logs / system, dirs_exist_ok=True)
             python = interpreter(self.rig, Path(scratch)) if self.rig is not None else None
             with shoal.client as admin:
                 for number in range(o.models):
                     admin.add_model({"name": f"m{number}", **self.settings(system, python)})
             # The most popular are loaded last, and so are those that are awake.
             few = o.models if system == "sleep" else o.fit
-            took = [self.load(shoal, f"m{number}") for number in reversed(range(few))]
+            with self.watched(shoal, f"{system} loads", time.monotonic()):
+                took = [self.load(shoal, f"m{number}") for number in reversed(range(few))]
             self.add(system, "loads", seconds=took)
             bursts = {"every": o.every, "burst": o.burst}
             if system == o.systems[0]:
@@ -152,14 +159,24 @@ class Bench:
                 urls = [shoal.url] * self.options.models
                 return await drive(session, urls, due, start, patience)
 
-        with contextlib.ExitStack() as stack:
-            books = stack.enter_context(raw.BookWatch(_memory_socket(shoal))) if self.options.raw else None
-            start = time.monotonic() + 0.5
-            served = asyncio.run(run())
-        if books is not None:
-            row = {"what": what, "requests": raw.requests(served, start), "books": books.rows(start)}
-            raw.keep(self.options.out, row)
+        start = time.monotonic() + 0.5
+        with self.watched(shoal, what, start) as served:
+            served += asyncio.run(run())
         return served
+
+    @contextlib.contextmanager
+    def watched(self, shoal: Shoal, what: str, start: float) -> Iterator[list[Served]]:
+        """Keep the memory's books meanwhile, with the requests that are put into the list, if that is asked for."""
+        served: list[Served] = []
+        if not self.options.raw:
+            yield served
+            return
+        with raw.BookWatch(_memory_socket(shoal)) as books:
+            try:
+                yield served
+            finally:
+                row = {"what": what, "requests": raw.requests(served, start), "books": books.rows(start)}
+                raw.keep(self.options.out, row)
 
     def counts(self, shoal: Shoal) -> dict[str, int]:
         """How often instances came to each state, as the history has it."""

@@ -59,6 +59,14 @@ def test_each_recorded_failure_is_named(name: str, code: str, part: str) -> None
             "out_of_memory",
         ),
         ("ValueError: No available memory for the cache blocks. Try increasing", "out_of_memory"),
+        (
+            "RuntimeError: warming up needs 4 MiB of KV cache on GPU-7d, but the memory broker on /m gave 0 MiB within",
+            "out_of_memory",
+        ),
+        (
+            "RuntimeError: warming up needs 4 MiB of KV cache on GPU-7d, which another program took; free memory",
+            "out_of_memory",
+        ),
         ("OSError: You are trying to access a gated repo.", "gated_model"),
         ("OSError: org/x is not a local folder and is not a valid model identifier listed on", "source_not_found"),
         ("RuntimeError: Cannot find any model weights with `/srv/m`", "source_not_found"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,11 +57,11 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(*, broker: bool = True, patience: float = PATIENCE) -> AsyncIterator[Rig]:
+async def rig(*, broker: bool = True, patience: float = PATIENCE, headroom: float = 0.0) -> AsyncIterator[Rig]:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         path = Path(folder, "memory.sock")
         made = Rig(path, patience=patience)
-        server = Broker(path, measure=made.measure, interval=0.01)
+        server = Broker(path, measure=made.measure, interval=0.01, headroom=headroom)
         if broker:
             await server.start()
         try:
@@ -96,19 +96,19 @@ class Engine:
             await self._writer.wait_closed()
 
 
-async def until_leased(made: Rig, size: int) -> None:
+async def until(made: Rig, so: Callable[[m.DeviceState], bool]) -> None:
+    """Wait until the broker's books of the device are so."""
     async with asyncio.timeout(PATIENCE):
-        while True:
-            books = await made.fleet._tool.list()
-            if books and books["GPU-1"].device.leased == size:
-                return
+        while not ((books := await made.fleet._tool.list()) and so(books["GPU-1"].device)):
             await asyncio.sleep(0.01)
+
+
+async def until_leased(made: Rig, size: int) -> None:
+    await until(made, lambda device: device.leased == size)
 
 
 async def until_held(made: Rig, size: int) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while await made.held() != size:
-            await asyncio.sleep(0.01)
+    await until(made, lambda device: device.held_back == size)
 
 
 async def test_what_is_free_is_held_back_until_it_is_let_go() -> None:
@@ -192,6 +192,20 @@ async def test_what_a_start_has_taken_is_no_longer_held_back() -> None:
             await until_held(made, held)
         await made.fleet.let_go("i")
         await until_held(made, 0)
+        await engine.close()
+
+
+async def test_a_start_that_the_headroom_has_little_room_for_can_lease_its_first_cache() -> None:
+    async with rig(headroom=0.1) as made:
+        engine = await Engine.join(made.path, 0)
+        made.use(5 * GIB)
+        await until(made, lambda device: device.others == 5 * GIB)
+        await made.make_room(5 * GIB, GIB)  # an estimate: it takes 2 GiB
+        assert await made.held() == 3 * GIB
+        made.use(7 * GIB)
+        await until(made, lambda device: device.held_back == GIB)
+        engine.say(m.Ask(need=GIB, want=GIB))
+        await until(made, lambda device: device.leased == GIB)
         await engine.close()
 
 

@@ -109,13 +109,13 @@ class Broker:
             books = await self._list()
             now = await self._now(devices)
             holds = {
-                device.id: Hold.of(device, _book(books, device), needs, self._behind(instance, device.key))
+                device.id: Hold.of(device, _book(books, device), needs, kv or 0, self._behind(instance, device.key))
                 for device in now
             }
             away = kv is not None and books is None
             if not away and all(hold.ready for hold in holds.values()):
                 for device in devices:
-                    await self._hold(instance, device, max(0, needs - (kv or 0)), arriving=True)
+                    await self._hold(instance, device, holds[device.id].arriving, arriving=True)
                 return now
             if time.monotonic() >= deadline:
                 if away:

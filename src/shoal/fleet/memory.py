@@ -215,20 +215,27 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Whether a device has room for what is held back of it, and the bytes that it has free."""
+    """Whether a device has room for what is held back of it, the bytes that it has free, and those to be held back
+    while what has the room arrives."""
 
     ready: bool
     free: int
+    arriving: int
 
     @classmethod
-    def of(cls, device: Device, book: DeviceBook | None, needs: int, behind: int = 0) -> Hold:
+    def of(cls, device: Device, book: DeviceBook | None, needs: int, kv: int = 0, behind: int = 0) -> Hold:
         """`needs` bytes are held back, and in the `book` already; None: no broker, nothing to wait for. So are the
-        `behind` bytes of those who came later and wait too: who came first must not wait for them."""
-        owed = 0
+        `behind` bytes of those who came later and wait too: who came first must not wait for them.
+
+        `kv` bytes of them will be leased. Where an estimate of the rest is all that there is, so that only the headroom
+        would be left for these, less is held back: or the start would wait for what it holds back itself.
+        """
+        owed, arriving = 0, max(0, needs - kv)
         if book is not None:
             state = book.device
             room = state.size - state.headroom - state.others - max(0, state.held_back - behind)
             owed = max(0, state.leased - max(0, room if state.limit is None else min(room, state.limit)))
+            arriving = max(0, min(arriving, room + needs - state.leased - kv))
         if device.kind == "simulated":
-            return cls(owed == 0, max(0, device.memory_total - owed))
-        return cls(owed == 0 and device.memory_free >= needs, device.memory_free)
+            return cls(owed == 0, max(0, device.memory_total - owed), arriving)
+        return cls(owed == 0 and device.memory_free >= needs, device.memory_free, arriving)

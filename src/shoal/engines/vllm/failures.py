@@ -111,6 +111,13 @@ _RULES = (
         "Set `kv_cache_memory`, or unload another model.",
     ),
     _rule(
+        r"warming up needs (?P<wanted>\d+ MiB) of KV cache on \S+, "
+        r"(?:but the memory broker on \S+ gave|which another program took)",
+        "out_of_memory",
+        "Warming up takes {wanted} of KV cache, and others and the headroom left less of the device.",
+        "Unload another model of the device, lower a neighbour's `floor`, or set a smaller `memory_headroom`.",
+    ),
+    _rule(
         r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|"
         r"DefaultCPUAllocator: can't allocate memory|\bMemoryError\b|Cannot allocate memory",
         "out_of_memory",
