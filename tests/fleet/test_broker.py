@@ -34,6 +34,7 @@ class Rig:
     told: list[facts.Fact] = field(default_factory=list)
     wanted: bool = True
     patience: float = PATIENCE
+    engines: list[Engine] = field(default_factory=list)
     fleet: fleet_broker.Broker = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +52,13 @@ class Rig:
     async def make_room(self, needs: int, kv: int | None = None) -> Sequence[Device]:
         return await self.fleet.make_room("i", spec("big"), [self.device], needs, kv=kv, wanted=lambda: self.wanted)
 
+    async def engine(self, leased: int) -> Engine:
+        """One that has leased so much, all of it for requests that run."""
+        engine = await Engine.join(self.path, leased)
+        self.engines.append(engine)
+        await until_leased(self, leased)
+        return engine
+
     async def held(self) -> int:
         books = await self.fleet._tool.list()
         return books["GPU-1"].device.held_back if books else 0
@@ -67,6 +75,8 @@ async def rig(*, broker: bool = True, patience: float = PATIENCE, headroom: floa
         try:
             yield made
         finally:
+            for engine in made.engines:
+                await engine.close()
             await made.fleet.close()
             if broker:
                 await server.stop()
@@ -124,8 +134,7 @@ async def test_what_is_free_is_held_back_until_it_is_let_go() -> None:
 
 async def test_a_start_waits_for_what_an_engine_gives_back() -> None:
     async with rig() as made:
-        engine = await Engine.join(made.path, 8 * GIB)
-        await until_leased(made, 8 * GIB)
+        engine = await made.engine(8 * GIB)
         made.use(8 * GIB)
         start = asyncio.create_task(made.make_room(4 * GIB))
         async with asyncio.timeout(PATIENCE):
@@ -139,13 +148,11 @@ async def test_a_start_waits_for_what_an_engine_gives_back() -> None:
         engine.say(m.Ask(need=5 * GIB, want=5 * GIB))
         engine.say(m.Release(size=3 * GIB))
         assert (await asyncio.wait_for(start, PATIENCE))[0].memory_used == 5 * GIB
-        await engine.close()
 
 
 async def test_who_came_first_goes_first_though_both_do_not_fit() -> None:
     async with rig() as made:
-        engine = await Engine.join(made.path, 3 * GIB)
-        await until_leased(made, 3 * GIB)
+        await made.engine(3 * GIB)
         made.use(9 * GIB)
         first = asyncio.create_task(made.make_room(4 * GIB))
         await until_held(made, 4 * GIB)
@@ -158,13 +165,11 @@ async def test_who_came_first_goes_first_though_both_do_not_fit() -> None:
         assert not second.done()
         await made.fleet.let_go("i")
         await asyncio.wait_for(second, PATIENCE)
-        await engine.close()
 
 
 async def test_a_start_that_waits_too_long_says_who_has_the_memory() -> None:
     async with rig(patience=0.3) as made:
-        engine = await Engine.join(made.path, 8 * GIB)
-        await until_leased(made, 8 * GIB)
+        await made.engine(8 * GIB)
         made.use(8 * GIB)
         with pytest.raises(ShoalError) as refused:
             await made.make_room(4 * GIB)
@@ -172,7 +177,6 @@ async def test_a_start_that_waits_too_long_says_who_has_the_memory() -> None:
         for part in ("needs 4.0 GiB on cuda:0", "2.0 GiB of 10.0 GiB are free", "lease 8.0 GiB", "use 8.0 GiB"):
             assert part in refused.value.message
         assert await made.held() == 0
-        await engine.close()
 
 
 async def test_a_start_that_is_not_wanted_any_more_holds_nothing() -> None:
@@ -185,19 +189,18 @@ async def test_a_start_that_is_not_wanted_any_more_holds_nothing() -> None:
 
 async def test_what_a_start_has_taken_is_no_longer_held_back() -> None:
     async with rig() as made:
-        engine = await Engine.join(made.path, 0)
+        await made.engine(0)
         await made.make_room(4 * GIB, GIB)
         for used, held in ((0, 3 * GIB), (2 * GIB, GIB), (GIB, GIB), (5 * GIB, 0)):
             made.use(used)
             await until_held(made, held)
         await made.fleet.let_go("i")
         await until_held(made, 0)
-        await engine.close()
 
 
 async def test_a_start_that_the_headroom_has_little_room_for_can_lease_its_first_cache() -> None:
     async with rig(headroom=0.1) as made:
-        engine = await Engine.join(made.path, 0)
+        engine = await made.engine(0)
         made.use(5 * GIB)
         await until(made, lambda device: device.others == 5 * GIB)
         await made.make_room(5 * GIB, GIB)  # an estimate: it takes 2 GiB
@@ -206,7 +209,6 @@ async def test_a_start_that_the_headroom_has_little_room_for_can_lease_its_first
         await until(made, lambda device: device.held_back == GIB)
         engine.say(m.Ask(need=GIB, want=GIB))
         await until(made, lambda device: device.leased == GIB)
-        await engine.close()
 
 
 async def test_two_that_come_to_one_device_are_held_room_each() -> None:

@@ -36,7 +36,7 @@ def keep(folder: Path, row: dict[str, Any]) -> None:
 
 
 class BookWatch:
-    """The broker's books as they change, at most every `interval` seconds, on a thread; a context manager."""
+    """The broker's books, read every `interval` seconds on a thread; a context manager."""
 
     def __init__(self, socket: Path, interval: float = 0.1) -> None:
         self._found: list[tuple[float, list[DeviceBook]]] = []

@@ -156,6 +156,10 @@ class Trim(Message, frozen=True, kw_only=True, tag="trim"):
     lease: Size = 0
 
 
+TOOL = "tool"
+"""The holder of what is held back where none is named."""
+
+
 class Reserve(Message, frozen=True, kw_only=True, tag="reserve"):
     """Hold `size` bytes of a device back for what is about to need them, such as the weights of an engine that starts.
 
@@ -169,7 +173,7 @@ class Reserve(Message, frozen=True, kw_only=True, tag="reserve"):
     device: Name
     size: Size
     device_size: Annotated[int, msgspec.Meta(ge=1, le=2**53)] | None = None
-    holder: Name = "tool"
+    holder: Name = TOOL
     arriving: bool = False
 
 

@@ -32,8 +32,6 @@ __all__ = ["TIMEOUT", "AsyncBrokerTool", "Books", "BrokerError", "BrokerTool", "
 log = logging.getLogger(__name__)
 
 TIMEOUT = 10.0
-TOOL = "tool"
-"""The holder of what a tool holds back that names none."""
 """Seconds that an answer may take."""
 MIN_BACKOFF, MAX_BACKOFF = 0.05, 1.0
 """Seconds between attempts to reach a broker that is away."""
@@ -99,7 +97,7 @@ class BrokerTool:
         done(self._say(m.Trim(engine=engine, lease=lease)))
 
     def reserve(
-        self, device: str, size: int, device_size: int | None = None, *, holder: str = TOOL, arriving: bool = False
+        self, device: str, size: int, device_size: int | None = None, *, holder: str = m.TOOL, arriving: bool = False
     ) -> None:
         """Hold `size` bytes of a device back while this tool is open; 0 ends it. See `messages.Reserve`."""
         done(self._say(_reserve(device, size, device_size, holder, arriving)))
@@ -205,7 +203,7 @@ class AsyncBrokerTool:
         done(await self._say(m.Trim(engine=engine, lease=lease)))
 
     async def reserve(
-        self, device: str, size: int, device_size: int | None = None, *, holder: str = TOOL, arriving: bool = False
+        self, device: str, size: int, device_size: int | None = None, *, holder: str = m.TOOL, arriving: bool = False
     ) -> None:
         """As `BrokerTool.reserve`, and again at every broker that follows, until this tool is closed.
 
