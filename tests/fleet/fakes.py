@@ -160,6 +160,9 @@ class FakeEffects:
 class World:
     """A manager on fake effects, and short words for what happens to it."""
 
+    elastic = False
+    """Whether the KV caches of engines that are spawned grow."""
+
     def __init__(self, *devices: Device, limits: Limits | None = None) -> None:
         self.effects = FakeEffects()
         self.manager = Manager(
@@ -188,7 +191,12 @@ class World:
     def spawned(self, instance: str, *, can_sleep: bool = True) -> None:
         because = "" if can_sleep else "it was built so"
         address = f"unix:/run/{instance}.sock"
-        self.tell(facts.Spawned(instance, address, "simulated", "1", can_sleep=can_sleep, sleepless_because=because))
+        self.tell(
+            facts.Spawned(
+                instance, address, "simulated", "1",
+                elastic=self.elastic, can_sleep=can_sleep, sleepless_because=because,
+            )
+        )  # fmt: skip
 
     def healthy(self, instance: str) -> None:
         self.tell(facts.Healthy(instance, 42, {"starting": 1.0}))
@@ -261,7 +269,7 @@ class World:
         self.tell(facts.Tick())
 
 
-def books(world: World, leases: Mapping[str, Terms], **fields: int) -> Books:
+def books(world: World, leases: Mapping[str, Terms], *, headroom: int = 0, **fields: int) -> Books:
     """The broker's books when these instances lease something on their devices; `fields` are of each rank."""
     found: Books = {}
     for device in world.manager.fleet.devices:
@@ -274,7 +282,7 @@ def books(world: World, leases: Mapping[str, Terms], **fields: int) -> Books:
             if name == device.id
         )
         if members:
-            state = DeviceState(device.key, device.memory_total, device.memory_total, 0, 0, 0, 0)
+            state = DeviceState(device.key, device.memory_total, device.memory_total - headroom, headroom, 0, 0, 0)
             found[device.key] = DeviceBook(state, members)
     return found
 

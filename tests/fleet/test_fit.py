@@ -238,6 +238,7 @@ def test_a_device_as_the_fleet_knows_it() -> None:
     world.tell(facts.DevicesRead((gpu(0, 30 * GIB), HOST), {}))
     fleet = world.manager.fleet
     cuda, host = spaces(fleet, {"m": needs(concurrency=8)}, {"m": Load(1, 1000)})
+    assert cuda.kept == 0
     assert cuda.free == 32 * GIB, "what is cached and no request uses counts as free"
     assert cuda.kv == (80 - 50 + 6) * GIB, "all but what is no KV cache"
     (one,) = cuda.holders
@@ -279,3 +280,15 @@ def test_a_demand_needs_a_load_a_cost_and_an_elastic_cache() -> None:
     for nothing in (demand_of(settings, needs(), None), demand_of(settings, needs(cost=None), load),
                     demand_of(settings, needs(elastic=False), load)):  # fmt: skip
         assert nothing is None
+
+
+def test_what_kv_caches_may_not_lease_stays_free_beside_an_elastic_one() -> None:
+    world = World(gpu(0, 50 * GIB))
+    world.elastic = True
+    id = world.ready("m", needs=20 * GIB)
+    world.tell(facts.BooksRead(books(world, {id: Terms()}, headroom=3 * GIB)))
+    world.tell(facts.DevicesRead((gpu(0, 30 * GIB),), {}))
+    (there,) = spaces(world.manager.fleet, {"m": needs()}, {})
+    assert (there.free, there.kept) == (27 * GIB, 3 * GIB)
+    (device,) = only(wanted(devices=("cuda:0",)), there).devices
+    assert device.parts[-2:] == (Part("others hold", 50 * GIB), Part("stays free", 3 * GIB))

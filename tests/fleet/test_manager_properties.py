@@ -115,7 +115,8 @@ class Fleet(RuleBasedStateMachine):
             for id in sorted(self.world.effects.alive)
             if data.draw(st.booleans())
         }
-        self.world.tell(facts.BooksRead(None if away else books(self.world, leases)))
+        headroom = data.draw(st.sampled_from([0, 4 * GIB]))
+        self.world.tell(facts.BooksRead(None if away else books(self.world, leases, headroom=headroom)))
 
     @rule(needs=st.sampled_from([None, GIB, 60 * GIB, 100 * GIB]))
     def prepare(self, needs: int | None) -> None:

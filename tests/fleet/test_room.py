@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from shoal.fleet import facts
+from shoal.fleet.memory import Terms
 from shoal.fleet.state import Device
 from shoal.fleet.state import InstanceState as S
-from tests.fleet.fakes import GIB, World, gpu
+from tests.fleet.fakes import GIB, World, books, gpu
+from tests.fleet.residing import Fleet
 
 HOST = Device("host", "host", "memory", 64 * GIB, 4 * GIB)
 
@@ -69,3 +73,35 @@ def test_what_one_keeps_that_fell_asleep_before_a_reading_showed_it_counts() -> 
     world.effects.clock += 1
     world.tell(facts.DevicesRead((gpu(0, 78 * GIB),), {}))
     assert room(world, "cuda:0") == 78
+
+
+def test_weights_do_not_come_into_what_no_kv_cache_may_lease() -> None:
+    world = Fleet(80)
+    world.elastic = True
+    a = world.come("a", 40)
+    world.tell(facts.BooksRead(books(world, {a: Terms()}, headroom=4 * GIB)))
+    assert room(world, "cuda:0") == 40, "who has a device to itself may"
+    world.add("b")
+    world.wanted("b")
+    assert room(world, "cuda:0") == 36
+    world.after(100)
+    world.files(38)
+    assert world.get(a).retires, "beside b it would have no KV cache, nor would b"
+    world.falls_asleep(a, 40)
+    b = world.start("b", 38)
+    assert world.manager._life._room.short_of(world.get(a)) == "it needs 40.0 GiB on cuda:0, which has 38.0 GiB free"
+    world.wanted("a")
+    world.after(100)
+    assert world.get(b).retires
+
+
+@pytest.mark.parametrize("settings", [{"elastic": "off"}, {"kv_cache_memory": GIB}, {"devices": ["cuda:1"]}])
+def test_where_no_kv_cache_grows_or_nobody_else_comes_nothing_is_kept(settings: dict[str, Any]) -> None:
+    world = Fleet(80, 80)
+    world.elastic = "devices" in settings
+    own = {"devices": ["cuda:0"], **(settings if "devices" not in settings else {})}
+    a = world.come("a", 40, **own)
+    world.tell(facts.BooksRead(books(world, {a: Terms()}, headroom=4 * GIB)))
+    world.add("b", **settings)
+    world.wanted("b")
+    assert room(world, "cuda:0") == 40

@@ -49,6 +49,8 @@ class Space:
     size: int
     free: int
     kv: int
+    kept: int = 0
+    """Bytes that instances on it leave free, so that their KV caches find room: no part of `free`."""
     holders: tuple[Holder, ...] = ()
     demands: tuple[Demand, ...] = ()
     unknown: tuple[str, ...] = ()
@@ -188,7 +190,8 @@ def on_device(wanted: Wanted, space: Space) -> DeviceAnswer:
         *([] if needs.weights is None else [Part("weights", needs.weights)]),
         Part("overhead", needs.overhead),
         Part(kv, needs.kv),
-        Part("others hold", max(0, space.size - space.free)),
+        Part("others hold", max(0, space.size - space.free - space.kept)),
+        *([Part("stays free", space.kept)] if space.kept else []),
     )
     answer = DeviceAnswer(
         space.device, Verdict.FITS, needed, max(0, space.free), space.size, "", parts, measured=needs.measured

@@ -187,6 +187,11 @@ class Ledger:
         """Bytes in use on a device that come back when somebody needs them: backed, and neither used nor a floor's."""
         return sum(max(0, member.backed - max(member.used, member.floor)) for member in self._members(device))
 
+    def headroom(self, device: Device) -> int:
+        """Bytes of a device that are leased to nobody, so that KV caches cannot be where only these are free."""
+        book = self._book(device)
+        return 0 if book is None else book.device.headroom
+
     def backed(self, device: Device) -> int:
         """Bytes that KV caches hold on a device."""
         return sum(member.backed for member in self._members(device))

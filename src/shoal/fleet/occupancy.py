@@ -9,6 +9,7 @@ from shoal.fleet.fit import Holder, Space
 from shoal.fleet.needs import Needs
 from shoal.fleet.observed import Seen
 from shoal.fleet.peaks import Demand, Load
+from shoal.fleet.room import headrooms
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Instance
@@ -19,7 +20,8 @@ _COMING = (S.QUEUED, S.STARTING)
 
 def spaces(fleet: Fleet, estimates: Mapping[str, Needs], loads: Mapping[str, Load]) -> list[Space]:
     """Every device. `estimates`: what models that are loaded need, by name; `loads`: what models are asked for."""
-    return [_space(fleet, device, estimates, loads) for device in fleet.devices]
+    kept = headrooms(fleet, more=1)
+    return [_space(fleet, device, kept[device.id], estimates, loads) for device in fleet.devices]
 
 
 def loaded_on(fleet: Fleet, model: str) -> tuple[str, ...]:
@@ -53,7 +55,7 @@ def demand_of(spec: ModelSpec, needs: Needs, load: Load | None) -> Demand | None
     return Demand(spec.name, load, needs.cost, most, needs.longest, spec.ceiling)
 
 
-def _space(fleet: Fleet, device: Device, estimates: Mapping[str, Needs], loads: Mapping[str, Load]) -> Space:
+def _space(fleet: Fleet, device: Device, kept: int, estimates: Mapping[str, Needs], loads: Mapping[str, Load]) -> Space:
     here = [i for i in fleet.instances.values() if device.id in i.devices and i.spec is not None]
     ready = [i for i in here if i.state is S.READY]
     ledger = fleet.ledger
@@ -80,7 +82,8 @@ def _space(fleet: Fleet, device: Device, estimates: Mapping[str, Needs], loads: 
         device=device.id,
         kind=device.kind,
         size=device.memory_total,
-        free=device.memory_free + ledger.spare(device) - owed - promised,
+        free=device.memory_free + ledger.spare(device) - owed - promised - kept,
+        kept=kept,
         kv=device.memory_total - max(0, fixed) - (pool.headroom if pool is not None else 0),
         holders=tuple(_holder(fleet, device, instance, estimates) for instance in ready),
         demands=tuple(demands),

@@ -37,6 +37,34 @@ class Wants:
     needs: int
 
 
+def headrooms(fleet: Fleet, more: int = 0) -> dict[str, int]:
+    """Bytes by device that instances which share one, `more` beside those that there are, have to leave free: weights
+    that came into the broker's headroom would leave the KV caches of all of them nothing.
+
+    An instance that has a device to itself may come into it, as what it needs is an estimate before its first load.
+    """
+    sharers = {device.id: more for device in fleet.devices}
+    elastic: set[str] = set()
+    for instance in fleet.instances.values():
+        spec = instance.spec
+        if instance.state in WITH_PROCESS:
+            on: Iterable[str] = instance.devices
+        elif instance.state is S.QUEUED and spec is not None:
+            on = sharers if spec.devices == "auto" else spec.devices
+        else:
+            continue
+        may = spec is not None and spec.may_be_elastic if instance.elastic is None else instance.elastic
+        for device in on:
+            if device in sharers:
+                sharers[device] += 1
+                if may:
+                    elastic.add(device)
+    return {
+        device.id: fleet.ledger.headroom(device) if sharers[device.id] > 1 and device.id in elastic else 0
+        for device in fleet.devices
+    }
+
+
 class Room:
     """Where instances of a fleet find room. No I/O, no clock."""
 
@@ -167,9 +195,9 @@ class Room:
 
     def now(self) -> dict[str, int]:
         """Bytes by device that one more instance could have."""
-        promised = self._promised()
+        promised, spare = self._promised(), self._spare()
         return {
-            device.id: device.memory_free + self._fleet.ledger.spare(device) - promised.get(device.id, 0)
+            device.id: device.memory_free + spare[device.id] - promised.get(device.id, 0)
             for device in self._fleet.devices
         }
 
@@ -202,9 +230,8 @@ class Room:
         estimate, kv = self._estimates[instance.id]
         measured = self._measured(instance, spec, kv)
         needs = {device.id: measured.get(device.id, estimate) for device in self._fleet.devices}
-        spare = {device.id: self._fleet.ledger.spare(device) for device in self._fleet.devices}
         try:
-            devices = place(spec, needs, self._fleet.devices, self._kinds[instance.id], self._promised(), spare)
+            devices = place(spec, needs, self._fleet.devices, self._kinds[instance.id], self._promised(), self._spare())
         except ShoalError as error:
             leaving = [i.model for i in self._fleet.instances.values() if i.state in (S.DRAINING, S.STOPPING)]
             if self._readings_to_wait:
@@ -231,12 +258,13 @@ class Room:
         coming = (i for i in self._fleet.instances.values() if i.state in (S.STARTING, S.WAKING))
         busy = {name for other in coming for name in other.devices}
         devices = {device.id: device for device in self._fleet.devices}
+        kept = headrooms(self._fleet)
         for name in instance.devices:
             device = devices.get(name)
             if device is None:
                 return f"{name} is gone"
             spare = 0 if name in busy else self._fleet.ledger.spare(device)
-            room = device.memory_free + spare - promised.get(name, 0)
+            room = device.memory_free + spare - promised.get(name, 0) - kept[name]
             if needs > room:
                 free = format_bytes(max(0, room))
                 return f"it needs {format_bytes(needs)} on {name}, which has {free} free"
@@ -262,6 +290,11 @@ class Room:
             return 0
         asleep = instance.state is S.SLEEPING or (instance.state is S.STOPPING and instance.rest.level is not None)
         return max(0, needs - share) if asleep else needs
+
+    def _spare(self) -> Mapping[str, int]:
+        """Bytes by device that come back when somebody needs them, less those that have to stay free."""
+        kept = headrooms(self._fleet)
+        return {device.id: self._fleet.ledger.spare(device) - kept[device.id] for device in self._fleet.devices}
 
     def _promised(self) -> Mapping[str, int]:
         """Bytes by device that placed instances will still take, or have taken since the devices were read."""
