@@ -6,7 +6,7 @@ import itertools
 import random
 from dataclasses import dataclass, field
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shoal.memory.ledger import Device, Ledger, Member, Terms
@@ -153,6 +153,7 @@ def test_every_request_that_can_run_alone_runs_at_last(
 
 
 @given(st.integers(20, 200), lone_engines)
+@example(20, [(0, 1, 1, [0.375]), (0, 1, 1, [0.0625]), (0, 3, 1, [0.25]), (0, 1, 1, [0.25, 0.125])])
 def test_each_gets_its_turn_though_the_others_always_have_more_to_do(
     budget: int, parts: list[tuple[int, int, int, list[float]]]
 ) -> None:

@@ -206,9 +206,10 @@ def _turns(members: list[Member], claims: list[Claim], rest: int) -> Shares:
         if 0 < m.least <= min(m.ceiling, floor + rest)
     ]
     waiting.sort(key=lambda i: members[i].waiting_since)
-    # What runs gives way only as it ends. The first waits for that; nobody after it may, or with idle memory kept for
-    # them it would have to wait for ever.
-    at_once = rest - sum(max(0, min(m.used, m.lease) - claims[i][0]) for i, m in enumerate(members) if not m.least)
+    # What runs gives way only as it ends, and may be entitled to all that it holds. The first waits for that; nobody
+    # after it may, or with idle memory kept for them, or in use by them, it would have to wait for ever.
+    runs = [i for i, m in enumerate(members) if m.used and not m.least]
+    at_once = rest - sum(max(0, members[i].lease - claims[i][0]) for i in runs)
     turn: Member | None = None
     passed: list[int] = []
     for i in waiting:
