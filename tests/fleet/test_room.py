@@ -95,6 +95,33 @@ def test_weights_do_not_come_into_what_no_kv_cache_may_lease() -> None:
     assert world.get(b).retires
 
 
+def test_who_fits_only_alone_comes_once_the_others_have_left_and_goes_for_them_again() -> None:
+    world = Fleet(80)
+    world.elastic = True
+    a = world.come("a", 40)
+    world.tell(facts.BooksRead(books(world, {a: Terms()}, headroom=4 * GIB)))
+    world.after(100)
+    world.add("b")
+    world.wanted("b")
+    world.files(78)
+    assert world.get(a).retires
+    world.falls_asleep(a, 40)
+    b = world.start("b", 78)
+    world.after(100)
+    assert (world.get(b).state, world.get(a).state) == (S.READY, S.SLEEPING), "nobody has to go for what stays free"
+    world.wanted("a")
+    world.after(100)
+    assert world.get(b).retires
+    world.falls_asleep(b, 78)
+    assert world.get(a).state is S.WAKING
+    world.wakes(a)
+    world.wanted("b")
+    world.after(100)
+    assert world.get(a).retires
+    world.falls_asleep(a, 40)
+    assert world.get(b).state is S.WAKING
+
+
 @pytest.mark.parametrize("settings", [{"elastic": "off"}, {"kv_cache_memory": GIB}, {"devices": ["cuda:1"]}])
 def test_where_no_kv_cache_grows_or_nobody_else_comes_nothing_is_kept(settings: dict[str, Any]) -> None:
     world = Fleet(80, 80)

@@ -36,15 +36,15 @@ class Slow:
 async def test_what_began_before_somebody_was_in_a_hurry_is_not_told() -> None:
     slow = Slow()
     task = asyncio.create_task(slow.follower.run())
-    slow.follower.joined()
+    slow.follower.follow()
     await slow.has_begun(1)
-    slow.follower.hurry()
+    slow.follower.follow()
     slow.may_end.release()
     await slow.has_begun(2)
     assert slow.told == []
     slow.may_end.release()
     await eventually(lambda: slow.told == [2])
-    slow.follower.hurry()  # while it rests, it begins at once
+    slow.follower.follow()  # while it rests, it begins at once
     await slow.has_begun(3)
     slow.may_end.release()
     await eventually(lambda: slow.told == [2, 3])
@@ -54,11 +54,11 @@ async def test_what_began_before_somebody_was_in_a_hurry_is_not_told() -> None:
 async def test_somebody_is_told_in_the_end_though_others_are_always_in_a_hurry() -> None:
     slow = Slow()
     task = asyncio.create_task(slow.follower.run())
-    slow.follower.joined()
+    slow.follower.follow()
     for number in range(1, LATE + 2):
         await slow.has_begun(number)
         assert slow.told == []
-        slow.follower.hurry()
+        slow.follower.follow()
         slow.may_end.release()
     await eventually(lambda: slow.told == [LATE + 1])
     await slow.has_begun(LATE + 2)
@@ -69,12 +69,12 @@ async def test_somebody_is_told_in_the_end_though_others_are_always_in_a_hurry()
 async def test_nobody_waits_for_ever_for_a_driver_that_hangs_and_it_is_asked_once() -> None:
     slow = Slow(patience=0.01)
     task = asyncio.create_task(slow.follower.run())
-    slow.follower.joined()
+    slow.follower.follow()
     await eventually(lambda: slow.told == [0])
-    slow.follower.hurry()
+    slow.follower.follow()
     await eventually(lambda: slow.told == [0, 0])
     assert slow.begun == 1
     slow.may_end.release()
-    slow.follower.hurry()
+    slow.follower.follow()
     await eventually(lambda: slow.told[-1] == 1)
     task.cancel()

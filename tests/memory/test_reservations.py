@@ -126,14 +126,19 @@ def test_what_waited_and_never_came_ends_at_once_and_so_does_what_nobody_can_mea
     assert unmeasured.held_back == 0
 
 
-def test_nothing_is_held_back_for_what_has_arrived_once_the_last_member_is_gone() -> None:
+def test_what_has_arrived_ends_though_the_last_member_is_gone() -> None:
     ledger, device = _books()
     ledger.hold_back(device, "over", 100, arriving=True)
     ledger.hold_back(device, "comes", 10, arriving=True)
     ledger.arrived(device, "over")
-    assert device.held_back == 110
     ledger.leave(next(iter(device.members.values())))
+    assert device.held_back == 110
+    assert device.watched
+    for _ in range(READINGS + 1):
+        _read(ledger, device, 0)
     assert device.held_back == 10
+    ledger.hold_back(device, "comes", 0)
+    assert not device.watched
 
 
 class Card:
@@ -220,6 +225,41 @@ async def test_a_hungry_engine_gets_nothing_of_what_another_one_is_taking(path: 
         await asyncio.to_thread(tool.reserve, "gpu", 0, holder="i")
         await has(a, 524 * MIB)
         broker.ledger.check()
+        tool.close()
+
+
+async def test_the_first_model_on_a_device_has_its_cache_though_nobody_leased_there_before(path: Path) -> None:
+    async with _measuring(path, 0.01) as (card, broker, engines):
+        card.free = GPU - 100 * MIB
+        tool = await asyncio.to_thread(BrokerTool, path)
+        for arriving in (False, True):
+            await asyncio.to_thread(tool.reserve, "gpu", 600 * MIB, GPU, holder="i", arriving=arriving)
+        assert card.readings >= 1
+        for taken in (300, 700):
+            card.free = GPU - taken * MIB
+            await card.measured()
+        a = await engines.joined("a")
+        a.ask(GPU)
+        await has(a, 324 * MIB)
+        await asyncio.to_thread(tool.reserve, "gpu", 0, holder="i")
+        await asyncio.to_thread(engines.close)
+        await eventually(lambda: not broker.ledger.devices["gpu"].watched)
+        tool.close()
+
+
+async def test_devices_are_measured_as_long_as_somebody_depends_on_it(path: Path) -> None:
+    async with _measuring(path, 0.01) as (card, broker, engines):
+        tool = await asyncio.to_thread(BrokerTool, path)
+        await asyncio.to_thread(tool.reserve, "gpu", MIB, GPU)
+        await card.measured(20)
+        await asyncio.to_thread(tool.reserve, "gpu", 0)
+        follower = broker._follower
+        assert follower is not None
+        await eventually(lambda: not follower._occupied.is_set())
+        card.free = GPU - 500 * MIB
+        a = await engines.joined("a")
+        a.ask(GPU)
+        await has(a, 524 * MIB)
         tool.close()
 
 

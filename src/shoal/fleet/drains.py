@@ -44,7 +44,10 @@ class Drains:
             if left == 0 and known:
                 done.append((instance_id, "no request runs any more"))
             elif now >= until:
-                done.append((instance_id, f"{left} running request(s) were ended"))
+                ended = (
+                    f"{left} running request(s) were ended" if left else "its time was up before all relays were heard"
+                )
+                done.append((instance_id, ended))
         for instance_id, _ in done:
             self._until.pop(instance_id)
         return done

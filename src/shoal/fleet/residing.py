@@ -20,8 +20,8 @@ from shoal.fleet.residency import HOST, Action, Device, Kind, Resident, Rules, S
 from shoal.fleet.residency_fit import Never
 from shoal.fleet.residency_plan import decide
 from shoal.fleet.residing_use import Uses
-from shoal.fleet.residing_view import Learned, View, budgets, words
-from shoal.fleet.room import Room, Wants
+from shoal.fleet.residing_view import Learned, View, budgets, stay_free, words
+from shoal.fleet.room import Room, Wants, headrooms
 from shoal.fleet.slumber import Slumber
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.state import Failure, Instance
@@ -249,15 +249,17 @@ class Residing:
 
     def _snapshot(self, view: View, now: float) -> Snapshot:
         unsettled = self._room.unsettled()
-        sizes = budgets(self._fleet.devices, self._room.now(), view.residents, unsettled, self._budgets)
+        sizes = budgets(self._fleet.devices, self._room.free(), view.residents, unsettled, self._budgets)
         self._budgets |= {name: size for name, size in sizes.items() if name not in unsettled}
+        kept = self._room.kept = stay_free(sizes, view.residents, headrooms(self._fleet))
         since = now - self._rules.switch_window
         for gave_way in self._gave_way.values():
             while gave_way and gave_way[0] < since:
                 gave_way.popleft()
         totals = {device.id: device.memory_total for device in self._fleet.devices}
         devices = tuple(
-            Device(name, size, tuple(self._gave_way.get(name, ())), totals[name]) for name, size in sizes.items()
+            Device(name, size - kept[name], tuple(self._gave_way.get(name, ())), totals[name])
+            for name, size in sizes.items()
         )
         budget = self._host_budget(view.residents)
         return Snapshot(now, devices, view.residents, budget, self._host_is_settled(budget, now))

@@ -228,6 +228,16 @@ def budgets(
     return found
 
 
+def stay_free(sizes: Mapping[str, int], residents: Iterable[Resident], kept: Mapping[str, int]) -> dict[str, int]:
+    """Bytes that residents leave of each device's `sizes`: what is to be `kept`, less where the largest of them would
+    not have room alone."""
+    largest: Counter[str] = Counter()
+    for resident in residents:
+        for device in resident.on or resident.usable:
+            largest[device] = max(largest[device], resident.awake)
+    return {name: min(kept.get(name, 0), max(0, size - largest[name])) for name, size in sizes.items()}
+
+
 def words(text: str, model_of: Callable[[str], str | None]) -> str:
     """What the policy says, with the names of models in place of instances' ids."""
     return _ID.sub(lambda match: model_of(match[0]) or match[0], text)

@@ -38,8 +38,8 @@ class Wants:
 
 
 def headrooms(fleet: Fleet, more: int = 0) -> dict[str, int]:
-    """Bytes by device that instances which share one, `more` beside those that there are, have to leave free: weights
-    that came into the broker's headroom would leave the KV caches of all of them nothing.
+    """Bytes by device that instances which may come to share one, `more` beside those that there are, have to leave
+    free then: weights that came into the broker's headroom would leave the KV caches of all of them nothing.
 
     An instance that has a device to itself may come into it, as what it needs is an estimate before its first load.
     """
@@ -50,7 +50,7 @@ def headrooms(fleet: Fleet, more: int = 0) -> dict[str, int]:
         if instance.state in WITH_PROCESS:
             on: Iterable[str] = instance.devices
         elif instance.state is S.QUEUED and spec is not None:
-            on = sharers if spec.devices == "auto" else spec.devices
+            on = instance.devices or (sharers if spec.devices == "auto" else spec.devices)
         else:
             continue
         may = spec is not None and spec.may_be_elastic if instance.elastic is None else instance.elastic
@@ -80,6 +80,8 @@ class Room:
         self._came: dict[str, float] = {}
         self._given: dict[str, int] = {}
         self._least: dict[str, int] = {}
+        self.kept: dict[str, int] = {}
+        """Bytes by device that whoever comes leaves free beside others, as was planned with last; see `headrooms`."""
 
     def prepared(self, instance: str, needs: int | None, kinds: tuple[str, ...], kv: int | None = None) -> None:
         """What an instance needs on each device, in bytes (None: unknown), and the kinds of device that it can use.
@@ -195,9 +197,14 @@ class Room:
 
     def now(self) -> dict[str, int]:
         """Bytes by device that one more instance could have."""
-        promised, spare = self._promised(), self._spare()
+        kept = self._kept()
+        return {device: free - kept.get(device, 0) for device, free in self.free().items()}
+
+    def free(self) -> dict[str, int]:
+        """Bytes by device that are free, or come free when somebody needs them, and promised to nobody."""
+        promised = self._promised()
         return {
-            device.id: device.memory_free + spare[device.id] - promised.get(device.id, 0)
+            device.id: device.memory_free + self._fleet.ledger.spare(device) - promised.get(device.id, 0)
             for device in self._fleet.devices
         }
 
@@ -230,8 +237,10 @@ class Room:
         estimate, kv = self._estimates[instance.id]
         measured = self._measured(instance, spec, kv)
         needs = {device.id: measured.get(device.id, estimate) for device in self._fleet.devices}
+        kept = self._kept()
+        spare = {d.id: self._fleet.ledger.spare(d) - kept.get(d.id, 0) for d in self._fleet.devices}
         try:
-            devices = place(spec, needs, self._fleet.devices, self._kinds[instance.id], self._promised(), self._spare())
+            devices = place(spec, needs, self._fleet.devices, self._kinds[instance.id], self._promised(), spare)
         except ShoalError as error:
             leaving = [i.model for i in self._fleet.instances.values() if i.state in (S.DRAINING, S.STOPPING)]
             if self._readings_to_wait:
@@ -258,13 +267,13 @@ class Room:
         coming = (i for i in self._fleet.instances.values() if i.state in (S.STARTING, S.WAKING))
         busy = {name for other in coming for name in other.devices}
         devices = {device.id: device for device in self._fleet.devices}
-        kept = headrooms(self._fleet)
+        kept = self._kept()
         for name in instance.devices:
             device = devices.get(name)
             if device is None:
                 return f"{name} is gone"
             spare = 0 if name in busy else self._fleet.ledger.spare(device)
-            room = device.memory_free + spare - promised.get(name, 0) - kept[name]
+            room = device.memory_free + spare - promised.get(name, 0) - kept.get(name, 0)
             if needs > room:
                 free = format_bytes(max(0, room))
                 return f"it needs {format_bytes(needs)} on {name}, which has {free} free"
@@ -291,10 +300,11 @@ class Room:
         asleep = instance.state is S.SLEEPING or (instance.state is S.STOPPING and instance.rest.level is not None)
         return max(0, needs - share) if asleep else needs
 
-    def _spare(self) -> Mapping[str, int]:
-        """Bytes by device that come back when somebody needs them, less those that have to stay free."""
-        kept = headrooms(self._fleet)
-        return {device.id: self._fleet.ledger.spare(device) - kept[device.id] for device in self._fleet.devices}
+    def _kept(self) -> Mapping[str, int]:
+        """What one more instance leaves free, by device: nothing where nobody is awake or comes."""
+        instances = self._fleet.instances.values()
+        there = {name for i in instances if i.state in WITH_PROCESS and i.state is not S.SLEEPING for name in i.devices}
+        return {device: size for device, size in self.kept.items() if device in there}
 
     def _promised(self) -> Mapping[str, int]:
         """Bytes by device that placed instances will still take, or have taken since the devices were read."""

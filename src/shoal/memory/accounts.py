@@ -163,6 +163,15 @@ class Device:
         return min(others, last)
 
     @property
+    def watched(self) -> bool:
+        """Whether somebody depends on what it is measured to have."""
+        return bool(self.members or self.reservations)
+
+    def rest(self) -> None:
+        """It is not measured any more: the next reading stands for itself again."""
+        self._last_others = None
+
+    @property
     def held_back(self) -> int:
         """Bytes that nobody may lease because something is about to need them."""
         return sum(reservation.size for reservation in self.reservations.values())

@@ -2,7 +2,7 @@
 
 One task owns the books. Connections put what they read on its queue; it books all that waits there, decides once for
 each device it touched, and writes the answers. Nothing runs while nothing happens, but for the measurement of devices
-that have members.
+that have members, or of which something is held back.
 
 `shoal memory broker` runs it alone.
 """
@@ -67,7 +67,7 @@ class Broker:
         self._members: dict[Connection, Member] = {}
         self._owners: dict[Member, Connection] = {}
         self._watchers: dict[Connection, Watcher] = {}
-        self._reserving = Reserving(self.ledger, None if self._follower is None else self._follower.hurry)
+        self._reserving = Reserving(self.ledger, None if self._follower is None else self._follower.follow)
         self._most: dict[Member, int] = {}
         self._events: asyncio.Queue[Heard | Measured | Due] = asyncio.Queue()
         self._touched: set[Device] = set()
@@ -235,7 +235,7 @@ class Broker:
                 self._unmeasured.add(device)
             if hello.held:
                 self._silent[member] = self._clock() + SETTLE
-            self._follower.joined()
+            self._follower.follow()
         connection.send(
             m.Welcome(lease=member.lease, floor=member.terms.floor, ceiling=hello.ceiling, priority=hello.priority)
         )
@@ -274,9 +274,6 @@ class Broker:
         self._most.pop(member, None)
         self._silent.pop(member, None)
         self._touched.add(member.device)
-        if not self._members and self._follower is not None:
-            self._follower.empty()
-            self._reserving.measured()
 
     def _set_terms(self, connection: Connection, message: m.SetTerms) -> None:
         ranks = self._ranks(message.engine)
@@ -382,7 +379,9 @@ class Broker:
         # What a member that came back has backed is known once it has reported; it does so at once, or never.
         unclear = {member.device for member in self._silent}
         for device in self.ledger.devices.values():
-            if not device.members or device in unclear:
+            if not device.watched:
+                device.rest()
+            if not device.watched or device in unclear:
                 continue
             reading = readings.get(device.key)
             changed = reading is not None and self.ledger.observe(device, reading.total, reading.free)
@@ -392,6 +391,8 @@ class Broker:
         self._touched |= self._unmeasured - unclear
         self._unmeasured &= unclear
         self._reserving.measured(self._unmeasured)
+        if self._follower is not None and not any(device.watched for device in self.ledger.devices.values()):
+            self._follower.empty()
 
     def _list(self, connection: Connection) -> None:
         for page in listing(self.ledger, lambda member: self._owners[member].pid):

@@ -84,7 +84,7 @@ class Ledger:
         reservation = device.reservations.get(owner)
         if reservation is None:
             return
-        if device.members and device.free is not None and reservation.arriving:
+        if device.free is not None and reservation.arriving:
             reservation.readings_left = READINGS + 1  # one may be under way
         else:
             del device.reservations[owner]
@@ -173,9 +173,6 @@ class Ledger:
         device.floors -= member.terms.floor
         device.promised -= member.promised
         del device.members[member.key]
-        if not device.members:  # nobody measures it any more
-            for owner in [owner for owner, one in device.reservations.items() if one.readings_left is not None]:
-                del device.reservations[owner]
 
     def set_terms(self, member: Member, terms: Terms, *, promised: int | None = None) -> None:
         """Change floor, ceiling or priority. A ceiling below the lease is accepted, and the rest asked back.

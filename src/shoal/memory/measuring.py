@@ -51,17 +51,13 @@ class Follower:
         self._hurry = asyncio.Event()
         self._measuring: asyncio.Task[Mapping[str, Reading]] | None = None
 
-    def joined(self) -> None:
-        """A member has come: measure at once."""
+    def follow(self) -> None:
+        """There is somebody to measure for: measure at once."""
         self._occupied.set()
         self._hurry.set()
 
-    def hurry(self) -> None:
-        """Measure at once, if there is somebody to measure for."""
-        self._hurry.set()
-
     def empty(self) -> None:
-        """The last member has gone: rest."""
+        """There is nobody any more: rest."""
         self._occupied.clear()
 
     async def run(self) -> None:

@@ -209,7 +209,7 @@ def _turns(members: list[Member], claims: list[Claim], rest: int) -> Shares:
     # What runs gives way only as it ends, and may be entitled to all that it holds. The first waits for that; nobody
     # after it may, or with idle memory kept for them, or in use by them, it would have to wait for ever.
     runs = [i for i, m in enumerate(members) if m.used and not m.least]
-    at_once = rest - sum(max(0, members[i].lease - claims[i][0]) for i in runs)
+    at_once = rest - sum(max(0, min(members[i].lease, claims[i][1]) - claims[i][0]) for i in runs)
     turn: Member | None = None
     passed: list[int] = []
     for i in waiting:

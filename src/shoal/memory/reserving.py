@@ -29,7 +29,7 @@ class Reserving:
             self._holders.setdefault(connection, set()).add((device, message.holder))
         else:
             self._ledger.arrived(device, owner)
-        if self._measure is None or not device.members:
+        if self._measure is None:
             connection.send(m.Done())
             return False
         self._measure()

@@ -114,7 +114,7 @@ _RULES = (
         r"warming up needs (?P<wanted>\d+ MiB) of KV cache on \S+, "
         r"(?:but the memory broker on \S+ gave|which another program took)",
         "out_of_memory",
-        "Warming up takes {wanted} of KV cache, and others and the headroom left less of the device.",
+        "Warming up takes {wanted} of KV cache, and less than that could be had of the device.",
         "Unload another model of the device, lower a neighbour's `floor`, or set a smaller `memory_headroom`.",
     ),
     _rule(
