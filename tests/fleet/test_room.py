@@ -8,6 +8,7 @@ import pytest
 
 from shoal.fleet import facts
 from shoal.fleet.memory import Terms
+from shoal.fleet.room import Wants
 from shoal.fleet.state import Device
 from shoal.fleet.state import InstanceState as S
 from tests.fleet.fakes import GIB, World, books, gpu
@@ -80,10 +81,9 @@ def test_weights_do_not_come_into_what_no_kv_cache_may_lease() -> None:
     world.elastic = True
     a = world.come("a", 40)
     world.tell(facts.BooksRead(books(world, {a: Terms()}, headroom=4 * GIB)))
-    assert room(world, "cuda:0") == 40, "who has a device to itself may"
+    assert room(world, "cuda:0") == 36
     world.add("b")
     world.wanted("b")
-    assert room(world, "cuda:0") == 36
     world.after(100)
     world.files(38)
     assert world.get(a).retires, "beside b it would have no KV cache, nor would b"
@@ -122,12 +122,55 @@ def test_who_fits_only_alone_comes_once_the_others_have_left_and_goes_for_them_a
     assert world.get(b).state is S.WAKING
 
 
-@pytest.mark.parametrize("settings", [{"elastic": "off"}, {"kv_cache_memory": GIB}, {"devices": ["cuda:1"]}])
-def test_where_no_kv_cache_grows_or_nobody_else_comes_nothing_is_kept(settings: dict[str, Any]) -> None:
-    world = Fleet(80, 80)
-    world.elastic = "devices" in settings
-    own = {"devices": ["cuda:0"], **(settings if "devices" not in settings else {})}
-    a = world.come("a", 40, **own)
+def test_a_large_model_that_sleeps_lets_nobody_come_into_what_stays_free() -> None:
+    world = Fleet(80)
+    world.elastic = True
+    big = world.come("big", 79)
+    world.tell(facts.BooksRead(books(world, {big: Terms()}, headroom=4 * GIB)))
+    world.after(100)
+    world.add("a")
+    world.wanted("a")
+    world.files(40)
+    world.falls_asleep(big, 79)
+    a = world.start("a", 40)
+    world.after(100)
+    world.add("c")
+    world.wanted("c")
+    world.files(39)
+    assert world.get(a).retires
+
+
+def test_who_does_not_fit_beside_a_pinned_model_is_refused_once() -> None:
+    world = Fleet(80)
+    world.elastic = True
+    p = world.come("p", 40, pin=True)
+    world.tell(facts.BooksRead(books(world, {p: Terms()}, headroom=4 * GIB)))
+    world.after(100)
+    world.add("b")
+    world.wanted("b")
+    world.files(38)
+    for _ in range(5):
+        world.read()
+        world.after(100)
+    assert world.state("b") == "failed"
+    assert not world.said("could fit now")
+
+
+def test_who_fits_alone_can_be_moved_there() -> None:
+    world = Fleet(80)
+    world.elastic = True
+    a, c = world.come("a", 40), world.come("c", 20)
+    world.tell(facts.BooksRead(books(world, {a: Terms(), c: Terms()}, headroom=4 * GIB)))
+    residing = world.manager._life.residing
+    assert residing.why_never("big", Wants(("cuda:0",), 1, 78 * GIB), stays=(), goes=()) is None
+    assert residing.why_never("big", Wants(("cuda:0",), 1, 81 * GIB), stays=(), goes=()) is not None
+    assert residing.why_never("big", Wants(("cuda:0",), 1, 37 * GIB), stays=(a,), goes=()) is not None
+
+
+@pytest.mark.parametrize("settings", [{"elastic": "off"}, {"kv_cache_memory": GIB}])
+def test_where_no_kv_cache_grows_nothing_is_kept(settings: dict[str, Any]) -> None:
+    world = Fleet(80)
+    a = world.come("a", 40, **settings)
     world.tell(facts.BooksRead(books(world, {a: Terms()}, headroom=4 * GIB)))
     world.add("b", **settings)
     world.wanted("b")

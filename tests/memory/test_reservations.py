@@ -252,6 +252,7 @@ async def test_devices_are_measured_as_long_as_somebody_depends_on_it(path: Path
         tool = await asyncio.to_thread(BrokerTool, path)
         await asyncio.to_thread(tool.reserve, "gpu", MIB, GPU)
         await card.measured(20)
+        await asyncio.to_thread(tool.reserve, "gpu", MIB, GPU, arriving=True)
         await asyncio.to_thread(tool.reserve, "gpu", 0)
         follower = broker._follower
         assert follower is not None
@@ -260,6 +261,7 @@ async def test_devices_are_measured_as_long_as_somebody_depends_on_it(path: Path
         a = await engines.joined("a")
         a.ask(GPU)
         await has(a, 524 * MIB)
+        assert broker.ledger.devices["gpu"].others == 500 * MIB, "the first reading stands for itself"
         tool.close()
 
 

@@ -9,7 +9,7 @@ from shoal.fleet.fit import Holder, Space
 from shoal.fleet.needs import Needs
 from shoal.fleet.observed import Seen
 from shoal.fleet.peaks import Demand, Load
-from shoal.fleet.room import headrooms
+from shoal.fleet.room import beside
 from shoal.fleet.snapshot import Fleet
 from shoal.fleet.spec import ModelSpec
 from shoal.fleet.state import Device, Instance
@@ -20,7 +20,7 @@ _COMING = (S.QUEUED, S.STARTING)
 
 def spaces(fleet: Fleet, estimates: Mapping[str, Needs], loads: Mapping[str, Load]) -> list[Space]:
     """Every device. `estimates`: what models that are loaded need, by name; `loads`: what models are asked for."""
-    kept = headrooms(fleet, more=1)
+    kept = beside(fleet)
     return [_space(fleet, device, kept[device.id], estimates, loads) for device in fleet.devices]
 
 

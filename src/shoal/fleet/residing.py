@@ -20,7 +20,7 @@ from shoal.fleet.residency import HOST, Action, Device, Kind, Resident, Rules, S
 from shoal.fleet.residency_fit import Never
 from shoal.fleet.residency_plan import decide
 from shoal.fleet.residing_use import Uses
-from shoal.fleet.residing_view import Learned, View, budgets, stay_free, words
+from shoal.fleet.residing_view import Learned, View, alone, budgets, words
 from shoal.fleet.room import Room, Wants, headrooms
 from shoal.fleet.slumber import Slumber
 from shoal.fleet.snapshot import Fleet
@@ -160,6 +160,7 @@ class Residing:
             snapshot = _whole(snapshot)  # what others than models hold cannot be told from what these do
         residents = tuple(resident for resident in snapshot.residents if resident.name not in goes)
         one = Resident(model, usable=wants.usable, width=wants.width, awake=wants.needs)
+        one = alone(one, snapshot, headrooms(self._fleet))
         return Never(dataclasses.replace(snapshot, residents=residents)).why_not_yet(one, wants.usable)
 
     def room(self) -> tuple[dict[str, int], bool]:
@@ -251,7 +252,7 @@ class Residing:
         unsettled = self._room.unsettled()
         sizes = budgets(self._fleet.devices, self._room.free(), view.residents, unsettled, self._budgets)
         self._budgets |= {name: size for name, size in sizes.items() if name not in unsettled}
-        kept = self._room.kept = stay_free(sizes, view.residents, headrooms(self._fleet))
+        kept = headrooms(self._fleet)
         since = now - self._rules.switch_window
         for gave_way in self._gave_way.values():
             while gave_way and gave_way[0] < since:
@@ -262,7 +263,8 @@ class Residing:
             for name, size in sizes.items()
         )
         budget = self._host_budget(view.residents)
-        return Snapshot(now, devices, view.residents, budget, self._host_is_settled(budget, now))
+        found = Snapshot(now, devices, view.residents, budget, self._host_is_settled(budget, now))
+        return dataclasses.replace(found, residents=tuple(alone(one, found, kept) for one in view.residents))
 
     def _host_budget(self, residents: tuple[Resident, ...]) -> int:
         """What weights may take of the host's memory: what the settings allow, as far as it is free. What is only
@@ -298,7 +300,10 @@ class Residing:
                 del self._refused[id]
                 continue
             wants = known or self._room.wants(instance)
-            if isinstance(wants, Wants) and never.why_not_yet(view.queued(instance, wants), wants.usable) is None:
+            if not isinstance(wants, Wants):
+                continue
+            one = alone(view.queued(instance, wants), snapshot, headrooms(self._fleet))
+            if never.why_not_yet(one, wants.usable) is None:
                 del self._refused[id]
                 self._acts.unload(instance, why="may be asked for again: it could fit now")
 

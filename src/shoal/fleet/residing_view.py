@@ -6,6 +6,7 @@ the policy's free memory is exactly the room that an instance would find (`room.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 from shoal.fleet.host_room import copy_size
 from shoal.fleet.profiles import Profile, find_profile
-from shoal.fleet.residency import Motion, Residency, Resident
+from shoal.fleet.residency import Motion, Residency, Resident, Snapshot
 from shoal.fleet.residing_use import Use, Uses
 from shoal.fleet.room import Room, Wants
 from shoal.fleet.snapshot import Fleet, NapKind
@@ -228,14 +229,14 @@ def budgets(
     return found
 
 
-def stay_free(sizes: Mapping[str, int], residents: Iterable[Resident], kept: Mapping[str, int]) -> dict[str, int]:
-    """Bytes that residents leave of each device's `sizes`: what is to be `kept`, less where the largest of them would
-    not have room alone."""
-    largest: Counter[str] = Counter()
-    for resident in residents:
-        for device in resident.on or resident.usable:
-            largest[device] = max(largest[device], resident.awake)
-    return {name: min(kept.get(name, 0), max(0, size - largest[name])) for name, size in sizes.items()}
+def alone(one: Resident, snapshot: Snapshot, kept: Mapping[str, int]) -> Resident:
+    """One that fits a device only without what is `kept` of it, which is no part of the snapshot's budgets, takes all
+    the rest of it: it has room there, and nobody beside it."""
+    may = one.on or one.usable
+    there = [device for device in snapshot.devices if not may or device.id in may]
+    fit = [device.budget for device in there if one.awake <= device.budget + kept.get(device.id, 0)]
+    most = min(fit, default=one.awake)
+    return one if one.awake <= most else dataclasses.replace(one, awake=most)
 
 
 def words(text: str, model_of: Callable[[str], str | None]) -> str:

@@ -37,32 +37,28 @@ class Wants:
     needs: int
 
 
-def headrooms(fleet: Fleet, more: int = 0) -> dict[str, int]:
-    """Bytes by device that instances which may come to share one, `more` beside those that there are, have to leave
-    free then: weights that came into the broker's headroom would leave the KV caches of all of them nothing.
-
-    An instance that has a device to itself may come into it, as what it needs is an estimate before its first load.
-    """
-    sharers = {device.id: more for device in fleet.devices}
+def headrooms(fleet: Fleet) -> dict[str, int]:
+    """Bytes by device that no elastic KV cache may lease, where one is or may come: weights of several models that came
+    into them would leave the KV caches of all of them nothing."""
     elastic: set[str] = set()
     for instance in fleet.instances.values():
         spec = instance.spec
-        if instance.state in WITH_PROCESS:
-            on: Iterable[str] = instance.devices
-        elif instance.state is S.QUEUED and spec is not None:
-            on = instance.devices or (sharers if spec.devices == "auto" else spec.devices)
-        else:
-            continue
         may = spec is not None and spec.may_be_elastic if instance.elastic is None else instance.elastic
-        for device in on:
-            if device in sharers:
-                sharers[device] += 1
-                if may:
-                    elastic.add(device)
-    return {
-        device.id: fleet.ledger.headroom(device) if sharers[device.id] > 1 and device.id in elastic else 0
-        for device in fleet.devices
-    }
+        if not may or spec is None or (instance.state.ended and instance.state is not S.FAILED):
+            continue
+        if instance.devices or spec.devices != "auto":
+            elastic.update(instance.devices or spec.devices)
+        else:
+            elastic.update(device.id for device in fleet.devices)
+    return {device.id: fleet.ledger.headroom(device) * (device.id in elastic) for device in fleet.devices}
+
+
+def beside(fleet: Fleet) -> dict[str, int]:
+    """Those that whoever comes to a device now has to leave free. A model that has it to itself may come into them, as
+    what it needs is an estimate before its first load."""
+    instances = fleet.instances.values()
+    there = {name for i in instances if i.state in WITH_PROCESS and i.state is not S.SLEEPING for name in i.devices}
+    return {device: size * (device in there) for device, size in headrooms(fleet).items()}
 
 
 class Room:
@@ -80,8 +76,6 @@ class Room:
         self._came: dict[str, float] = {}
         self._given: dict[str, int] = {}
         self._least: dict[str, int] = {}
-        self.kept: dict[str, int] = {}
-        """Bytes by device that whoever comes leaves free beside others, as was planned with last; see `headrooms`."""
 
     def prepared(self, instance: str, needs: int | None, kinds: tuple[str, ...], kv: int | None = None) -> None:
         """What an instance needs on each device, in bytes (None: unknown), and the kinds of device that it can use.
@@ -197,8 +191,8 @@ class Room:
 
     def now(self) -> dict[str, int]:
         """Bytes by device that one more instance could have."""
-        kept = self._kept()
-        return {device: free - kept.get(device, 0) for device, free in self.free().items()}
+        kept = beside(self._fleet)
+        return {device: free - kept[device] for device, free in self.free().items()}
 
     def free(self) -> dict[str, int]:
         """Bytes by device that are free, or come free when somebody needs them, and promised to nobody."""
@@ -237,8 +231,8 @@ class Room:
         estimate, kv = self._estimates[instance.id]
         measured = self._measured(instance, spec, kv)
         needs = {device.id: measured.get(device.id, estimate) for device in self._fleet.devices}
-        kept = self._kept()
-        spare = {d.id: self._fleet.ledger.spare(d) - kept.get(d.id, 0) for d in self._fleet.devices}
+        kept = beside(self._fleet)
+        spare = {d.id: self._fleet.ledger.spare(d) - kept[d.id] for d in self._fleet.devices}
         try:
             devices = place(spec, needs, self._fleet.devices, self._kinds[instance.id], self._promised(), spare)
         except ShoalError as error:
@@ -267,13 +261,13 @@ class Room:
         coming = (i for i in self._fleet.instances.values() if i.state in (S.STARTING, S.WAKING))
         busy = {name for other in coming for name in other.devices}
         devices = {device.id: device for device in self._fleet.devices}
-        kept = self._kept()
+        kept = beside(self._fleet)
         for name in instance.devices:
             device = devices.get(name)
             if device is None:
                 return f"{name} is gone"
             spare = 0 if name in busy else self._fleet.ledger.spare(device)
-            room = device.memory_free + spare - promised.get(name, 0) - kept.get(name, 0)
+            room = device.memory_free + spare - promised.get(name, 0) - kept[name]
             if needs > room:
                 free = format_bytes(max(0, room))
                 return f"it needs {format_bytes(needs)} on {name}, which has {free} free"
@@ -299,12 +293,6 @@ class Room:
             return 0
         asleep = instance.state is S.SLEEPING or (instance.state is S.STOPPING and instance.rest.level is not None)
         return max(0, needs - share) if asleep else needs
-
-    def _kept(self) -> Mapping[str, int]:
-        """What one more instance leaves free, by device: nothing where nobody is awake or comes."""
-        instances = self._fleet.instances.values()
-        there = {name for i in instances if i.state in WITH_PROCESS and i.state is not S.SLEEPING for name in i.devices}
-        return {device: size for device, size in self.kept.items() if device in there}
 
     def _promised(self) -> Mapping[str, int]:
         """Bytes by device that placed instances will still take, or have taken since the devices were read."""

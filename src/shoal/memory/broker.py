@@ -379,8 +379,6 @@ class Broker:
         # What a member that came back has backed is known once it has reported; it does so at once, or never.
         unclear = {member.device for member in self._silent}
         for device in self.ledger.devices.values():
-            if not device.watched:
-                device.rest()
             if not device.watched or device in unclear:
                 continue
             reading = readings.get(device.key)
@@ -391,7 +389,10 @@ class Broker:
         self._touched |= self._unmeasured - unclear
         self._unmeasured &= unclear
         self._reserving.measured(self._unmeasured)
-        if self._follower is not None and not any(device.watched for device in self.ledger.devices.values()):
+        unwatched = [device for device in self.ledger.devices.values() if not device.watched]
+        for device in unwatched:
+            device.rest()
+        if self._follower is not None and len(unwatched) == len(self.ledger.devices):
             self._follower.empty()
 
     def _list(self, connection: Connection) -> None:
