@@ -153,6 +153,9 @@ def test_who_does_not_fit_beside_a_pinned_model_is_refused_once() -> None:
         world.read()
         world.after(100)
     assert world.state("b") == "failed"
+    assert "b needs 38.0 GiB on cuda:0; cuda:0 has 80.0 GiB, of which 40.0 GiB are pinned and 4.0 GiB stay free" in (
+        world.only("b").reason
+    )
     assert not world.said("could fit now")
 
 

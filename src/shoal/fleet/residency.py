@@ -50,13 +50,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device: the bytes that models may take of it, when models on it last gave way to others (any order), and how
-    large it is in all (0: as its budget)."""
+    """A device: the bytes that models may take of it, when models on it last gave way to others (any order), how large
+    it is in all (0: as its budget), and the bytes beside the budget that stay free where several share it."""
 
     id: str
     budget: int
     gave_way: tuple[float, ...] = ()
     size: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ class Capacity:
         self.budgets = {device.id: device.budget for device in snapshot.devices}
         self.everywhere = tuple(self.budgets)
         self.free = dict(self.budgets)
+        self._kept = {device.id: device.kept for device in snapshot.devices}
         self._sizes = {device.id: max(device.size, device.budget) for device in snapshot.devices}
         for one in pinned:
             self._hold(one)
@@ -81,7 +82,10 @@ class Capacity:
         """How large a device is, and what of that is taken for good."""
         if device not in self._said:
             budget, size = self.budgets[device], self._sizes[device]
-            parts = [(size - budget, "are in other use"), (budget - self.free[device], "are pinned")]
+            kept, pinned = self._kept[device], budget - self.free[device]
+            parts = [(size - budget - kept, "are in other use"), (pinned, "are pinned")]
+            if pinned:  # a model that has it to itself may come into them
+                parts.append((kept, "stay free for KV caches"))
             taken = " and ".join(f"{format_bytes(part)} {how}" for part, how in parts if part)
             self._said[device] = f"{device} has {format_bytes(size)}" + (f", of which {taken}" if taken else "")
         return self._said[device]

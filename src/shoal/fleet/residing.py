@@ -160,7 +160,7 @@ class Residing:
             snapshot = _whole(snapshot)  # what others than models hold cannot be told from what these do
         residents = tuple(resident for resident in snapshot.residents if resident.name not in goes)
         one = Resident(model, usable=wants.usable, width=wants.width, awake=wants.needs)
-        one = alone(one, snapshot, headrooms(self._fleet))
+        one = alone(one, snapshot)
         return Never(dataclasses.replace(snapshot, residents=residents)).why_not_yet(one, wants.usable)
 
     def room(self) -> tuple[dict[str, int], bool]:
@@ -259,12 +259,12 @@ class Residing:
                 gave_way.popleft()
         totals = {device.id: device.memory_total for device in self._fleet.devices}
         devices = tuple(
-            Device(name, size - kept[name], tuple(self._gave_way.get(name, ())), totals[name])
+            Device(name, size - kept[name], tuple(self._gave_way.get(name, ())), totals[name], kept[name])
             for name, size in sizes.items()
         )
         budget = self._host_budget(view.residents)
         found = Snapshot(now, devices, view.residents, budget, self._host_is_settled(budget, now))
-        return dataclasses.replace(found, residents=tuple(alone(one, found, kept) for one in view.residents))
+        return dataclasses.replace(found, residents=tuple(alone(one, found) for one in view.residents))
 
     def _host_budget(self, residents: tuple[Resident, ...]) -> int:
         """What weights may take of the host's memory: what the settings allow, as far as it is free. What is only
@@ -302,7 +302,7 @@ class Residing:
             wants = known or self._room.wants(instance)
             if not isinstance(wants, Wants):
                 continue
-            one = alone(view.queued(instance, wants), snapshot, headrooms(self._fleet))
+            one = alone(view.queued(instance, wants), snapshot)
             if never.why_not_yet(one, wants.usable) is None:
                 del self._refused[id]
                 self._acts.unload(instance, why="may be asked for again: it could fit now")
@@ -399,5 +399,5 @@ class Residing:
 
 def _whole(snapshot: Snapshot) -> Snapshot:
     """The same if models could have all of each device."""
-    devices = tuple(dataclasses.replace(device, budget=device.size) for device in snapshot.devices)
+    devices = tuple(dataclasses.replace(device, budget=device.size - device.kept) for device in snapshot.devices)
     return dataclasses.replace(snapshot, devices=devices)

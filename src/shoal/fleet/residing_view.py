@@ -229,12 +229,12 @@ def budgets(
     return found
 
 
-def alone(one: Resident, snapshot: Snapshot, kept: Mapping[str, int]) -> Resident:
-    """One that fits a device only without what is `kept` of it, which is no part of the snapshot's budgets, takes all
-    the rest of it: it has room there, and nobody beside it."""
+def alone(one: Resident, snapshot: Snapshot) -> Resident:
+    """One that fits a device only with what is kept of it takes all the rest of it: it has room there, and nobody
+    beside it."""
     may = one.on or one.usable
     there = [device for device in snapshot.devices if not may or device.id in may]
-    fit = [device.budget for device in there if one.awake <= device.budget + kept.get(device.id, 0)]
+    fit = [device.budget for device in there if one.awake <= device.budget + device.kept]
     most = min(fit, default=one.awake)
     return one if one.awake <= most else dataclasses.replace(one, awake=most)
 
